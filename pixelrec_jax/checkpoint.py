@@ -1,0 +1,110 @@
+"""Checkpoints of a run: the state, the position in the data and the config, best and latest kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from pixelrec_jax.errors import UserError
+
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """The checkpoints below one directory; use as a context manager, which waits for the last save.
+
+    Saving is asynchronous and atomic: a checkpoint counts only once it is complete, so a run killed
+    while saving continues from the one before.
+    """
+
+    def __init__(self, directory: Path, *, metric: str):
+        """Args: `metric` is the key of the metrics, higher is better, that decides the best."""
+        self.directory, self._metric, self._pending = Path(directory), metric, None
+        best = _policies.BestN(
+            get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
+        )
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory.absolute(),
+            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self.wait()
+        self._checkpointer.close()
+
+    def _value(self, metrics: dict) -> float:
+        return metrics[self._metric]
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest complete checkpoint."""
+        return self._checkpointer.latest.step if self._checkpointer.latest else None
+
+    @property
+    def best(self) -> int | None:
+        """The step of the checkpoint with the best metric; of equal ones the latest."""
+        scored = [c for c in self._checkpointer.checkpoints if c.metrics]
+        return max(scored, key=lambda c: (self._value(c.metrics), c.step)).step if scored else None
+
+    def save(self, step: int, state: Any, notes: dict, metrics: dict | None) -> None:
+        """Starts saving `state` (pytree of arrays) and `notes` (JSON); waits for the save before.
+
+        Raises:
+          UserError: the save before could not be written, for example on a full disk.
+        """
+        self.wait()
+        try:
+            self._pending = step
+            self._checkpointer.save_async(
+                step, state, custom_metadata=notes, metrics=metrics, force=True
+            )
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+
+    def wait(self) -> None:
+        """Waits until the save in progress is complete."""
+        if self._pending is None:
+            return
+        try:
+            self._checkpointer.wait()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+        self._pending = None
+
+    def restore(self, step: int, template: Any) -> tuple[Any, dict]:
+        """Returns (state, notes) of a checkpoint; `template` gives shapes, dtypes and shardings."""
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
+        )
+        try:
+            state = self._checkpointer.load(step, abstract)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)});"
+                " remove it to continue from an earlier one, or start in a new workdir"
+            ) from error
+        return state, self._checkpointer.metadata(step).custom_metadata
+
+    def _unwritable(self, error: Exception) -> UserError:
+        step, self._pending = self._pending, None
+        kept = (
+            f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
+        )
+        return UserError(
+            f"the checkpoint of step {step} could not be written to {self.directory} "
+            f"({_first_line(error)}); {kept}; free space and start again with the same command"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    for known in ("No space left on device", "File too large", "Permission denied"):
+        if known in text:
+            return known
+    return text[:200]

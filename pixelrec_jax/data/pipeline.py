@@ -1,0 +1,195 @@
+"""The grain input pipeline: its unit of work is a whole batch, addressed by the global step.
+
+Batch number i is a pure function of (dataset, seed, i). So its content does not depend on the
+number of workers, threads or processes, and the position of an interrupted run is one integer.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.slots import deduplicate
+from pixelrec_jax.data.split import Windows, read_windows, training_windows
+from pixelrec_jax.data.tasks import Task
+from pixelrec_jax.data.types import PAD, Batch, Items
+from pixelrec_jax.errors import UserError
+
+
+class Source(Protocol):
+    """Random access to elements that are pure functions of their index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class TrainBatches:
+    """Training batches by global step, over all epochs; the arrays hold the local shards only.
+
+    The integers of a batch are made for all shards in every process (they are cheap and all
+    processes must agree on the number of slots); images are decoded for the local shards only.
+    """
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        images: ImageStore | None,
+        task: Task,
+        *,
+        history_length: int,
+        negatives: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        num_shards: int,
+        local_shards: Sequence[int],
+        slot_buckets: int,
+    ):
+        """Args: `batch_size` is global; `slot_buckets` is how many sizes U may take."""
+        if batch_size % num_shards:
+            raise UserError(
+                f"train.batch_size={batch_size} is not divisible by the {num_shards} data shards of"
+                f" the device mesh; choose a multiple of {num_shards}"
+            )
+        self.interactions, self.images, self.task = interactions, images, task
+        self.history_length, self.negatives = history_length, negatives
+        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
+        self.num_shards, self.local_shards = num_shards, list(local_shards)
+        self.slot_buckets = slot_buckets
+        self._order_of_epoch: tuple[int, np.ndarray] | None = None
+
+    @cached_property
+    def windows(self) -> Windows:
+        """All training windows; built on first use in each worker process."""
+        return training_windows(self.interactions, size=self.history_length + 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that cover every window once; the last one may be partly empty."""
+        return -(-len(self.windows) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, position = divmod(int(index), self.steps_per_epoch)
+        chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
+        window = read_windows(self.interactions, self.windows, chosen, size=self.history_length + 1)
+        rng = np.random.default_rng((self.seed, 1, index))
+        rows = self.task(
+            window, rng, num_items=self.interactions.num_items, negatives=self.negatives
+        )
+        user = self._by_shard(self.windows.user[chosen])
+        history, positive, negative, weight = map(self._by_shard, rows)
+        items, (history, positive, negative) = self._slots(history, positive, negative)
+        local = self.local_shards
+        return Batch(
+            items=items,
+            user=user[local],
+            history=history[local],
+            positive=positive[local],
+            negative=negative[local],
+            weight=weight[local],
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._order_of_epoch is None or self._order_of_epoch[0] != epoch:
+            rng = np.random.default_rng((self.seed, 0, epoch))
+            self._order_of_epoch = (epoch, rng.permutation(len(self.windows)))
+        return self._order_of_epoch[1]
+
+    def _by_shard(self, rows: np.ndarray) -> np.ndarray:
+        """[b, ...] -> [G, B, ...]; the last batch of an epoch is filled up with padding rows."""
+        padding = [(0, self.batch_size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        rows = np.pad(rows, padding, constant_values=PAD)
+        return rows.reshape(self.num_shards, -1, *rows.shape[1:])
+
+    def _slots(self, *ids: np.ndarray) -> tuple[Items, list[np.ndarray]]:
+        """Turns id arrays [G, ...] into slots and the local shards' distinct items."""
+        flat = [x.reshape(self.num_shards, -1) for x in ids]
+        total = sum(x.shape[1] for x in flat)
+        unique, slots = deduplicate(
+            np.concatenate(flat, axis=1),
+            bucket=-(-(total + 1) // self.slot_buckets),
+            largest=min(total + 1, self.interactions.num_items),
+        )
+        parts = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
+        items = _with_images(unique[self.local_shards], self.images)
+        return items, [part.reshape(x.shape) for part, x in zip(parts, ids, strict=True)]
+
+
+class CatalogBatches:
+    """The catalogue in steps, in row-sharded order: shard g owns rows g * R .. (g + 1) * R - 1.
+
+    Step j holds, for every local shard, its rows j * C .. (j + 1) * C - 1 (C = `chunk`). Rows past
+    the catalogue are padding.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        images: ImageStore | None,
+        *,
+        chunk: int,
+        num_shards: int,
+        local_shards: Sequence[int],
+    ):
+        """Args: `chunk` items are encoded per shard and step."""
+        self.num_items, self.images = num_items, images
+        self.num_shards, self.local_shards = num_shards, list(local_shards)
+        self.chunk = min(chunk, -(-num_items // num_shards))
+        self.steps = -(-num_items // (num_shards * self.chunk))
+
+    @property
+    def rows_per_shard(self) -> int:
+        """R, a multiple of the chunk."""
+        return self.steps * self.chunk
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Items:
+        first = np.asarray(self.local_shards)[:, None] * self.rows_per_shard + index * self.chunk
+        ids = first + np.arange(self.chunk)
+        ids = np.where(ids < self.num_items, ids, PAD).astype(np.int32)
+        return _with_images(ids, self.images)
+
+
+@contextmanager
+def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int, prefetch: int):
+    """Yields an iterator over source[start:stop], made ahead of time by grain.
+
+    Args:
+      source: random access to batches.
+      start: index of the first batch, which is how an interrupted run continues.
+      stop: index after the last batch.
+      workers: processes that make batches; 0 makes them in threads of this process.
+      threads: threads in each of these processes.
+      prefetch: batches each process may be ahead.
+    """
+    dataset: Any = grain.MapDataset.source(source).slice(slice(start, stop))
+    dataset = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+        )
+    iterator: Iterator[Any] = iter(dataset)
+    try:
+        yield iterator
+    finally:
+        iterator.close()  # ends worker processes now and not whenever Python collects garbage
+
+
+def _with_images(ids: np.ndarray, images: ImageStore | None) -> Items:
+    if images is None:
+        return Items(id=ids)
+    pixels = images.load(ids.reshape(-1))
+    return Items(id=ids, image=pixels.reshape(*ids.shape, *pixels.shape[1:]))

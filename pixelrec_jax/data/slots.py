@@ -1,0 +1,29 @@
+"""Deduplication: the ids of a shard become slots, so that each distinct item is encoded once."""
+
+import numpy as np
+
+
+def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Replaces ids by slots into the sorted distinct ids of their shard; slot 0 is PAD.
+
+    Args:
+      ids: int32[G, M], any number of repeats, 0 = PAD.
+      bucket: the number of slots U is rounded up to a multiple of it, so that only a few shapes
+        are ever compiled. U is the same in all shards.
+      largest: U is never larger than this (an upper bound that no shard exceeds).
+
+    Returns:
+      int32[G, U] the ids by slot, unused slots hold 0, and int32[G, M] the slots.
+    """
+    shards, _ = ids.shape
+    ids = np.concatenate([np.zeros((shards, 1), ids.dtype), ids], axis=1)  # PAD gets slot 0
+    order = np.argsort(ids, axis=1, kind="stable")
+    ordered = np.take_along_axis(ids, order, axis=1)
+    is_new = np.diff(ordered, axis=1, prepend=ordered[:, :1]) > 0
+    rank = np.cumsum(is_new, axis=1)
+    slots = np.empty_like(ids)
+    np.put_along_axis(slots, order, rank.astype(ids.dtype), axis=1)
+    used = int(rank[:, -1].max()) + 1
+    unique = np.zeros((shards, min(-(-used // bucket) * bucket, largest)), ids.dtype)
+    np.put_along_axis(unique, rank, ordered, axis=1)
+    return unique, slots[:, 1:]

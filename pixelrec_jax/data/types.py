@@ -1,0 +1,64 @@
+"""What travels from the data pipeline to the model; every array has static shapes.
+
+Letters used in shapes everywhere: G data shards, U unique items per shard, B rows per shard,
+L history length, T targets per row, K negatives per target, D width, N catalogue size with the
+padding item 0, Q users ranked at once, S longest list of seen items, M any flat batch of items.
+"""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+Array = jax.Array | Any  # numpy arrays on the host, jax arrays on the device
+
+PAD = 0  # the item index, the user index and the slot that stand for "nothing here"
+
+
+@struct.dataclass
+class Items:
+    """The distinct items of each shard; a position in the second axis is a slot, slot 0 is PAD.
+
+    Attributes:
+      id: int32[G, U], item indices; unused slots hold PAD.
+      image: uint8[G, U, H, W, 3], or None for encoders that do not look at pixels.
+    """
+
+    id: Array
+    image: Array | None = None
+
+
+@struct.dataclass
+class Batch:
+    """One training batch; histories, positives and negatives are slots into `items`, not ids.
+
+    Attributes:
+      items: the distinct items of each shard.
+      user: int32[G, B], user indices; PAD marks a row that only fills up the last batch.
+      history: int32[G, B, L], slots, left-padded with 0.
+      positive: int32[G, B, T], the slot to predict at each of the last T positions.
+      negative: int32[G, B, T, K], slots of sampled negatives.
+      weight: float32[G, B, T], 1 where there is a target and 0 elsewhere.
+    """
+
+    items: Items
+    user: Array
+    history: Array
+    positive: Array
+    negative: Array
+    weight: Array
+
+
+@struct.dataclass
+class History:
+    """What a user encoder reads.
+
+    Attributes:
+      vector: float32[B, L, D], item vectors, oldest first, left-padded.
+      mask: bool[B, L], False at padding.
+      user: int32[B], user indices.
+    """
+
+    vector: Array
+    mask: Array
+    user: Array

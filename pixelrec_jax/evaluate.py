@@ -1,0 +1,268 @@
+"""Full-catalogue ranking: encode every item once, row-sharded, then exact ranks and top k."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from pixelrec_jax import metrics
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.pipeline import CatalogBatches, iterate
+from pixelrec_jax.data.split import Queries, Split, ranking_queries, training_counts
+from pixelrec_jax.data.types import PAD, History, Items
+from pixelrec_jax.sharding import AXES, ROWS, local_shards, num_shards, replicate, to_global
+
+_HIGHEST = jax.lax.Precision.HIGHEST  # full float32 also where the chip prefers bf16
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What ranking the catalogue gave, user by user.
+
+    Attributes:
+      user, target, rank: int32[Q]; rank 1 is the best.
+      top_ids: int32[Q, k], best first; top_scores: float32[Q, k].
+      masked: int[Q], how many distinct items were masked.
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top_scores: np.ndarray
+    masked: np.ndarray
+
+
+def lookup(catalog: jax.Array, ids: jax.Array, *, mesh: Mesh) -> jax.Array:
+    """Returns rows of the sharded catalogue, without gathering it.
+
+    Args:
+      catalog: float32[G, R, D], sharded over all devices.
+      ids: int32[Q, L], Q a multiple of the number of devices.
+      mesh: the device mesh.
+
+    Returns:
+      float32[Q, L, D], sharded over Q.
+    """
+
+    def shard(table: jax.Array, ids: jax.Array) -> jax.Array:
+        row = ids - jax.lax.axis_index(AXES) * table.shape[1]
+        own = (row >= 0) & (row < table.shape[1])
+        vector = jnp.where(own[..., None], table[0][jnp.where(own, row, 0)], 0)
+        return jax.lax.psum_scatter(vector, AXES, scatter_dimension=0, tiled=True)
+
+    return jax.shard_map(
+        shard, mesh=mesh, in_specs=(ROWS, PartitionSpec()), out_specs=ROWS, check_vma=False
+    )(catalog, ids)
+
+
+def retrieve(
+    state: jax.Array,
+    catalog: jax.Array,
+    seen: jax.Array,
+    target: jax.Array,
+    *,
+    k: int,
+    num_items: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Exact top k and target rank over the catalogue with seen items masked; ties: lower id first.
+
+    Each device scores its own rows, so only k candidates and three numbers per user are exchanged.
+    The rank comes from counting, without sorting.
+
+    Args:
+      state: float32[Q, D], users.
+      catalog: float32[G, R, D], row-sharded; row 0 and rows from `num_items` on are padding.
+      seen: int32[Q, S], items to mask, padded with 0.
+      target: int32[Q].
+      k: length of the top list, at most N - 1.
+      num_items: N.
+      mesh: the device mesh.
+
+    Returns:
+      ids int32[Q, k], scores float32[Q, k] and rank int32[Q] (1 = best), replicated. A score that
+      is not a number counts as a win over the target, so a broken model never looks good.
+    """
+
+    def shard(table: jax.Array, state: jax.Array, seen: jax.Array, target: jax.Array):
+        rows = table.shape[1]
+        first = jax.lax.axis_index(AXES) * rows
+        ids = first + jnp.arange(rows)
+        scores = jnp.einsum("qd,rd->qr", state, table[0], precision=_HIGHEST)
+        scores = jnp.where((ids != PAD) & (ids < num_items), scores, -jnp.inf)
+        query = jnp.arange(len(state))
+
+        # Rows of other shards go to `rows`, outside the array; negative ones would wrap around.
+        def local(x: jax.Array) -> jax.Array:
+            return jnp.where((x >= first) & (x < first + rows), x - first, rows)
+
+        scores = scores.at[query[:, None], local(seen)].set(-jnp.inf, mode="drop")
+        # The target's score is read from the same product, so it never differs in the last bit.
+        own = scores.at[query, local(target)].get(mode="fill", fill_value=0)
+        target_score = jax.lax.psum(own, AXES)[:, None]
+        loses = (scores < target_score) | ((scores == target_score) & (ids >= target[:, None]))
+        rank = 1 + jax.lax.psum(jnp.sum(~loses, axis=1, dtype=jnp.int32), AXES)
+
+        best, place = jax.lax.top_k(scores, min(k, rows))
+        # Shards hold ascending ids and top_k is stable, so ties stay in order of id.
+        best = jax.lax.all_gather(best, AXES, axis=1, tiled=True)
+        candidates = jax.lax.all_gather(ids[place], AXES, axis=1, tiled=True)
+        best, place = jax.lax.top_k(best, k)
+        return jnp.take_along_axis(candidates, place, axis=1), best, rank
+
+    replicated = PartitionSpec()
+    return jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=(ROWS, replicated, replicated, replicated),
+        out_specs=replicated,
+        check_vma=False,
+    )(catalog, state, seen, target)
+
+
+class Evaluator:
+    """Ranks the catalogue for every user; compiled functions are shared by all evaluations."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interactions: Interactions,
+        images: ImageStore | None,
+        config: ConfigDict,
+        mesh: Mesh,
+    ):
+        """Args: `images` is None for models that do not look at pixels."""
+        self.interactions, self.config, self.mesh = interactions, config, mesh
+        self.num_items = interactions.num_items
+        self.k = min(max(config.eval.ks), self.num_items - 1)
+        self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+        self.source = CatalogBatches(
+            self.num_items,
+            images,
+            chunk=config.eval.encode_batch_size,
+            num_shards=num_shards(mesh, ROWS),
+            local_shards=local_shards(mesh, ROWS),
+        )
+
+        def encode(params, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
+            vector = model.apply({"params": params}, items, method="encode_items")
+            return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
+
+        def rank(params, catalog: jax.Array, user, history, seen, target):
+            vector = lookup(catalog, history, mesh=mesh)
+            history = History(vector=vector, mask=history != PAD, user=user)
+            state = model.apply({"params": params}, history, method="encode_users")[:, -1]
+            return self._retrieve(state, catalog, seen, target)
+
+        def rank_by_counts(counts: jax.Array, seen, target):
+            return self._retrieve(jnp.ones((len(target), 1)), counts, seen, target)
+
+        rows = NamedSharding(mesh, ROWS)
+        self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
+        self._rank = jax.jit(rank)
+        self._rank_by_counts = jax.jit(rank_by_counts)
+
+    @cached_property
+    def training_counts(self) -> np.ndarray:
+        """int64[N], how often each item occurs in the training data."""
+        return training_counts(self.interactions)
+
+    def _retrieve(self, state, catalog, seen, target):
+        return retrieve(
+            state, catalog, seen, target, k=self.k, num_items=self.num_items, mesh=self.mesh
+        )
+
+    def encode_catalog(self, params: dict) -> jax.Array:
+        """Returns float32[G, R, D]: every item's vector, row-sharded over all devices."""
+        source = self.source
+        shape = (source.num_shards, source.rows_per_shard, self.config.width)
+        rows = NamedSharding(self.mesh, ROWS)
+        catalog = jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=rows)()
+        data = self.config.data
+        # Threads do here: the model's turn-around on a catalogue is short, processes start slowly.
+        with iterate(
+            source,
+            start=0,
+            stop=len(source),
+            workers=0,
+            threads=data.threads,
+            prefetch=data.prefetch,
+        ) as batches:
+            for step, items in enumerate(batches):
+                items = to_global(items, self.mesh, ROWS)
+                catalog = self._encode(params, catalog, items, step * source.chunk)
+        return catalog
+
+    def rank(self, params: dict, split: Split) -> Ranking:
+        """Ranks the whole catalogue for every user of a split."""
+        catalog = self.encode_catalog(params)
+        return self._collect(
+            split,
+            lambda q: self._rank(params, catalog, q.user, q.history, q.seen, q.target),
+        )
+
+    def rank_by_popularity(self, split: Split) -> Ranking:
+        """The popularity baseline: items ordered by their number of training interactions."""
+        source = self.source
+        counts = np.zeros((source.num_shards, source.rows_per_shard, 1), np.float32)
+        counts.reshape(-1)[: self.num_items] = self.training_counts
+        counts = to_global(counts[source.local_shards], self.mesh, ROWS)
+        return self._collect(split, lambda q: self._rank_by_counts(counts, q.seen, q.target))
+
+    def _queries(self, split: Split) -> Iterator[tuple[Queries, int]]:
+        """Batches of queries of one size (the last is filled up) and how many are real."""
+        users = np.arange(1, self.interactions.num_users)
+        for start in range(0, len(users), self.batch_size):
+            chosen = users[start : start + self.batch_size]
+            filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
+            length = self.config.task.history_length
+            queries = ranking_queries(self.interactions, filled, split, history_length=length)
+            yield queries, len(chosen)
+
+    def _collect(self, split: Split, rank_batch) -> Ranking:
+        parts = []
+        for queries, real in self._queries(split):
+            top_ids, top_scores, rank = jax.device_get(rank_batch(replicate(queries, self.mesh)))
+            columns = (queries.user, queries.target, rank, top_ids, top_scores)
+            columns += (
+                np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1),
+            )
+            parts.append([column[:real] for column in columns])
+        return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def metrics(self, ranking: Ranking) -> dict[str, metrics.Metrics]:
+        """Metrics of a ranking over all users ("all") and over those with a cold target."""
+        cold = self._is_cold(ranking.target)
+        return {
+            "all": metrics.ranking_metrics(ranking.rank, self.config.eval.ks),
+            "cold": metrics.ranking_metrics(ranking.rank[cold], self.config.eval.ks),
+        }
+
+    def report(self, ranking: Ranking, split: Split) -> dict:
+        """The metrics of a model beside those of the popularity and the random ranking."""
+        cold = self._is_cold(ranking.target)
+        candidates = self.num_items - 1 - ranking.masked
+        ks = self.config.eval.ks
+        return {
+            "split": split,
+            "users": {"all": len(cold), "cold": int(cold.sum())},
+            "items": self.num_items - 1,
+            "cold_threshold": self.config.eval.cold_threshold,
+            "model": self.metrics(ranking),
+            "popularity": self.metrics(self.rank_by_popularity(split)),
+            "random": {
+                "all": metrics.random_metrics(candidates, ks),
+                "cold": metrics.random_metrics(candidates[cold], ks),
+            },
+        }
+
+    def _is_cold(self, target: np.ndarray) -> np.ndarray:
+        return self.training_counts[target] <= self.config.eval.cold_threshold

@@ -1,0 +1,53 @@
+"""Ranking metrics from the rank of each user's one target, with 95 % intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Metrics = dict[str, dict[str, float | None]]  # name -> {"value", "low", "high"}
+
+
+def ranking_metrics(rank: np.ndarray, ks: Sequence[int]) -> Metrics:
+    """Recall@k and NDCG@k, each the mean over users and its normal 95 % interval.
+
+    With one relevant item, recall is 1 if rank <= k and NDCG is 1 / log2(rank + 1) if rank <= k.
+
+    Args:
+      rank: int[Q], 1 = first; Q = 0 gives values of None.
+      ks: cut-offs.
+    """
+    gain = 1 / np.log2(rank.astype(np.float64) + 1)
+    metrics = {}
+    for k in ks:
+        hit = rank <= k
+        metrics[f"recall@{k}"] = _estimate(hit.astype(np.float64))
+        metrics[f"ndcg@{k}"] = _estimate(np.where(hit, gain, 0.0))
+    return metrics
+
+
+def random_metrics(candidates: np.ndarray, ks: Sequence[int]) -> Metrics:
+    """The expected metrics of a uniformly random ranking; exact, so without an interval.
+
+    Args:
+      candidates: int[Q], how many items each user's target competes with, itself included.
+      ks: cut-offs.
+    """
+    metrics = {}
+    for k in ks:
+        gains = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
+        places = np.minimum(candidates, k)
+        metrics[f"recall@{k}"] = _expectation(places / candidates)
+        metrics[f"ndcg@{k}"] = _expectation(gains[places - 1] / candidates)
+    return metrics
+
+
+def _expectation(values: np.ndarray) -> dict[str, float | None]:
+    return {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
+
+
+def _estimate(values: np.ndarray) -> dict[str, float | None]:
+    if not len(values):
+        return {"value": None, "low": None, "high": None}
+    mean = float(values.mean())
+    half = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 1.0
+    return {"value": mean, "low": max(mean - half, 0.0), "high": min(mean + half, 1.0)}

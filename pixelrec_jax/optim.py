@@ -1,0 +1,47 @@
+"""The optimizer: AdamW with one group for the item side and one for the user side."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from pixelrec_jax.errors import UserError
+
+
+def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
+    """Builds AdamW as the reference uses it: dense, decaying every tensor, biases included.
+
+    `item_lr` and `item_weight_decay` apply to the item encoder (trunk and head, the reference's
+    `modal_*`), `lr` and `weight_decay` to the rest. `warmup_steps` ramps both rates up linearly.
+
+    Raises:
+      UserError: a negative rate, decay, clip norm or number of steps.
+    """
+    for name, value in optim.items():
+        if value < 0:
+            raise UserError(f"optim.{name}={value} is negative; give zero or more")
+
+    def adamw(lr: float, weight_decay: float) -> optax.GradientTransformation:
+        rate = optax.linear_schedule(lr / max(optim.warmup_steps, 1), lr, optim.warmup_steps)
+        return optax.adamw(
+            rate if optim.warmup_steps else lr,
+            b1=optim.b1,
+            b2=optim.b2,
+            eps=optim.eps,
+            weight_decay=weight_decay,
+        )
+
+    groups = {
+        "item": adamw(optim.item_lr, optim.item_weight_decay),
+        "user": adamw(optim.lr, optim.weight_decay),
+    }
+    optimizer = optax.partition(groups, _labels)
+    if optim.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
+    return optimizer
+
+
+def _labels(params: dict) -> dict:
+    return {
+        side: jax.tree.map(lambda _, side=side: "item" if side == "item_encoder" else "user", tree)
+        for side, tree in params.items()
+    }

@@ -1,0 +1,68 @@
+"""A recommender is an item encoder and a user encoder; training and ranking call the same two."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.types import PAD, Batch, History, Items
+from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.items import build_item_encoder
+from pixelrec_jax.users import USER_ENCODERS
+
+
+class Recommender(nn.Module):
+    """Scores items for users: score(encode_users(history of item vectors), item vectors).
+
+    Attributes:
+      item_encoder: Items with leading axis M -> float32[M, D].
+      user_encoder: History -> states float32[B, S, D].
+    """
+
+    item_encoder: nn.Module
+    user_encoder: nn.Module
+
+    def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:
+        """Returns float32[G, U, D]; each slot is encoded once."""
+        shards, slots = items.id.shape
+        flat = jax.tree.map(lambda x: x.reshape(shards * slots, *x.shape[2:]), items)
+        return self.item_encoder(flat, train=train).reshape(shards, slots, -1)
+
+    def encode_users(self, history: History, *, train: bool = False) -> jax.Array:
+        """Returns states float32[B, S, D], S = L or 1; the last one is the user now."""
+        return self.user_encoder(history, train=train)
+
+    def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
+        """Returns the dot product over D in full float32, also where the chip prefers bf16."""
+        return jnp.einsum("...d,...d->...", state, item, precision=jax.lax.Precision.HIGHEST)
+
+    def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns the scores of positives float32[G, B, T] and negatives float32[G, B, T, K]."""
+        item = self.encode_items(batch.items, train=train)
+        # Slots index within a shard, so no shard reads another one's items.
+        take = jax.vmap(lambda table, slot: table[slot])
+        shards, rows, targets = batch.positive.shape
+        history = History(
+            vector=take(item, batch.history), mask=batch.history != PAD, user=batch.user
+        )
+        flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
+        state = self.encode_users(flat, train=train)[:, -targets:]
+        state = state.reshape(shards, rows, targets, -1)
+        positive = self.score(state, take(item, batch.positive))
+        return positive, self.score(state[..., None, :], take(item, batch.negative))
+
+
+def build(config: ConfigDict, *, num_items: int) -> Recommender:
+    """Builds the recommender that a config describes, for N = `num_items`."""
+    user = config.user
+    if user.name not in USER_ENCODERS:
+        raise UserError(f"unknown user encoder {user.name!r}{nearest(user.name, USER_ENCODERS)}")
+    if config.width % user.heads:
+        raise UserError(f"width={config.width} is not divisible by user.heads={user.heads}")
+    options = {key: value for key, value in user.items() if key not in ("name", "dtype")}
+    return Recommender(
+        item_encoder=build_item_encoder(config.item, num_items=num_items, width=config.width),
+        user_encoder=USER_ENCODERS[user.name](
+            history_length=config.task.history_length, dtype=jnp.dtype(user.dtype), **options
+        ),
+    )

@@ -1,0 +1,106 @@
+"""Prints the test metrics of one run or of several side by side, with their baselines.
+
+python -m pixelrec_jax.report runs/pixel runs/id
+"""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pixelrec_jax.errors import UserError
+
+_SLICES = {"all": "all test targets", "cold": "cold targets"}
+
+
+def read_result(workdir: Path) -> dict:
+    """Returns the content of result.json.
+
+    Raises:
+      UserError: the folder holds no finished run.
+    """
+    try:
+        return json.loads((workdir / "result.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{workdir} holds no result.json; finish its run with python -m pixelrec_jax.main "
+            f"--workdir={workdir}"
+        ) from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{workdir}/result.json cannot be read ({error})") from None
+
+
+def table(workdirs: Sequence[Path]) -> str:
+    """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
+
+    Raises:
+      UserError: a folder without a result, or runs on different datasets.
+    """
+    results = [read_result(Path(workdir)) for workdir in workdirs]
+    first = results[0]
+    for workdir, result in zip(workdirs, results, strict=True):
+        same = all(result["test"][key] == first["test"][key] for key in ("users", "items"))
+        if not same or result["dataset"] != first["dataset"]:
+            raise UserError(
+                f"{workdir} and {workdirs[0]} are runs on different data; compare others"
+            )
+    rows = {
+        "random": first["test"]["random"],
+        "popularity": first["test"]["popularity"],
+        **{
+            f"{r['model']['user']}, item={r['model']['item']}"
+            + (f" ({w})" if len(results) > 1 else ""): r["test"]["model"]
+            for w, r in zip(workdirs, results, strict=True)
+        },
+    }
+    test = first["test"]
+    names = list(test["model"]["all"])
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    for part, title in _SLICES.items():
+        if part == "cold":
+            title += f" (at most {test['cold_threshold']} training interactions)"
+        grid = Table(
+            title=f"{first['dataset']}: {title}, {test['users'][part]:,} users, "
+            f"{test['items']:,} items ranked, percent",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        grid.add_column("")
+        for name in names:
+            grid.add_column(name, justify="right")
+        for label, metrics in rows.items():
+            grid.add_row(label, *(_cell(metrics[part][name]) for name in names))
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _cell(estimate: dict) -> str:
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "no users"
+    interval = "" if low is None else f" [{100 * low:5.2f}, {100 * high:5.2f}]"
+    return f"{100 * value:.2f}{interval}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table of the runs named on the command line."""
+    try:
+        if not argv:
+            raise UserError(
+                "no run given; usage: python -m pixelrec_jax.report WORKDIR [WORKDIR ...]"
+            )
+        print(table([Path(workdir) for workdir in argv]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Eight virtual devices for the whole test process, and the little datasets tests train on."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402  (after the environment is set)
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+from pixelrec_jax.data import toy  # noqa: E402
+from pixelrec_jax.prepare import prepare  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _parsed_flags():
+    # grain reads absl flags, which a test runner never parses.
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    return jax.devices()[:1]
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory) -> Path:
+    """A prepared toy catalogue: 60 users, 100 items, covers of 16 pixels."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy.generate(folder / "raw", seed=0, users=60, items=100, image_size=16)
+    prepare(
+        folder / "raw" / "interactions.csv",
+        folder / "raw" / "images",
+        folder / "prepared",
+        store="resized",
+        image_size=16,
+    )
+    return folder / "prepared"

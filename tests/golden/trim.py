@@ -1,0 +1,51 @@
+"""Writes the golden files of the tests from the reference's complete ones.
+
+python tests/golden/trim.py FOLDER SASRec MOSASRec
+
+Nothing is rounded: images become uint8, from which the normalised floats are recovered bit for bit
+(checked here) and are kept once for all pixel models; a batch of images becomes the ids of its
+images; frozen tensors are kept once, since a step does not change them (checked here); scores are
+kept for the first users only.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+USERS_WITH_SCORES = 16  # the top 10 and the metrics cover all users
+
+
+def trim(source: Path) -> None:
+    """Writes the trimmed copy of one golden file beside this script."""
+    golden = dict(np.load(source, allow_pickle=False))
+    for name in [n for n in golden if n.startswith("param1/")]:
+        initial = golden["param0/" + name.removeprefix("param1/")]
+        if np.array_equal(golden[name], initial):
+            del golden[name]
+    if "scores" in golden:
+        golden["scores"] = golden["scores"][:USERS_WITH_SCORES]
+    if "eval_item_images" in golden:
+        images = golden.pop("eval_item_images")
+        pixels = np.round((images * 0.5 + 0.5) * 255).astype(np.uint8)
+        recovered = (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+        assert np.array_equal(recovered[1:], images[1:])
+        assert not images[0].any()  # padding, which uint8 cannot say
+        pixels = pixels.transpose(0, 2, 3, 1)
+        shared = HERE / "images.npy"
+        if shared.exists():
+            assert np.array_equal(np.load(shared)[1:], pixels[1:])
+        np.save(shared, pixels)
+        index = {image.tobytes(): n for n, image in enumerate(images)}
+        batch = golden["batch.0"]
+        flat = batch.reshape(-1, *images.shape[1:])
+        ids = [index[image.tobytes()] for image in flat]
+        golden["batch.0"] = np.reshape(ids, batch.shape[:-3]).astype(np.int32)
+    np.savez_compressed(HERE / source.name, **golden)
+
+
+if __name__ == "__main__":
+    folder, *models = sys.argv[1:]
+    for model in models:
+        trim(Path(folder) / f"{model}.npz")

@@ -1,0 +1,314 @@
+"""The reference's own numbers: loss, gradients, one AdamW step, scores, top 10, metrics.
+
+tests/golden/trim.py says where the files come from. Tolerance: 1e-5 of a tensor's largest
+magnitude; the top 10 is equal.
+"""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from pixelrec_jax import freeze
+from pixelrec_jax.data.slots import deduplicate
+from pixelrec_jax.data.split import training_windows
+from pixelrec_jax.data.types import Batch, Items
+from pixelrec_jax.evaluate import Evaluator
+from pixelrec_jax.items import vision
+from pixelrec_jax.losses import bpr
+from pixelrec_jax.optim import build_optimizer
+from pixelrec_jax.recommender import build
+from pixelrec_jax.sharding import build_mesh
+from pixelrec_jax.weights import Rule, port
+from tests.tiny import TINY_CLIP, ArrayImages, interactions_of, tiny_config
+
+GOLDEN = Path(__file__).parent / "golden"
+
+_LAYER = r"trm_encoder\.layer\.(\d+)"
+
+
+def _dense(source: str, target: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(rf"{source}\.weight", rf"{target}/kernel", "transpose"),
+        Rule(rf"{source}\.bias", rf"{target}/bias"),
+    )
+
+
+def _norm(source: str, target: str) -> tuple[Rule, Rule]:
+    return Rule(rf"{source}\.weight", rf"{target}/scale"), Rule(
+        rf"{source}\.bias", rf"{target}/bias"
+    )
+
+
+SASREC = (
+    Rule(r"position_embedding\.weight", "user_encoder/position"),
+    *_norm("LayerNorm", "user_encoder/norm"),
+    *(
+        rule
+        for name, target in {
+            "query": "query",
+            "key": "key",
+            "value": "value",
+            "dense": "out",
+        }.items()
+        for rule in _dense(
+            rf"{_LAYER}\.multi_head_attention\.{name}", rf"user_encoder/layer_\1/{target}"
+        )
+    ),
+    *_norm(rf"{_LAYER}\.multi_head_attention\.LayerNorm", r"user_encoder/layer_\1/attention_norm"),
+    *_dense(rf"{_LAYER}\.feed_forward\.dense_1", r"user_encoder/layer_\1/feed_in"),
+    *_dense(rf"{_LAYER}\.feed_forward\.dense_2", r"user_encoder/layer_\1/feed_out"),
+    *_norm(rf"{_LAYER}\.feed_forward\.LayerNorm", r"user_encoder/layer_\1/feed_norm"),
+)
+ITEM_ID = (Rule(r"item_embedding\.weight", "item_encoder/table"),)
+ITEM_PIXEL = (
+    *(
+        Rule(
+            r"visual_encoder\.item_encoder\." + rule.pattern.replace(r"(?:vision_model\.)?", r"vision_model\."),
+            None if rule.target is None else "item_encoder/trunk/" + rule.target,
+            rule.transform,
+        )
+        for rule in vision.CLIP_RULES
+    ),
+    *_dense(r"visual_encoder\.rec_fc\.0", "item_encoder/head"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a golden file maps to a config of ours."""
+
+    words: str
+    rules: tuple[Rule, ...]
+    trainable: str = "all"
+
+
+CASES = {
+    "SASRec": Case("user=sasrec,item=id", SASREC + ITEM_ID),
+    "MOSASRec": Case("user=sasrec,item=tiny_clip", SASREC + ITEM_PIXEL, "block_1,block_2"),
+}
+
+
+def assert_close(actual, expected, name=""):
+    expected = np.asarray(expected)
+    tolerance = 1e-5 * np.abs(expected).max()
+    difference = np.abs(np.asarray(actual) - expected).max()
+    assert difference <= tolerance, f"{name}: off by {difference}, allowed {tolerance}"
+
+
+def assert_trees_close(actual: dict, expected: dict, *, bound_of_noise: float):
+    """All tensors are close; those without a gradient are compared with a bound instead.
+
+    A key's bias adds the same to all logits of a query, which softmax ignores: its gradient is zero
+    and what PyTorch or XLA compute for it is rounding noise, which Adam turns into a step of up to
+    one learning rate in a random direction.
+    """
+    actual, expected = flatten_dict(actual), flatten_dict(expected)
+    assert actual.keys() == expected.keys()
+    for path, value in expected.items():
+        if path[-2:] == ("key", "bias"):
+            assert np.abs(actual[path]).max() <= bound_of_noise
+            assert np.abs(value).max() <= bound_of_noise
+        else:
+            assert_close(actual[path], value, "/".join(path))
+
+
+class Golden:
+    """One golden file beside the same model of ours, with the reference's parameters."""
+
+    def __init__(self, name: str, case: Case):
+        self.file = dict(np.load(GOLDEN / f"{name}.npz"))
+        self.case = case
+        self.config = self._config()
+        self.num_items = len(self.file["data/id2token_item"])
+        self.model = build(self.config, num_items=self.num_items)
+        self.images = None
+        if self.config.item.name != "id":
+            self.images = ArrayImages(np.load(GOLDEN / "images.npy"))
+        self.batch = self._batch()
+        template = jax.eval_shape(
+            lambda: self.model.init(jax.random.key(0), self.batch, train=False)["params"]
+        )
+        self.trainable_template, _ = freeze.partition(template, self._is_trainable)
+        initial = self._tensors("param0/")
+        self.params0 = port(initial, case.rules, template, origin=name)
+        self.params1 = port({**initial, **self._tensors("param1/")}, case.rules, template, origin=name)
+
+    def _config(self) -> ConfigDict:
+        words = self.case.words
+        config = tiny_config(words.replace("tiny_clip", "clip_vit_b32"))
+        if "tiny_clip" in words:
+            config.item.name, config.item.image_size = "tiny_clip", 32
+        config.loss.epsilon = 1e-8
+        groups = ast.literal_eval(str(self.file["optim"]))
+        config.optim.item_lr = groups[0]["lr"]
+        config.optim.item_weight_decay = float(groups[0]["weight_decay"])
+        config.optim.lr = groups[-1]["lr"]
+        config.optim.weight_decay = float(groups[-1]["weight_decay"])
+        return config
+
+    def _tensors(self, prefix: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(prefix): v for k, v in self.file.items() if k.startswith(prefix)}
+
+    def _is_trainable(self, path: str) -> bool:
+        blocks = ["stem", "block_0", "block_1", "block_2"]
+        tuned = freeze.trainable_blocks(self.case.trainable, blocks)
+        parts = path.split("/")
+        return parts[:2] != ["item_encoder", "trunk"] or parts[2] in tuned
+
+    def _batch(self) -> Batch:
+        ids = self.file["batch.0"].astype(np.int32)
+        if self.images:  # positives and negatives are interleaved
+            ids = ids.reshape(len(ids), -1, 2).transpose(0, 2, 1)
+        positive, negative = ids[:, 0], ids[:, 1]
+        used = np.concatenate([positive[:, :-1], positive[:, 1:], negative[:, 1:]], axis=1)
+        unique, slots = deduplicate(used.reshape(1, -1), bucket=1, largest=self.num_items)
+        slots = slots.reshape(1, len(ids), 3, -1)
+        pixels = self.images.load(unique) if self.images else None
+        return Batch(
+            items=Items(id=unique, image=pixels),
+            user=np.ones((1, len(ids)), np.int32),
+            history=slots[:, :, 0],
+            positive=slots[:, :, 1],
+            negative=slots[:, :, 2, :, None],
+            weight=self.file["batch.1"][None].astype(np.float32),
+        )
+
+    def gradient(self, params: dict):
+        """(loss, gradients of the trainable parameters)."""
+        return self._gradient(*freeze.partition(params, self._is_trainable))
+
+    @property
+    def _gradient(self):
+        @jax.jit
+        def gradient(trainable, frozen):
+            def loss_of(trainable):
+                params = freeze.merge(trainable, frozen)
+                scores = self.model.apply({"params": params}, self.batch, train=False)
+                rows = self.batch.user.size
+                return bpr(*scores, self.batch.weight, rows, epsilon=self.config.loss.epsilon)
+
+            return jax.value_and_grad(loss_of)(trainable)
+
+        return gradient
+
+    def evaluator(self, devices) -> Evaluator:
+        """Our evaluator on the reference's sequences, in the reference's order of users."""
+        length = self.file["data/user_seq_len"]
+        sequences = np.split(self.file["data/user_seq_flat"], np.cumsum(length)[:-1])
+        interactions = interactions_of(sequences, self.num_items)
+        mesh = build_mesh(self.config.mesh, devices)
+        return Evaluator(self.model, interactions, self.images, self.config, mesh)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    # The tiny tower exists in the golden files only, so the registry gets it for these tests only.
+    vision.VISION["tiny_clip"] = TINY_CLIP
+    yield cache(lambda name: Golden(name, CASES[name]))
+    del vision.VISION["tiny_clip"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients(golden, name):
+    case = golden(name)
+    loss, gradient = case.gradient(case.params0)
+    assert_close(loss, case.file["loss0"])
+    expected = port(
+        case._tensors("grad/"), case.case.rules, case.trainable_template, origin="gradients"
+    )
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    assert_trees_close(gradient, expected, bound_of_noise=1e-6 * largest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_adamw_step(golden, name):
+    case = golden(name)
+    trainable, frozen = freeze.partition(case.params0, case._is_trainable)
+    _, gradient = case.gradient(case.params0)
+    optimizer = build_optimizer(case.config.optim)
+    updates, _ = optimizer.update(gradient, optimizer.init(trainable), trainable)
+    params = freeze.merge(optax.apply_updates(trainable, updates), frozen)
+    # Key biases start at zero, or within one step of it.
+    start = max(np.abs(x).max() for p, x in flatten_dict(case.params0).items() if p[-2:] == ("key", "bias"))
+    assert_trees_close(params, case.params1, bound_of_noise=start + 1.01 * case.config.optim.lr)
+    loss, _ = case.gradient(params)
+    assert_close(loss, case.file["loss1"])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_item_vectors_scores_and_top_10(golden, name, devices):
+    case = golden(name)
+    evaluator = case.evaluator(jax.devices()[:devices])
+    catalog = evaluator.encode_catalog(case.params1)
+    vectors = np.asarray(catalog).reshape(-1, catalog.shape[-1])[: case.num_items]
+    assert_close(vectors, case.file["feat"])
+    history = case.file["eval.0"]
+    users = case.file["data/user_ids"][: len(history)]
+    ranking = evaluator.rank(case.params1, "valid")
+    queries = next(evaluator._queries("valid"))[0]
+    np.testing.assert_array_equal(queries.history[: len(history)], history)
+    assert len(users) == len(history)
+    np.testing.assert_array_equal(ranking.top_ids[: len(history)], case.file["topk"])
+    scores = case.file["scores"]
+    top = np.take_along_axis(scores, ranking.top_ids[: len(scores)], axis=1)
+    # Relative to the largest score of all, masked ones aside.
+    tolerance = 1e-5 * np.abs(scores[np.isfinite(scores)]).max()
+    assert np.abs(ranking.top_scores[: len(scores)] - top).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_scores_with_history_masked(golden, name):
+    case = golden(name)
+    expected = case.file["scores"]
+    evaluator = case.evaluator(jax.devices()[:1])
+    evaluator.k = case.num_items - 1
+    ranking = evaluator.rank(case.params1, "valid")
+    scores = np.full(expected.shape, -np.inf, np.float32)
+    real = np.isfinite(ranking.top_scores[: len(scores)])
+    for row, (ids, values, finite) in enumerate(
+        zip(ranking.top_ids, ranking.top_scores, real, strict=False)
+    ):
+        scores[row, ids[finite]] = values[finite]
+    masked = np.isneginf(expected)
+    np.testing.assert_array_equal(np.isneginf(scores), masked)
+    assert_close(np.where(masked, 0, scores), np.where(masked, 0, expected))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_validation_metrics(golden, name, devices):
+    case = golden(name)
+    evaluator = case.evaluator(jax.devices()[:devices])
+    metrics = evaluator.metrics(evaluator.rank(case.params1, "valid"))["all"]
+    for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
+        # The reference rounds its metrics to seven decimals.
+        assert round(metrics[metric]["value"], 7) == case.file[f"valid/{metric}"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_windows_are_the_references_chunks(golden, name):
+    case = golden(name)
+    interactions = case.evaluator(jax.devices()[:1]).interactions
+    windows = training_windows(interactions, size=11)
+    ours = sorted(
+        interactions.items[start : start + length].tolist()
+        for start, length in zip(windows.start, windows.length, strict=True)
+    )
+    length = case.file["data/train_seq_len"]
+    chunks = np.split(case.file["data/train_seq_flat"], np.cumsum(length)[:-1])
+    assert ours == sorted(chunk.tolist() for chunk in chunks)
+
+
+def test_jnp_is_float32():
+    # The tolerances above mean nothing if somebody turns on 64 bit.
+    assert jnp.zeros(1).dtype == jnp.float32
