@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the state, the position in the data and the config, best and latest kept."""
+"""Checkpoints of a run: state, position in the data, config; the best and the latest are kept."""
 
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,9 @@ class Checkpoints:
             state = self._checkpointer.load(step, abstract)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"the checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)});"
-                " remove it to continue from an earlier one, or start in a new workdir"
+                f"the checkpoint {self.directory / str(step)} cannot be read "
+                f"({_first_line(error)}); remove it to continue from an earlier one, or start in a "
+                "new workdir"
             ) from error
         return state, self._checkpointer.metadata(step).custom_metadata
 

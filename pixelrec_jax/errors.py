@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UserError(Exception):
@@ -13,18 +13,30 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the known name nearest to `name`, or lists them all."""
+    """Returns "; did you mean 'x'?" for the known name nearest to `name`, or lists them all.
+
+    Of dotted names the last part alone is compared, too: "lr" is near "optim.lr".
+    """
     known = list(known)
-    matches = difflib.get_close_matches(name, known, n=1)
-    if matches:
-        return f"; did you mean {matches[0]!r}?"
+    spellings = {
+        **{full.rpartition(".")[2]: full for full in known},
+        **{full: full for full in known},
+    }
+    if matches := difflib.get_close_matches(name, spellings, n=1):
+        return f"; did you mean {spellings[matches[0]]!r}?"
     return f"; known: {', '.join(sorted(known))}"
 
 
-def run(main: Callable[[Sequence[str]], Any]) -> None:
+def run(
+    main: Callable[[Sequence[str]], Any],
+    *,
+    parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS,
+) -> None:
     """Runs an absl program; a `UserError` and a bad flag print one line and exit with 2."""
 
     def guarded(argv: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries log every step of a checkpoint
         try:
             if len(argv) > 1:
                 raise UserError(
@@ -32,15 +44,24 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
                 )
             main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _exit(str(error))
+        except KeyboardInterrupt:
+            _exit("interrupted", code=130)
 
-    app.run(guarded, flags_parser=_parse_flags)
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return parse_flags(argv)
+        except flags.IllegalFlagValueError as error:
+            # absl says "flag --out=None: Flag --out must have a value other than None."
+            name, _, reason = str(error).partition("=None: ")
+            missing = reason.endswith("must have a value other than None.")
+            _exit(f"{name.removeprefix('flag ')} is missing; see --help" if missing else str(error))
+        except (flags.Error, UserError) as error:
+            _exit(str(error))
+
+    app.run(guarded, flags_parser=parse)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, UserError) as error:
-        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+def _exit(message: str, *, code: int = 2) -> None:
+    print(f"error: {message.strip().splitlines()[0]}", file=sys.stderr)
+    sys.exit(code)

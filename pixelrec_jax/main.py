@@ -1,22 +1,22 @@
 """Trains a recommender, or evaluates a trained one.
 
-python -m pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k --workdir=DIR
+python -m pixelrec_jax.main --workdir=DIR \
+    --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax import errors, report, train
 from pixelrec_jax import workdir as workdirs
+from pixelrec_jax.experiment import load_config
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file and words; default: the config that --workdir holds.",
-    lock_config=True,
+    "config", None, "Config file and words; default: the config that --workdir holds."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a started run is continued.")
 _MODE = flags.DEFINE_enum(
@@ -25,16 +25,42 @@ _MODE = flags.DEFINE_enum(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the program that the flags describe."""
+    """Runs what the flags describe."""
     del argv
     if not _WORKDIR.value:
-        raise errors.UserError("--workdir is missing; give the folder to write the run to")
+        raise errors.UserError("--workdir is missing; give the folder of the run")
     workdir = Path(_WORKDIR.value)
-    config = _CONFIG.value if _CONFIG.value is not None else workdirs.read_config(workdir)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate
-    run(config, workdir)
+    run(_config(workdir), workdir)
     print(report.table([workdir]))
 
 
+def _config(workdir: Path) -> ConfigDict:
+    try:
+        if _CONFIG.value is None:
+            return workdirs.read_config(workdir)
+        _CONFIG.value.to_dict()  # a file that could not be loaded raises on its first use
+        return _CONFIG.value
+    except OSError:
+        raise errors.UserError(
+            "the file of --config does not exist; give FILE.py:words, as in "
+            "configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+        ) from None
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError:  # how ml_collections reports an override of a key that is not there
+        line = "\n".join(argv)
+        file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
+        known = workdirs.flatten(load_config(file[1]).to_dict()) if file else {}
+        for key in re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE):
+            if file and key not in known:
+                hint = errors.nearest(key, known)
+                raise errors.UserError(f"the config has no key {key!r}{hint}") from None
+        raise
+
+
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, parse_flags=_parse_flags)

@@ -1,8 +1,10 @@
 """What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from pixelrec_jax.data.types import PAD, Batch
 
 
 class TrainingProgress:
@@ -55,3 +59,32 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """Prints a line that stays."""
         self._console.print(text, soft_wrap=True)
+
+
+class Speed:
+    """Counts what the steps since the last reading worked on."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._steps, self._sequences, self._images = time.perf_counter(), 0, 0, 0
+
+    def count(self, batch: Batch) -> None:
+        """Adds one batch (this process's part of it)."""
+        self._steps += 1
+        self._sequences += int(np.count_nonzero(batch.user != PAD))
+        if batch.items.image is not None:
+            self._images += int(np.count_nonzero(batch.items.id != PAD))
+
+    def read(self) -> dict[str, float]:
+        """Returns rates since the last reading; images are distinct ones that were encoded."""
+        seconds = time.perf_counter() - self._start
+        rates = {
+            "train/steps_per_second": self._steps / seconds,
+            "train/sequences_per_second": self._sequences / seconds,
+        }
+        if self._images:
+            rates["train/images_per_second"] = self._images / seconds
+        self._reset()
+        return rates

@@ -20,7 +20,7 @@ _SPEED_ONLY = ("data.workers", "data.threads", "data.prefetch")
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that the file is either the old one or the complete new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
 
 
@@ -43,7 +43,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
         return
-    there, here = _flatten(read_config(workdir).to_dict()), _flatten(to_json(config))
+    there, here = flatten(read_config(workdir).to_dict()), flatten(to_json(config))
     differing = [
         f"{key}={there.get(key)!r} there, {here.get(key)!r} given"
         for key in sorted({**there, **here})
@@ -77,11 +77,12 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts by dotted key, as in "optim.lr"."""
     flat = {}
     for key, value in tree.items():
         nested = isinstance(value, dict)
-        flat.update(_flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+        flat.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
     return flat
 
 

@@ -72,7 +72,8 @@ ITEM_ID = (Rule(r"item_embedding\.weight", "item_encoder/table"),)
 ITEM_PIXEL = (
     *(
         Rule(
-            r"visual_encoder\.item_encoder\." + rule.pattern.replace(r"(?:vision_model\.)?", r"vision_model\."),
+            r"visual_encoder\.item_encoder\."
+            + rule.pattern.replace(r"(?:vision_model\.)?", r"vision_model\."),
             None if rule.target is None else "item_encoder/trunk/" + rule.target,
             rule.transform,
         )
@@ -140,7 +141,9 @@ class Golden:
         self.trainable_template, _ = freeze.partition(template, self._is_trainable)
         initial = self._tensors("param0/")
         self.params0 = port(initial, case.rules, template, origin=name)
-        self.params1 = port({**initial, **self._tensors("param1/")}, case.rules, template, origin=name)
+        self.params1 = port(
+            {**initial, **self._tensors("param1/")}, case.rules, template, origin=name
+        )
 
     def _config(self) -> ConfigDict:
         words = self.case.words
@@ -238,7 +241,9 @@ def test_one_adamw_step(golden, name):
     updates, _ = optimizer.update(gradient, optimizer.init(trainable), trainable)
     params = freeze.merge(optax.apply_updates(trainable, updates), frozen)
     # Key biases start at zero, or within one step of it.
-    start = max(np.abs(x).max() for p, x in flatten_dict(case.params0).items() if p[-2:] == ("key", "bias"))
+    start = max(
+        np.abs(x).max() for p, x in flatten_dict(case.params0).items() if p[-2:] == ("key", "bias")
+    )
     assert_trees_close(params, case.params1, bound_of_noise=start + 1.01 * case.config.optim.lr)
     loss, _ = case.gradient(params)
     assert_close(loss, case.file["loss1"])

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.experiment import load_config
 from pixelrec_jax.items import vision
 from pixelrec_jax.items.vision.vit import CLIP_RULES, VisionTransformer
 
@@ -22,24 +23,9 @@ TINY_CLIP = vision.Vision(
 )
 
 
-def load_config(words: str) -> ConfigDict:
-    """The config that configs/pixelrec.py gives for these words, unlocked."""
-    path = f"{ROOT / 'configs' / 'pixelrec.py'}:{words}"
-    flag = config_flags.DEFINE_config_file("unused", path, flag_values=_fresh_flags())
-    return flag.value.unlock()
-
-
-def _fresh_flags():
-    from absl import flags
-
-    values = flags.FlagValues()
-    values.mark_as_parsed()
-    return values
-
-
 def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
     """A config small enough to train in a test: D 16, no dropout, covers of 16 pixels."""
-    config = load_config(words)
+    config = load_config(f"{ROOT / 'configs' / 'pixelrec.py'}:{words}").unlock()
     config.width = 16
     config.user.dropout = 0.0
     config.dataset.path = str(dataset)

@@ -29,9 +29,10 @@ def build_item_encoder(item: ConfigDict, *, num_items: int, width: int) -> nn.Mo
         raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ['id', *VISION])}")
     vision = VISION[item.name]
     if item.image_size <= 0 or item.image_size % vision.patch:
+        possible = max(1, round(item.image_size / vision.patch)) * vision.patch
         raise UserError(
             f"item.image_size={item.image_size} is not a multiple of the {vision.patch} pixel "
-            f"patches of {item.name}; try {max(1, round(item.image_size / vision.patch)) * vision.patch}"
+            f"patches of {item.name}; try {possible}"
         )
     dtype = jnp.dtype(item.dtype)
     return PixelEncoder(

@@ -29,7 +29,9 @@ def trim(source: Path) -> None:
     if "eval_item_images" in golden:
         images = golden.pop("eval_item_images")
         pixels = np.round((images * 0.5 + 0.5) * 255).astype(np.uint8)
-        recovered = (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+        recovered = (pixels.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(
+            0.5
+        )
         assert np.array_equal(recovered[1:], images[1:])
         assert not images[0].any()  # padding, which uint8 cannot say
         pixels = pixels.transpose(0, 2, 3, 1)

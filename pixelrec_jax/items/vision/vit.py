@@ -1,4 +1,4 @@
-"""Vision transformer (Dosovitskiy et al., ICLR 2021), in the form CLIP uses (Radford et al. 2021)."""
+"""Vision transformer (Dosovitskiy et al. 2021), in the form CLIP uses (Radford et al. 2021)."""
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns float[M, S, C] for float[M, S, C]."""
         width = x.shape[-1]
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -51,6 +52,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
+        """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
         m, height, breadth, channels = image.shape
         p, rows, columns = self.patch, height // self.patch, breadth // self.patch
         # A convolution whose stride is its kernel is one matrix product over flattened patches.
@@ -60,7 +62,7 @@ class Stem(nn.Module):
         init = nn.initializers.normal(0.02)
         token = self.param("class_token", init, (self.width,), jnp.float32)
         token = jnp.broadcast_to(token.astype(x.dtype), (m, 1, self.width))
-        x = jnp.concatenate([token, x], axis=1)  # [M, S, C], S = patches + 1
+        x = jnp.concatenate([token, x], axis=1)
         position = self.param("position", init, (x.shape[1], self.width), jnp.float32)
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(
             x + position.astype(x.dtype)

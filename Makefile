@@ -1,0 +1,46 @@
+# make demo and make test are all a newcomer needs; both create their environment first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python -m
+# Compiled programs are kept here, which makes the second run of anything start faster.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	rm -rf demo
+	$(RUN) pixelrec_jax.data.toy --out=demo/raw
+	$(RUN) pixelrec_jax.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
+	  --store=resized --image_size=48 --out=demo/data
+	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
+	  --config.dataset.path=demo/data --workdir=demo/pixel
+	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
+	  --config.dataset.path=demo/data --workdir=demo/id
+	$(RUN) pixelrec_jax.report demo/pixel demo/id
+
+test: $(VENV)/installed-test lint
+	$(RUN) pytest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed-test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache demo
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { $(PYTHON) --version; echo "error: Python 3.11 or later is needed; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt $(VENV)/bin/python
+	$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-test: requirements-test.txt $(VENV)/installed
+	$(RUN) pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@

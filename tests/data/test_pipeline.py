@@ -1,0 +1,187 @@
+"""Batches: windows, negatives, slots, and independence of workers, threads and shards."""
+
+import numpy as np
+import pytest
+
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
+from pixelrec_jax.data.slots import deduplicate
+from pixelrec_jax.data.split import (
+    ranking_queries,
+    read_windows,
+    training_counts,
+    training_windows,
+)
+from pixelrec_jax.data.tasks import next_item
+from pixelrec_jax.errors import UserError
+from tests.tiny import interactions_of
+
+
+def make_batches(dataset, *, pixels=True, **changes) -> TrainBatches:
+    interactions = load(dataset)
+    options = {
+        "history_length": 10,
+        "negatives": 1,
+        "batch_size": 16,
+        "epochs": 2,
+        "seed": 0,
+        "num_shards": 2,
+        "local_shards": [0, 1],
+        "slot_buckets": 4,
+    } | changes
+    images = ImageStore(dataset, size=16) if pixels else None
+    return TrainBatches(interactions, images, next_item, **options)
+
+
+def unslot(ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Slots [G, ...] back to item ids."""
+    return np.take_along_axis(ids, slots.reshape(len(ids), -1), axis=1).reshape(slots.shape)
+
+
+def test_windows_by_hand():
+    # Training parts of 1, 4, 8 and 11 items; windows of 4 drop the oldest remainder.
+    lengths = [3, 6, 10, 13]
+    sequences = [100 * n + np.arange(1, length + 1) for n, length in enumerate(lengths)]
+    interactions = interactions_of(sequences, 1000)
+    windows = training_windows(interactions, size=4)
+    read = read_windows(interactions, windows, np.arange(len(windows)), size=4)
+    expected = [
+        [0, 0, 0, 1],
+        [101, 102, 103, 104],
+        [201, 202, 203, 204],
+        [205, 206, 207, 208],
+        [304, 305, 306, 307],
+        [308, 309, 310, 311],
+    ]
+    np.testing.assert_array_equal(read, expected)
+    np.testing.assert_array_equal(windows.user, [1, 2, 3, 3, 4, 4])
+
+
+def test_queries_by_hand():
+    interactions = interactions_of([np.array([5, 6, 7]), np.array([1, 2, 3, 4, 8])], 9)
+    valid = ranking_queries(interactions, np.array([1, 2]), "valid", history_length=2)
+    np.testing.assert_array_equal(valid.target, [6, 4])
+    np.testing.assert_array_equal(valid.history, [[0, 5], [2, 3]])
+    np.testing.assert_array_equal(valid.seen, [[5, 0, 0, 0], [1, 2, 3, 0]])
+    test = ranking_queries(interactions, np.array([1, 2]), "test", history_length=2)
+    np.testing.assert_array_equal(test.target, [7, 8])
+    np.testing.assert_array_equal(test.history, [[5, 6], [3, 4]])
+    np.testing.assert_array_equal(test.seen, [[5, 6, 0, 0], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(training_counts(interactions), [0, 1, 1, 1, 0, 1, 0, 0, 0])
+
+
+def test_next_item_rows():
+    windows = np.array([[0, 0, 3, 4, 5], [1, 2, 3, 4, 5], [0, 0, 0, 0, 6]], np.int32)
+    rows = next_item(windows, np.random.default_rng(0), num_items=40, negatives=3)
+    np.testing.assert_array_equal(rows.history, windows[:, :-1])
+    np.testing.assert_array_equal(rows.positive, [[0, 0, 4, 5], [2, 3, 4, 5], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(rows.weight, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+    real = rows.weight > 0
+    assert (rows.negative[real] > 0).all()
+    assert (rows.negative[~real] == 0).all()
+
+
+def test_negatives_are_uniform_outside_the_window():
+    windows = np.tile(np.array([[2, 5, 7]], np.int32), (4000, 1))
+    rows = next_item(windows, np.random.default_rng(0), num_items=11, negatives=2)
+    counts = np.bincount(rows.negative.ravel(), minlength=11)
+    assert counts[[0, 2, 5, 7]].sum() == 0
+    others = counts[[1, 3, 4, 6, 8, 9, 10]]
+    # 16,000 draws over seven items: within five standard deviations of the mean.
+    assert np.abs(others - 16000 / 7).max() < 5 * np.sqrt(16000 / 7)
+
+
+def test_negatives_need_items_outside_the_window():
+    windows = np.array([[1, 2, 3]], np.int32)
+    with pytest.raises(UserError, match="the catalogue has 3 items"):
+        next_item(windows, np.random.default_rng(0), num_items=4, negatives=1)
+
+
+def test_deduplicate():
+    ids = np.array([[7, 0, 7, 3], [1, 2, 3, 4]], np.int32)
+    unique, slots = deduplicate(ids, bucket=3, largest=10)
+    np.testing.assert_array_equal(unique, [[0, 3, 7, 0, 0, 0], [0, 1, 2, 3, 4, 0]])
+    np.testing.assert_array_equal(slots, [[2, 0, 2, 1], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(unslot(unique, slots), ids)
+    assert deduplicate(ids, bucket=3, largest=5)[0].shape == (2, 5)
+
+
+def test_an_epoch_covers_every_window_once(toy_dataset):
+    batches = make_batches(toy_dataset)
+    windows = batches.windows
+    expected = read_windows(batches.interactions, windows, np.arange(len(windows)), size=11)
+    for epoch in range(2):
+        seen = []
+        for step in range(batches.steps_per_epoch):
+            batch = batches[epoch * batches.steps_per_epoch + step]
+            history = unslot(batch.items.id, batch.history)
+            positive = unslot(batch.items.id, batch.positive)
+            window = np.concatenate([history, positive[..., -1:]], axis=-1)
+            real = batch.user > 0
+            # A window of one item has no target; its item stands at the end of the window.
+            seen += window[real].tolist()
+        several = windows.length > 1
+        assert sorted(w for w in seen if w[-1]) == sorted(expected[several].tolist())
+        assert len(seen) == len(windows)
+    first = make_batches(toy_dataset)[0]
+    other_epoch = batches[batches.steps_per_epoch]
+    assert not np.array_equal(first.user, other_epoch.user)
+
+
+def test_images_belong_to_their_ids(toy_dataset):
+    batch = make_batches(toy_dataset)[1]
+    store = ImageStore(toy_dataset, size=16)
+    np.testing.assert_array_equal(
+        batch.items.image.reshape(-1, 16, 16, 3), store.load(batch.items.id.ravel())
+    )
+    assert batch.items.image.any()
+
+
+def test_shards_hold_the_same_rows_however_many_there_are(toy_dataset):
+    def rows(shards):
+        batch = make_batches(
+            toy_dataset, pixels=False, num_shards=shards, local_shards=range(shards)
+        )[2]
+        arrays = [unslot(batch.items.id, x) for x in (batch.history, batch.positive)]
+        arrays += [unslot(batch.items.id, batch.negative), batch.weight, batch.user]
+        return [x.reshape(16, *x.shape[2:]) for x in arrays]
+
+    for one, eight in zip(rows(1), rows(8), strict=True):
+        np.testing.assert_array_equal(one, eight)
+
+
+def test_a_process_gets_its_own_shards(toy_dataset):
+    whole = make_batches(toy_dataset, num_shards=4, local_shards=[0, 1, 2, 3])[3]
+    part = make_batches(toy_dataset, num_shards=4, local_shards=[1, 3])[3]
+    np.testing.assert_array_equal(part.items.image, whole.items.image[[1, 3]])
+    np.testing.assert_array_equal(part.history, whole.history[[1, 3]])
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 3), (2, 1)])
+def test_order_does_not_depend_on_workers_and_continues_anywhere(toy_dataset, workers, threads):
+    batches = make_batches(toy_dataset)
+    stop = len(batches)
+    with iterate(
+        batches, start=3, stop=stop, workers=workers, threads=threads, prefetch=2
+    ) as iterator:
+        for step, batch in enumerate(iterator, start=3):
+            expected = batches[step]
+            np.testing.assert_array_equal(batch.items.image, expected.items.image)
+            np.testing.assert_array_equal(batch.negative, expected.negative)
+    assert step == stop - 1
+
+
+def test_batch_size_must_fit_the_mesh(toy_dataset):
+    with pytest.raises(UserError, match=r"train.batch_size=15 .* multiple of 2"):
+        make_batches(toy_dataset, batch_size=15)
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_catalogue_is_covered_once_in_row_order(toy_dataset, shards):
+    source = CatalogBatches(101, None, chunk=7, num_shards=shards, local_shards=range(shards))
+    rows = np.concatenate([source[step].id for step in range(len(source))], axis=1)
+    assert rows.shape == (shards, source.rows_per_shard)
+    flat = rows.ravel()
+    np.testing.assert_array_equal(flat[:101], np.arange(101))
+    assert not flat[101:].any()

@@ -1,0 +1,120 @@
+"""Ranking against a dense NumPy ranking: ties, sizes that no device count divides, masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pixelrec_jax.evaluate import lookup, retrieve
+from pixelrec_jax.metrics import random_metrics, ranking_metrics
+from pixelrec_jax.sharding import ROWS, build_mesh, num_shards, to_global
+
+MESHES = {
+    "1 device": (1, {"data": -1, "fsdp": 1, "tensor": 1}),
+    "8 devices": (8, {"data": -1, "fsdp": 1, "tensor": 1}),
+    "2 x 2 x 2": (8, {"data": 2, "fsdp": 2, "tensor": 2}),
+}
+
+
+@pytest.fixture(params=MESHES)
+def mesh(request):
+    devices, axes = MESHES[request.param]
+    return build_mesh(ConfigDict(axes), jax.devices()[:devices])
+
+
+def _sharded(table: np.ndarray, mesh) -> jax.Array:
+    """Puts [N, D] row-sharded on the mesh, padded to whole shards."""
+    shards = num_shards(mesh, ROWS)
+    rows = -(-len(table) // shards)
+    padded = np.full((shards * rows, table.shape[1]), 1e6, np.float32)  # would win if it counted
+    padded[: len(table)] = table
+    return to_global(padded.reshape(shards, rows, -1), mesh, ROWS)
+
+
+def _dense(state, table, seen, target, k):
+    """The same by sorting everything; ties by lower id."""
+    ids, ranks = [], []
+    for vector, mask, goal in zip(state, seen, target, strict=True):
+        scores = table @ vector
+        scores[0] = -np.inf
+        scores[mask] = -np.inf
+        order = np.lexsort((np.arange(len(scores)), -scores))
+        ids.append(order[:k])
+        ranks.append(int(np.flatnonzero(order == goal)[0]) + 1)
+    return np.array(ids), np.array(ranks)
+
+
+@pytest.mark.parametrize("values", [3, 1000])
+def test_equals_dense_ranking_also_under_ties(mesh, values):
+    # Small integers make products exact, and with three values most scores tie.
+    rng = np.random.default_rng(0)
+    table = rng.integers(-values, values + 1, (103, 4)).astype(np.float32)
+    state = rng.integers(-1, 2, (13, 4)).astype(np.float32)
+    target = rng.integers(1, 103, 13).astype(np.int32)
+    seen = rng.integers(0, 103, (13, 9)).astype(np.int32)
+    seen = np.where(seen == target[:, None], 0, seen)
+    ids, scores, rank = jax.jit(
+        lambda c: retrieve(state, c, seen, target, k=10, num_items=103, mesh=mesh)
+    )(_sharded(table, mesh))
+    expected_ids, expected_rank = _dense(state, table, seen, target, 10)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(rank, expected_rank)
+    np.testing.assert_array_equal(scores, np.einsum("qkd,qd->qk", table[expected_ids], state))
+
+
+def test_more_devices_than_items_and_k_of_the_whole_catalogue(mesh):
+    table = np.arange(6, dtype=np.float32)[:, None]
+    state, target = np.ones((2, 1), np.float32), np.array([1, 5], np.int32)
+    seen = np.zeros((2, 1), np.int32)
+    ids, _, rank = retrieve(state, _sharded(table, mesh), seen, target, k=5, num_items=6, mesh=mesh)
+    np.testing.assert_array_equal(ids, [[5, 4, 3, 2, 1]] * 2)
+    np.testing.assert_array_equal(rank, [5, 1])
+
+
+def test_scores_that_are_not_numbers_never_look_good(mesh):
+    table = np.full((20, 2), np.nan, np.float32)
+    *_, rank = retrieve(
+        np.ones((1, 2), np.float32),
+        _sharded(table, mesh),
+        np.zeros((1, 1), np.int32),
+        np.array([3], np.int32),
+        k=5,
+        num_items=20,
+        mesh=mesh,
+    )
+    assert rank[0] >= 19
+
+
+def test_lookup_reads_rows_of_all_shards(mesh):
+    table = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    ids = np.random.default_rng(1).integers(0, 50, (16, 5)).astype(np.int32)
+    vectors = lookup(_sharded(table, mesh), jnp.asarray(ids), mesh=mesh)
+    np.testing.assert_array_equal(vectors, table[ids])
+
+
+def test_metrics_by_hand():
+    metrics = ranking_metrics(np.array([1, 3, 6, 11]), ks=(5, 10))
+    assert metrics["recall@5"]["value"] == 0.5
+    assert metrics["recall@10"]["value"] == 0.75
+    assert metrics["ndcg@5"]["value"] == pytest.approx((1 + 0.5) / 4)
+    assert metrics["ndcg@10"]["value"] == pytest.approx((1 + 0.5 + 1 / np.log2(7)) / 4)
+    # Sample standard deviation of (1, 1, 0, 0) is sqrt(1 / 3).
+    half = 1.96 * np.sqrt(1 / 3) / 2
+    assert metrics["recall@5"]["low"] == max(0, 0.5 - half)  # the interval stays within [0, 1]
+    assert metrics["recall@5"]["high"] == min(1, 0.5 + half)
+    many = ranking_metrics(np.tile([1, 3, 6, 11], 100), ks=(5,))["recall@5"]
+    assert many["high"] - many["low"] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(399))
+
+
+def test_metrics_without_users():
+    assert ranking_metrics(np.array([], int), ks=(5,))["recall@5"]["value"] is None
+    assert random_metrics(np.array([], int), ks=(5,))["ndcg@5"]["value"] is None
+
+
+def test_random_metrics_are_the_expectation():
+    candidates = np.array([3, 20])
+    metrics = random_metrics(candidates, ks=(5,))
+    gains = 1 / np.log2(np.arange(1, 6) + 1)
+    assert metrics["recall@5"]["value"] == pytest.approx((1 + 5 / 20) / 2)
+    assert metrics["ndcg@5"]["value"] == pytest.approx((gains[:3].sum() / 3 + gains.sum() / 20) / 2)

@@ -1,0 +1,275 @@
+"""Training: same losses on any mesh, exact continuation after a kill, early stopping, bad ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+
+from pixelrec_jax import train
+from pixelrec_jax.checkpoint import Checkpoints
+from pixelrec_jax.errors import UserError
+from pixelrec_jax.experiment import build_experiment, training_batches
+from pixelrec_jax.sharding import BATCH, to_global
+from pixelrec_jax.state import init_state, state_template
+from tests.tiny import ROOT, tiny_config
+
+MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=toy")
+
+
+def _config(words, dataset, **train_changes):
+    config = tiny_config(words, dataset)
+    config.train.log_every = 2
+    config.train.checkpoint_every = 3
+    config.train.epochs = 2
+    config.train.update(train_changes)
+    return config
+
+
+def _losses(config, devices, steps=20):
+    experiment = build_experiment(config, devices)
+    batches, state = training_batches(experiment), init_state(experiment)
+    step = train.make_train_step(experiment)
+    losses = []
+    for index in range(steps):
+        batch = to_global(batches[index % len(batches)], experiment.mesh, BATCH)
+        state, loss = step(state, batch)
+        losses.append(float(loss))
+    return np.array(losses), state
+
+
+@pytest.mark.parametrize("words", MODELS)
+def test_losses_are_those_of_one_device(toy_dataset, words):
+    config = _config(words, toy_dataset)
+    config.user.dropout = 0.1  # the same random numbers must fall on the same rows
+    one, _ = _losses(config, jax.devices()[:1])
+    assert one[-5:].mean() < one[:5].mean()
+    for axes in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        config.mesh.update(axes)
+        many, _ = _losses(config, jax.devices())
+        np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):
+    config = _config(MODELS[0], toy_dataset)
+    config.mesh.update({"data": 3, "fsdp": 2})
+    with pytest.raises(UserError, match="their product must be 8"):
+        build_experiment(config)
+
+
+def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
+    config = _config(MODELS[1], toy_dataset)
+    config.item.trainable = "last:1"
+    experiment = build_experiment(config, jax.devices()[:1])
+    before = jax.device_get(init_state(experiment))
+    assert set(before.frozen["item_encoder"]["trunk"]) == {"stem", "block_0"}
+    assert set(before.trainable["item_encoder"]["trunk"]) == {"block_1"}
+    moments = [x for x in jax.tree.leaves(before.opt_state) if x.ndim]
+    assert sum(x.size for x in moments) == 2 * sum(
+        x.size for x in jax.tree.leaves(before.trainable)
+    )
+    _, after = _losses(config, jax.devices()[:1], steps=3)
+    jax.tree.map(np.testing.assert_array_equal, before.frozen, jax.device_get(after.frozen))
+    for old, new in zip(
+        jax.tree.leaves(before.trainable), jax.tree.leaves(after.trainable), strict=True
+    ):
+        assert not np.array_equal(old, new)
+
+
+def test_gradients_are_clipped(toy_dataset):
+    # Clipped to next to nothing, Adam's epsilon leaves no step; the decay is off.
+    config = _config(MODELS[0], toy_dataset)
+    config.optim.update({"clip_norm": 1e-12, "weight_decay": 0.0, "item_weight_decay": 0.0})
+    experiment = build_experiment(config, jax.devices()[:1])
+    before = jax.device_get(init_state(experiment).params)
+    _, after = _losses(config, jax.devices()[:1], steps=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        before,
+        jax.device_get(after.params),
+    )
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _dying_iterate(at_batch):
+    """The real pipeline, which dies before batch `at_batch` of this process."""
+    real = train.iterate
+
+    @contextmanager
+    def iterate(*args, **kwargs):
+        def batches(iterator):
+            for number, batch in enumerate(iterator):
+                if number == at_batch:
+                    raise _KilledError
+                yield batch
+
+        with real(*args, **kwargs) as iterator:
+            yield batches(iterator)
+
+    return iterate
+
+
+def _run(config, workdir):
+    """Runs to the end; returns the final state, the logged values and the result."""
+    result = train.train_and_evaluate(config, workdir)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        for name in [n for n in record if n.endswith("_per_second")]:
+            del record[name]
+    experiment = build_experiment(config)
+    with Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints:
+        state, _ = checkpoints.restore(checkpoints.latest, state_template(experiment))
+    return jax.device_get(state), records, result
+
+
+def _assert_equal_runs(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
+    assert one[1] == other[1]
+    assert one[2] == other[2]
+
+
+@pytest.mark.parametrize("words", MODELS)
+def test_a_run_that_is_killed_again_and_again_equals_the_uninterrupted_one(
+    toy_dataset, tmp_path, monkeypatch, words
+):
+    config = _config(words, toy_dataset)
+    config.user.dropout = 0.1
+    whole = _run(config, tmp_path / "whole")
+    assert whole[1][-1]["step"] == int(whole[0].step)
+    # Before the first checkpoint, between two, right after one, in the second epoch.
+    for batches_until_death in (1, 5, 3, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "iterate", _dying_iterate(batches_until_death))
+            with pytest.raises(_KilledError):
+                train.train_and_evaluate(config, tmp_path / "killed")
+    _assert_equal_runs(_run(config, tmp_path / "killed"), whole)
+
+
+def _command(config_words, dataset, workdir):
+    path = f"{ROOT / 'configs' / 'pixelrec.py'}:{config_words}"
+    options = {
+        "dataset.path": dataset,
+        "width": 16,
+        "item.image_size": 16,
+        "train.batch_size": 16,
+        "train.checkpoint_every": 3,
+        "train.log_every": 1,
+        "train.epochs": 5,
+        "data.prefetch": 1,
+    }
+    return [
+        *(sys.executable, "-m", "pixelrec_jax.main", f"--config={path}", f"--workdir={workdir}"),
+        *(f"--config.{key}={value}" for key, value in options.items()),
+    ]
+
+
+def _steps_logged(workdir):
+    log = workdir / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_the_program_killed_by_a_signal_continues_with_the_same_command(toy_dataset, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(_command(MODELS[1], toy_dataset, whole), check=True, cwd=ROOT)
+    victim = subprocess.Popen(_command(MODELS[1], toy_dataset, killed), cwd=ROOT)
+    while _steps_logged(killed) < 8:
+        assert victim.poll() is None, "finished before it could be killed"
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (killed / "result.json").exists()
+    subprocess.run(_command(MODELS[1], toy_dataset, killed), check=True, cwd=ROOT)
+
+    def losses(workdir):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        return [(record["step"], record["train/loss"]) for record in map(json.loads, lines)]
+
+    assert losses(killed) == losses(whole)
+    assert (killed / "result.json").read_text() == (whole / "result.json").read_text()
+
+
+def test_finished_runs_evaluate_again_to_the_same_result(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert train.train_and_evaluate(config, tmp_path) == result
+    assert train.evaluate(config, tmp_path) == result
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_early_stopping_takes_ties_as_improvement():
+    stopping = train.EarlyStopping(patience=1)
+    for value, stops in [(0.2, False), (0.2, False), (0.1, False), (0.1, True)]:
+        stopping.update(value)
+        assert stopping.stop is stops
+
+
+def test_training_stops_early_and_keeps_the_best(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, patience=0, epochs=30)
+    config.optim.update({"lr": 0.0, "item_lr": 0.0, "item_weight_decay": 0.0, "weight_decay": 0.0})
+    config.optim.item_lr = 10.0  # makes the second evaluation worse, or ends in a tie
+    config.optim.warmup_steps = 0
+    result = train.train_and_evaluate(config, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    evaluations = [r for r in map(json.loads, lines) if "valid/ndcg@10" in r]
+    values = [r["valid/ndcg@10"] for r in evaluations]
+    assert len(evaluations) < 30
+    assert values[-1] < max(values)
+    best = max(evaluations, key=lambda r: (r["valid/ndcg@10"], r["step"]))
+    assert result["best_step"] == best["step"]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset)
+    config.optim.item_lr = config.optim.lr = 1e30
+    with pytest.raises(UserError, match=r"the loss is nan at step .* lower optim.lr"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    train.train_and_evaluate(config, tmp_path)
+    config.data.threads = 1  # how fast, not what
+    train.evaluate(config, tmp_path)
+    config.optim.lr = 0.5
+    with pytest.raises(UserError, match=r"another config \(optim.lr=0.001 there, 0.5 given\)"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_evaluating_what_was_not_trained_is_refused(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset)
+    with pytest.raises(UserError, match="holds no run"):
+        train.evaluate(config, tmp_path / "nothing")
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
+    """A limit on the size of files stands in for the full disk: the same failure of a write."""
+    workdir = tmp_path / "run"
+    limit = "import resource, runpy, signal, sys; sys.argv.pop(0);"
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+    limit += "runpy.run_module('pixelrec_jax.main', run_name='__main__', alter_sys=True)"
+    command = _command(MODELS[0], toy_dataset, workdir)[3:]
+    command = [option for option in command if "image_size" not in option]
+    environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}  # no compile cache to write
+    ended = subprocess.run(
+        [sys.executable, "-c", limit, "pixelrec_jax.main", *command, "--config.width=256"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "could not be written" in last
+    assert "none is complete; free space and start again" in last
