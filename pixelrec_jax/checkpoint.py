@@ -1,9 +1,13 @@
 """Checkpoints of a run: state, position in the data, config; the best and the latest are kept."""
 
+import logging
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
 from pixelrec_jax.errors import UserError
@@ -29,6 +33,9 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             cleanup_tmp_directories=True,
         )
+        # Orbax logs a failed write once for each of its threads and raises it, too: once is enough.
+        absl_logging.get_absl_logger().addFilter(_is_news)
+        threading.excepthook = _excepthook
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -37,6 +44,8 @@ class Checkpoints:
         if error is None:
             self.wait()
         self._checkpointer.close()
+        absl_logging.get_absl_logger().removeFilter(_is_news)
+        threading.excepthook = threading.__excepthook__
 
     def _value(self, metrics: dict) -> float:
         return metrics[self._metric]
@@ -94,6 +103,9 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
+        for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(incomplete, ignore_errors=True)
+        self._checkpointer.reload()
         kept = (
             f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
         )
@@ -101,6 +113,15 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written to {self.directory} "
             f"({_first_line(error)}); {kept}; free space and start again with the same command"
         )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _excepthook(args: Any) -> None:
+    if "orbax" not in args.exc_traceback.tb_frame.f_code.co_filename:
+        threading.__excepthook__(args)
 
 
 def _first_line(error: Exception) -> str:

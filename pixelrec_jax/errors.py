@@ -1,6 +1,7 @@
 """The one way a program of this package ends on wrong input: one line and a non-zero exit."""
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,10 +19,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Of dotted names the last part alone is compared, too: "lr" is near "optim.lr".
     """
     known = list(known)
-    spellings = {
-        **{full.rpartition(".")[2]: full for full in known},
-        **{full: full for full in known},
-    }
+    spellings = {full.rpartition(".")[2]: full for full in known} | {full: full for full in known}
     if matches := difflib.get_close_matches(name, spellings, n=1):
         return f"; did you mean {spellings[matches[0]]!r}?"
     return f"; known: {', '.join(sorted(known))}"
@@ -46,7 +44,11 @@ def run(
         except UserError as error:
             _exit(str(error))
         except KeyboardInterrupt:
-            _exit("interrupted", code=130)
+            _exit("interrupted; the same command continues", code=130)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _exit(f"{error.strerror} ({error.filename}); free space and start again")
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:

@@ -70,9 +70,8 @@ def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
     assert set(before.frozen["item_encoder"]["trunk"]) == {"stem", "block_0"}
     assert set(before.trainable["item_encoder"]["trunk"]) == {"block_1"}
     moments = [x for x in jax.tree.leaves(before.opt_state) if x.ndim]
-    assert sum(x.size for x in moments) == 2 * sum(
-        x.size for x in jax.tree.leaves(before.trainable)
-    )
+    trainable = sum(x.size for x in jax.tree.leaves(before.trainable))
+    assert sum(x.size for x in moments) == 2 * trainable
     _, after = _losses(config, jax.devices()[:1], steps=3)
     jax.tree.map(np.testing.assert_array_equal, before.frozen, jax.device_get(after.frozen))
     for old, new in zip(
@@ -88,11 +87,8 @@ def test_gradients_are_clipped(toy_dataset):
     experiment = build_experiment(config, jax.devices()[:1])
     before = jax.device_get(init_state(experiment).params)
     _, after = _losses(config, jax.devices()[:1], steps=2)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-        before,
-        jax.device_get(after.params),
-    )
+    after = jax.device_get(after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
 
 
 class _KilledError(Exception):
@@ -269,7 +265,8 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
         check=False,
     )
     assert ended.returncode == 2, ended.stderr
-    assert "Traceback" not in ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
+    *_, last = lines = ended.stderr.strip().splitlines()
+    assert [line for line in lines if "Traceback" in line or "Error" in line] == []
     assert "could not be written" in last
     assert "none is complete; free space and start again" in last
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
