@@ -11,9 +11,9 @@ demo: $(VENV)/installed
 	rm -rf demo
 	$(RUN) pixelrec_jax.data.toy --out=demo/raw
 	$(RUN) pixelrec_jax.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
-	  --store=resized --image_size=48 --out=demo/data
+	  --store=resized --image_size=32 --out=demo/data
 	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
-	  --config.dataset.path=demo/data --workdir=demo/pixel
+	  --config.dataset.path=demo/data --config.train.epochs=7 --workdir=demo/pixel
 	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
 	  --config.dataset.path=demo/data --workdir=demo/id
 	$(RUN) pixelrec_jax.report demo/pixel demo/id

@@ -94,7 +94,7 @@ def _pixels(config: ConfigDict, name: str, *, image_size: int, weights: str) -> 
             "dtype": "float32",
         }
     )
-    config.data.slot_buckets = 8
+    config.data.slot_buckets = 16
     config.data.workers = 1
 
 
@@ -106,7 +106,7 @@ def clip_vit_b32(config: ConfigDict) -> None:
 
 def vit_toy(config: ConfigDict) -> None:
     """A small ViT trained from scratch, for the toy catalogue and for laptops."""
-    _pixels(config, "vit_toy", image_size=48, weights="")
+    _pixels(config, "vit_toy", image_size=32, weights="")
 
 
 def pixel200k(config: ConfigDict) -> None:
@@ -118,9 +118,10 @@ def toy(config: ConfigDict) -> None:
     """The generated toy catalogue (pixelrec_jax.data.toy), small enough to train in minutes."""
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
-    config.optim.lr = config.optim.item_lr = 1e-3
+    config.task.negatives = 2
+    config.optim.lr = config.optim.item_lr = 2e-3 if "weights" in config.item else 1e-3
     config.optim.warmup_steps = 50
-    config.train.epochs = 10
+    config.train.epochs = 40
     config.train.patience = 3
     config.data.workers = 0  # a worker process takes seconds to start
 

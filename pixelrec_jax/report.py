@@ -61,7 +61,7 @@ def table(workdirs: Sequence[Path]) -> str:
     test = first["test"]
     names = list(test["model"]["all"])
     text = io.StringIO()
-    console = Console(file=text, width=200)
+    console = Console(file=text, width=1000)  # the table is as wide as it needs to be
     for part, title in _SLICES.items():
         if part == "cold":
             title += f" (at most {test['cold_threshold']} training interactions)"

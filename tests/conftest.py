@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -33,11 +34,5 @@ def toy_dataset(tmp_path_factory) -> Path:
     """A prepared toy catalogue: 60 users, 100 items, covers of 16 pixels."""
     folder = tmp_path_factory.mktemp("toy")
     toy.generate(folder / "raw", seed=0, users=60, items=100, image_size=16)
-    prepare(
-        folder / "raw" / "interactions.csv",
-        folder / "raw" / "images",
-        folder / "prepared",
-        store="resized",
-        image_size=16,
-    )
+    prepare(folder / "raw" / "interactions.csv", folder / "raw" / "images", folder / "prepared")
     return folder / "prepared"

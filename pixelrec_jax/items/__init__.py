@@ -9,6 +9,8 @@ from pixelrec_jax.items.id import IdEncoder
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.items.vision import VISION
 
+ITEM_ENCODERS = ("id", *VISION)
+
 # An item encoder maps Items (id [M], image [M, H, W, 3] or None) to vectors float32[M, D].
 
 
@@ -26,7 +28,7 @@ def build_item_encoder(item: ConfigDict, *, num_items: int, width: int) -> nn.Mo
     if item.name == "id":
         return IdEncoder(num_items=num_items, width=width, init_std=item.init_std)
     if item.name not in VISION:
-        raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ['id', *VISION])}")
+        raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
     vision = VISION[item.name]
     if item.image_size <= 0 or item.image_size % vision.patch:
         possible = max(1, round(item.image_size / vision.patch)) * vision.patch

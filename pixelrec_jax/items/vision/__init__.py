@@ -25,7 +25,9 @@ class Vision:
     rules: tuple[Rule, ...] | None = None
 
 
-def _vit(*, width: int, depth: int, heads: int, patch: int) -> Callable[..., nn.Module]:
+def _vit(
+    *, width: int, depth: int, heads: int, patch: int, final_norm: bool = False
+) -> Callable[..., nn.Module]:
     def trunk(*, remat: bool, dtype: jnp.dtype) -> VisionTransformer:
         return VisionTransformer(
             width=width,
@@ -33,6 +35,7 @@ def _vit(*, width: int, depth: int, heads: int, patch: int) -> Callable[..., nn.
             heads=heads,
             patch=patch,
             mlp=4 * width,
+            final_norm=final_norm,
             remat=remat,
             dtype=dtype,
         )
@@ -43,5 +46,5 @@ def _vit(*, width: int, depth: int, heads: int, patch: int) -> Callable[..., nn.
 VISION: dict[str, Vision] = {
     "clip_vit_b32": Vision(_vit(width=768, depth=12, heads=12, patch=32), 32, CLIP_RULES),
     # Small enough to learn from scratch on a laptop; the default of the toy dataset.
-    "vit_toy": Vision(_vit(width=64, depth=2, heads=4, patch=8), 8),
+    "vit_toy": Vision(_vit(width=64, depth=2, heads=4, patch=8, final_norm=True), 8),
 }

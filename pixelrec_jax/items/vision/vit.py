@@ -70,9 +70,7 @@ class Stem(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Maps images to tokens, class token first; no layer norm after the last block.
-
-    The reference reads CLIP's last hidden state, which comes before its final layer norm.
+    """Maps images to tokens, class token first.
 
     Attributes:
       width: C.
@@ -80,6 +78,8 @@ class VisionTransformer(nn.Module):
       heads: attention heads.
       patch: side of a square patch in pixels; divides the image's sides.
       mlp: width of the hidden layer of each block.
+      final_norm: layer norm after the last block. Not for CLIP: the reference reads its last
+        hidden state, which comes before that norm.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -89,13 +89,15 @@ class VisionTransformer(nn.Module):
     patch: int
     mlp: int
     epsilon: float = 1e-5
+    final_norm: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the parts from pixels to tokens, the unit of freezing."""
-        return ("stem", *(f"block_{n}" for n in range(self.depth)))
+        blocks = ("stem", *(f"block_{n}" for n in range(self.depth)))
+        return (*blocks, "norm") if self.final_norm else blocks
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -104,6 +106,8 @@ class VisionTransformer(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for n in range(self.depth):
             x = block(self.heads, self.mlp, self.epsilon, self.dtype, name=f"block_{n}")(x)
+        if self.final_norm:
+            x = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
         return x
 
 

@@ -1,0 +1,236 @@
+"""Contracts of every item and user encoder: a new one is tested by being registered."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs import pixelrec
+from pixelrec_jax.data.types import Batch, History, Items
+from pixelrec_jax.experiment import build_experiment, training_batches
+from pixelrec_jax.items import ITEM_ENCODERS
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.recommender import build
+from pixelrec_jax.sharding import BATCH, to_global
+from pixelrec_jax.state import init_state, state_template
+from pixelrec_jax.users import USER_ENCODERS
+from tests.tiny import ArrayImages, tiny_config
+
+CAUSAL = ("sasrec",)
+# The paper's big encoders run in the parity tests; here their small siblings stand for them.
+SMALL_ITEMS = ("id", "vit_toy")
+NUM_ITEMS = 30
+
+
+def test_every_encoder_has_a_config_and_every_config_an_encoder():
+    assert set(pixelrec.USERS) == set(USER_ENCODERS)
+    assert set(pixelrec.ITEMS) == set(ITEM_ENCODERS)
+    assert set(ITEM_ENCODERS) == {"id", *VISION}
+
+
+@pytest.mark.parametrize("dataset", pixelrec.DATASETS)
+@pytest.mark.parametrize("item", pixelrec.ITEMS)
+@pytest.mark.parametrize("user", pixelrec.USERS)
+def test_every_config_builds(user, item, dataset):
+    config = pixelrec.get_config(f"user={user},item={item},dataset={dataset}")
+    size = config.item.get("image_size", 0)
+    shape = (1, 2, size, size, 3)
+    items = Items(
+        id=jax.ShapeDtypeStruct((1, 2), jnp.int32),
+        image=jax.ShapeDtypeStruct(shape, jnp.uint8) if size else None,
+    )
+    slots = jax.ShapeDtypeStruct((1, 3, 10), jnp.int32)
+    batch = Batch(
+        items=items,
+        user=jax.ShapeDtypeStruct((1, 3), jnp.int32),
+        history=slots,
+        positive=slots,
+        negative=jax.ShapeDtypeStruct((1, 3, 10, 1), jnp.int32),
+        weight=jax.ShapeDtypeStruct((1, 3, 10), jnp.float32),
+    )
+    model = build(config, num_items=100)
+
+    def scores(batch):
+        variables = model.init(jax.random.key(0), batch, train=False)
+        return model.apply(variables, batch, train=False)
+
+    positive, negative = jax.eval_shape(scores, batch)
+    assert positive.shape == (1, 3, 10)
+    assert negative.shape == (1, 3, 10, 1)
+
+
+class Case:
+    """A small model of one user and one item encoder with a batch for it."""
+
+    def __init__(self, user: str, item: str):
+        self.config = tiny_config(f"user={user},item={item},dataset=toy")
+        self.model = build(self.config, num_items=NUM_ITEMS)
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (NUM_ITEMS, 16, 16, 3)).astype(np.uint8)
+        self.images = ArrayImages(pixels) if item != "id" else None
+        ids = np.concatenate([[0], rng.permutation(np.arange(1, NUM_ITEMS))])[None].astype(np.int32)
+        history = rng.integers(1, NUM_ITEMS, (1, 4, 10)).astype(np.int32)
+        history[0, 1, :7] = 0  # left-padded
+        self.batch = Batch(
+            items=self.items(ids),
+            user=np.arange(1, 5, dtype=np.int32)[None],
+            history=history,
+            positive=rng.integers(1, NUM_ITEMS, (1, 4, 10)).astype(np.int32),
+            negative=rng.integers(1, NUM_ITEMS, (1, 4, 10, 2)).astype(np.int32),
+            weight=(history > 0).astype(np.float32),
+        )
+        init = jax.jit(lambda: self.model.init(jax.random.key(0), self.batch, train=False))
+        self.params = init()["params"]
+
+    def items(self, ids: np.ndarray) -> Items:
+        return Items(id=ids, image=self.images.load(ids) if self.images else None)
+
+    def scores(self, params, batch):
+        return self.model.apply({"params": params}, batch, train=False)
+
+
+@cache
+def case(user: str, item: str) -> Case:
+    return Case(user, item)
+
+
+each_model = pytest.mark.parametrize(
+    ("user", "item"), [(user, item) for user in USER_ENCODERS for item in SMALL_ITEMS]
+)
+
+
+@each_model
+def test_scores_are_finite_and_of_the_right_shape(user, item):
+    this = case(user, item)
+    positive, negative = this.scores(this.params, this.batch)
+    assert positive.shape == (1, 4, 10)
+    assert negative.shape == (1, 4, 10, 2)
+    assert positive.dtype == negative.dtype == jnp.float32
+    assert np.isfinite(positive).all()
+    assert np.isfinite(negative).all()
+
+
+@each_model
+def test_every_parameter_gets_a_gradient(user, item):
+    this = case(user, item)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            positive, negative = this.scores(params, this.batch)
+            weight = this.batch.weight
+            return jnp.sum((jax.nn.softplus(negative - positive[..., None])) * weight[..., None])
+
+        return jax.grad(loss)(params)
+
+    for path, leaf in flatten_dict(gradient(this.params)).items():
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
+
+
+@pytest.mark.parametrize("user", CAUSAL)
+def test_a_state_does_not_depend_on_later_items(user):
+    this = case(user, "id")
+    rng = np.random.default_rng(1)
+    vector = rng.normal(size=(1, 10, 16)).astype(np.float32)
+
+    def state(vector):
+        history = History(vector=vector, mask=np.ones((1, 10), bool), user=np.ones(1, np.int32))
+        return this.model.apply({"params": this.params}, history, method="encode_users")[0]
+
+    # [state position, feature, input position, feature] -> which inputs a state depends on
+    jacobian = np.abs(jax.jit(jax.jacobian(state))(vector)[:, :, 0]).sum(axis=(1, 3))
+    assert (jacobian[np.triu_indices(10, 1)] == 0).all()
+    assert (jacobian[np.tril_indices(10)] > 0).all()
+
+
+@pytest.mark.parametrize("user", USER_ENCODERS)
+def test_padding_is_invisible(user):
+    this = case(user, "id")
+    rng = np.random.default_rng(1)
+    vector = rng.normal(size=(1, 10, 16)).astype(np.float32)
+    mask = np.arange(10)[None] >= 6
+
+    def state(vector):
+        history = History(vector=vector, mask=mask, user=np.ones(1, np.int32))
+        return this.model.apply({"params": this.params}, history, method="encode_users")[0, 6:]
+
+    other = np.where(mask[..., None], vector, 1e3).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(state)(vector), jax.jit(state)(other))
+
+
+@each_model
+def test_training_scores_are_catalogue_scores(user, item):
+    this = case(user, item)
+    positive, _ = this.scores(this.params, this.batch)
+    # The way of evaluation: the catalogue in order of id, histories looked up in it.
+    catalog = this.model.apply(
+        {"params": this.params}, this.items(np.arange(NUM_ITEMS)[None]), method="encode_items"
+    )[0]
+    history = this.batch.items.id[0][this.batch.history[0]]
+    target = this.batch.items.id[0][this.batch.positive[0]]
+    states = this.model.apply(
+        {"params": this.params},
+        History(vector=catalog[history], mask=history > 0, user=this.batch.user[0]),
+        method="encode_users",
+    )
+    last = np.einsum("bd,bd->b", states[:, -1], catalog[target[:, -1]])
+    np.testing.assert_allclose(positive[0, :, -1], last, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("item", [name for name in ITEM_ENCODERS if name != "id"])
+def test_bf16_compute_keeps_float32_parameters_and_vectors(item):
+    config = tiny_config(f"user=sasrec,item={item},dataset=toy")
+    config.item.dtype = config.user.dtype = "bfloat16"
+    config.item.image_size = 32
+    model = build(config, num_items=NUM_ITEMS)
+    items = Items(id=np.ones((1, 2), np.int32), image=np.zeros((1, 2, 32, 32, 3), np.uint8))
+
+    def encode(items):
+        variables = model.init(jax.random.key(0), items, method="encode_items")
+        return model.apply(variables, items, method="encode_items"), variables["params"]
+
+    vectors, params = jax.eval_shape(encode, items)
+    assert vectors.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_remat_changes_nothing_but_memory(toy_dataset):
+    def loss_and_gradient(remat):
+        config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", toy_dataset)
+        config.item.remat = remat
+        experiment = build_experiment(config, jax.devices()[:1])
+        batch = to_global(training_batches(experiment)[0], experiment.mesh, BATCH)
+        state = init_state(experiment)
+
+        @jax.jit
+        def value(params):
+            positive, negative = experiment.model.apply({"params": params}, batch, train=False)
+            return jnp.sum(positive[..., None] - negative)
+
+        return jax.value_and_grad(value)(state.params)
+
+    one, two = loss_and_gradient(False), loss_and_gradient(True)
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-6)
+    # Of the largest gradient of all: some, like a key's bias, are zero but for rounding.
+    tolerance = 1e-6 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), one[1], two[1])
+
+
+def test_the_last_two_blocks_of_clip_have_the_papers_parameters(toy_dataset):
+    """14.18 M trained trunk parameters (REFERENCE: SASRec ViT-2T has 18.78 M in all)."""
+    config = tiny_config("user=sasrec,item=clip_vit_b32,dataset=toy", toy_dataset)
+    config.width, config.user.dropout, config.item.image_size = 512, 0.1, 224
+    experiment = build_experiment(config, jax.devices()[:1])
+    template = jax.eval_shape(lambda: state_template(experiment))
+
+    def count(tree):
+        return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
+
+    trunk = template.trainable["item_encoder"]["trunk"]
+    assert set(trunk) == {"block_10", "block_11"}
+    assert round(count(trunk) / 1e6, 2) == 14.18
+    assert round(count(template.trainable) / 1e6, 2) == 18.78

@@ -1,0 +1,152 @@
+"""The program from its command line: flags, files it writes, and its one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from pixelrec_jax import report
+from pixelrec_jax.data.interactions import load
+from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.freeze import trainable_blocks
+from pixelrec_jax.workdir import MetricsLog
+from tests.tiny import ROOT
+
+CONFIG = f"--config={ROOT / 'configs' / 'pixelrec.py'}:user=sasrec,item=id,dataset=toy"
+
+
+def run(*arguments, module="main"):
+    return subprocess.run(
+        [sys.executable, "-m", f"pixelrec_jax.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(toy_dataset, tmp_path_factory):
+    """A run from the command line, and the process that made it."""
+    workdir = tmp_path_factory.mktemp("main") / "run"
+    options = [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
+    options += ["--config.train.epochs=2", "--config.train.log_every=1"]
+    return workdir, run(CONFIG, f"--workdir={workdir}", *options)
+
+
+def test_a_run_prints_its_table_and_fills_its_workdir(finished, toy_dataset):
+    workdir, process = finished
+    assert process.returncode == 0, process.stderr
+    for expected in ("random", "popularity", "sasrec, item=id", "ndcg@10", "60 users"):
+        assert expected in process.stdout
+    assert "images/s" not in process.stderr  # an id model sees none
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["width"] == 16
+    assert config["dataset"]["path"] == str(toy_dataset)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all("train/loss" in record for record in records)
+    assert sum("valid/ndcg@10" in record for record in records) == 2
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    result = json.loads((workdir / "result.json").read_text())
+    estimate = result["test"]["model"]["all"]["recall@10"]
+    assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+    assert result["test"]["users"]["all"] == 60
+
+
+def test_recommendations_are_unseen_items_in_order(finished, toy_dataset):
+    workdir, _ = finished
+    table = pl.read_parquet(workdir / "recommendations.parquet")
+    data = load(toy_dataset)
+    assert table.columns == ["user_id", "rank", "item_id", "score"]
+    assert table.height == 60 * 10
+    users, items = data.user_ids(), data.item_ids()
+    for user in (0, 31, 59):
+        rows = table.filter(pl.col("user_id") == users[user])
+        assert rows["rank"].to_list() == list(range(1, 11))
+        assert rows["score"].is_sorted(descending=True)
+        history = data.items[data.offsets[user + 1] : data.offsets[user + 2] - 1]
+        assert not set(rows["item_id"]) & set(items.gather(history - 1))
+
+
+def test_evaluating_needs_the_workdir_only(finished):
+    workdir, first = finished
+    again = run("--mode=evaluate", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+
+
+def test_runs_are_compared_side_by_side(finished):
+    workdir, _ = finished
+    process = run(workdir, workdir, module="report")
+    assert process.stdout.count(f"sasrec, item=id ({workdir})") == 4  # two runs, all and cold
+    assert run(module="report").returncode == 2
+    assert "holds no result.json" in run(workdir.parent, module="report").stderr
+
+
+def test_runs_on_different_data_are_not_compared(finished, tmp_path):
+    workdir, _ = finished
+    result = json.loads((workdir / "result.json").read_text())
+    result["test"]["items"] += 1
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="different data"):
+        report.table([workdir, tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CONFIG, "--config.optim.lrr=1"], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ([CONFIG, "--config.epochs=1"], "no key 'epochs'; did you mean 'train.epochs'?"),
+        ([CONFIG, "--config.optim.lr=fast"], "--config.optim.lr=fast"),
+        ([CONFIG.replace("sasrec", "sasrek")], "unknown user='sasrek'; did you mean 'sasrec'?"),
+        ([CONFIG.replace("user=", "usr=")], "unknown word 'usr=sasrec'; did you mean 'user'?"),
+        ([CONFIG.replace("pixelrec.py", "pixelrek.py")], "the file of --config does not exist"),
+        ([CONFIG, "--config.dataset.path=nowhere"], "'nowhere' is not a prepared dataset"),
+        ([CONFIG, "--config.train.batch_size=0"], "train.batch_size=0; expected 1 or more"),
+        ([CONFIG, "--config.eval.select=ndcg@7"], "eval.select='ndcg@7'; expected one of"),
+        ([], "holds no run (no config.json); give --config to start one"),
+        ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
+        ([CONFIG, "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    process = run(f"--workdir={workdir}", *arguments)
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert message in process.stderr
+    assert not workdir.exists()
+
+
+def test_nearest():
+    assert nearest("ndcg", ["recall", "ndcg@10"]) == "; did you mean 'ndcg@10'?"
+    assert nearest("lr", ["optim.lr", "seed"]) == "; did you mean 'optim.lr'?"
+    assert nearest("zzz", ["b", "a"]) == "; known: a, b"
+
+
+def test_trainable_blocks():
+    blocks = ("stem", "block_0", "block_1", "block_2")
+    assert trainable_blocks("all", blocks) == blocks
+    assert trainable_blocks("none", blocks) == ()
+    assert trainable_blocks("last:2", blocks) == ("block_1", "block_2")
+    assert trainable_blocks("block_2,stem", blocks) == ("stem", "block_2")
+    assert trainable_blocks(["block_1"], blocks) == ("block_1",)
+    with pytest.raises(UserError, match="unknown block 'blok_1'; did you mean 'block_1'"):
+        trainable_blocks("blok_1", blocks)
+    with pytest.raises(UserError, match="the encoder has 4 blocks"):
+        trainable_blocks("last:5", blocks)
+
+
+def test_metrics_log_drops_what_will_be_done_again(tmp_path):
+    with MetricsLog(tmp_path, continue_from=0) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"train/loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # killed while writing
+    with MetricsLog(tmp_path, continue_from=2) as log:
+        log.write(3, {"train/loss": 30.0})
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["train/loss"]) for r in steps] == [(1, 1.0), (2, 2.0), (3, 30.0)]
