@@ -114,6 +114,11 @@ def pixel200k(config: ConfigDict) -> None:
     config.dataset = ConfigDict({"name": "pixel200k", "path": "data/pixel200k"})
 
 
+def own(config: ConfigDict) -> None:
+    """Any prepared dataset; say where with --config.dataset.path=DIR."""
+    config.dataset = ConfigDict({"name": "own", "path": "data/own"})
+
+
 def toy(config: ConfigDict) -> None:
     """The generated toy catalogue (pixelrec_jax.data.toy), small enough to train in minutes."""
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
@@ -128,7 +133,7 @@ def toy(config: ConfigDict) -> None:
 
 USERS = {"sasrec": sasrec}
 ITEMS = {"id": id_table, "clip_vit_b32": clip_vit_b32, "vit_toy": vit_toy}
-DATASETS = {"pixel200k": pixel200k, "toy": toy}
+DATASETS = {"pixel200k": pixel200k, "own": own, "toy": toy}
 
 
 def get_config(words: str = "") -> ConfigDict:

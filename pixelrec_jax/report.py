@@ -49,15 +49,11 @@ def table(workdirs: Sequence[Path]) -> str:
             raise UserError(
                 f"{workdir} and {workdirs[0]} are runs on different data; compare others"
             )
-    rows = {
-        "random": first["test"]["random"],
-        "popularity": first["test"]["popularity"],
-        **{
-            f"{r['model']['user']}, item={r['model']['item']}"
-            + (f" ({w})" if len(results) > 1 else ""): r["test"]["model"]
-            for w, r in zip(workdirs, results, strict=True)
-        },
-    }
+    rows = [(name, first["test"][name]) for name in ("random", "popularity")]
+    for workdir, result in zip(workdirs, results, strict=True):
+        label = f"{result['model']['user']}, item={result['model']['item']}"
+        label += f" ({workdir})" if len(results) > 1 else ""
+        rows.append((label, result["test"]["model"]))
     test = first["test"]
     names = list(test["model"]["all"])
     text = io.StringIO()
@@ -74,7 +70,7 @@ def table(workdirs: Sequence[Path]) -> str:
         grid.add_column("")
         for name in names:
             grid.add_column(name, justify="right")
-        for label, metrics in rows.items():
+        for label, metrics in rows:
             grid.add_row(label, *(_cell(metrics[part][name]) for name in names))
         console.print(grid)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -1,0 +1,162 @@
+"""Speed of training, catalogue encoding and full ranking on the present device.
+
+python -m benchmarks.speed [--models=id,clip_vit_b32] [--items=10000] [--steps=10]
+
+Weights and images are random and lie in memory, so that the model is measured and not the disk; a
+step includes making its batch. The batches are the reference's: 64 sequences for ids, 8 sequences
+(176 images, of which each distinct one is encoded once) for ViT-B/32.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from pixelrec_jax import errors
+from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.pipeline import TrainBatches
+from pixelrec_jax.data.tasks import TASKS
+from pixelrec_jax.evaluate import Evaluator
+from pixelrec_jax.experiment import Experiment, load_config
+from pixelrec_jax.optim import build_optimizer
+from pixelrec_jax.recommender import build
+from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards, to_global
+from pixelrec_jax.state import init_state
+from pixelrec_jax.train import make_train_step
+
+_MODELS = flags.DEFINE_list("models", ["id", "clip_vit_b32"], "Item encoders to measure.")
+_ITEMS = flags.DEFINE_integer("items", 10_000, "Catalogue size.", lower_bound=100)
+_USERS = flags.DEFINE_integer("users", 4_096, "Users.", lower_bound=64)
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after two to compile.", lower_bound=1)
+_ENCODE = flags.DEFINE_integer("encode", 256, "Items of the timed catalogue encoding.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
+
+_CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
+
+
+class RandomImages:
+    """An image store over a few random images that all items share."""
+
+    def __init__(self, size: int):
+        """Args: `size` is the side of the images in pixels."""
+        rng = np.random.default_rng(0)
+        self._pixels = rng.integers(0, 256, (64, size, size, 3)).astype(np.uint8)
+
+    def load(self, ids: np.ndarray) -> np.ndarray:
+        """Returns uint8[n, size, size, 3]."""
+        return self._pixels[ids % 64]
+
+
+def random_interactions(users: int, items: int) -> Interactions:
+    """Sequences as long as those of Pixel200K on average (20), over popular and rare items."""
+    rng = np.random.default_rng(0)
+    length = np.minimum(6 + rng.geometric(1 / 14, users), 434)
+    rank = rng.pareto(1.0, int(length.sum()))
+    ids = (rank / (1 + rank) * items).astype(np.int32) + 1
+    offsets = np.concatenate([[0, 0], np.cumsum(length)]).astype(np.int64)
+    manifest = {"counts": {"items": items, "users": users}}
+    return Interactions(offsets, ids, np.arange(len(ids)), manifest, Path())
+
+
+def seconds_per_call(call: Callable[[], Any], calls: int, warmup: int = 2) -> float:
+    """Returns the median time of a call that waits for its result."""
+    times = []
+    for _ in range(warmup + calls):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[warmup:]))
+
+
+def measure(item: str) -> dict[str, float]:
+    """Measures one item encoder under SASRec."""
+    config = load_config(f"{_CONFIG}:user=sasrec,item={item},dataset=pixel200k").unlock()
+    pixels = item != "id"
+    config.train.batch_size = (8 if pixels else 64) * jax.device_count()
+    config.user.dtype = _DTYPE.value
+    if pixels:
+        config.item.weights = ""
+        config.item.dtype = _DTYPE.value
+    mesh = build_mesh(config.mesh)
+    interactions = random_interactions(_USERS.value, _ITEMS.value)
+    images = RandomImages(config.item.image_size) if pixels else None
+    model = build(config, num_items=interactions.num_items)
+    evaluator = Evaluator(model, interactions, images, config, mesh)
+    optimizer = build_optimizer(config.optim)
+    experiment = Experiment(config, mesh, interactions, images, model, optimizer, evaluator)
+    batches = TrainBatches(
+        interactions,
+        images,
+        TASKS[config.task.name],
+        history_length=config.task.history_length,
+        negatives=config.task.negatives,
+        batch_size=config.train.batch_size,
+        epochs=1000,
+        seed=0,
+        num_shards=num_shards(mesh, BATCH),
+        local_shards=local_shards(mesh, BATCH),
+        slot_buckets=config.data.slot_buckets,
+    )
+
+    state = init_state(experiment)
+    train_step = make_train_step(experiment)
+    encoded = []
+
+    def step() -> jax.Array:
+        nonlocal state
+        batch = batches[len(encoded)]
+        encoded.append(np.count_nonzero(batch.items.id))
+        state, loss = train_step(state, to_global(batch, mesh, BATCH))
+        return loss
+
+    for _ in range(8):  # every number of slots that will come up is compiled before the timing
+        step()
+    result = {"step_seconds": seconds_per_call(step, _STEPS.value)}
+    result["sequences_per_second"] = config.train.batch_size / result["step_seconds"]
+    params = state.params
+    if pixels:
+        distinct = float(np.mean(encoded[-_STEPS.value :]))
+        result["distinct_images_per_step"] = distinct
+        result["distinct_images_per_second"] = distinct / result["step_seconds"]
+        # What the reference encodes for the same batch: 22 images a sequence, repeats and padding.
+        reference = 22 * config.train.batch_size
+        result["reference_images_per_second"] = reference / result["step_seconds"]
+        few = Evaluator(model, random_interactions(64, _ENCODE.value - 1), images, config, mesh)
+        seconds = seconds_per_call(lambda: few.encode_catalog(params), 2, warmup=1)
+        result["catalog_images_per_second"] = _ENCODE.value / seconds
+        evaluator.encode_catalog = lambda _: jax.jit(
+            lambda: jax.random.normal(
+                jax.random.key(0),
+                (evaluator.source.num_shards, evaluator.source.rows_per_shard, config.width),
+            )
+        )()
+    seconds = seconds_per_call(lambda: evaluator.rank(params, "test").rank, 3, warmup=1)
+    result["ranked_users_per_second"] = _USERS.value / seconds
+    return result
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints one JSON line per item encoder."""
+    del argv
+    device = jax.devices()[0]
+    setting = {
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "machine": platform.machine(),
+        "jax": jax.__version__,
+        "dtype": _DTYPE.value,
+        "items": _ITEMS.value,
+        "users": _USERS.value,
+    }
+    print(json.dumps(setting))
+    for item in _MODELS.value:
+        print(json.dumps({"item": item} | {k: round(v, 4) for k, v in measure(item).items()}))
+
+
+if __name__ == "__main__":
+    errors.run(main)
