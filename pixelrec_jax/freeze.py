@@ -14,7 +14,8 @@ def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tupl
     """Resolves `item.trainable` to block names, in order from pixels to tokens.
 
     Args:
-      option: "all", "none", "last:n", or block names (one string may hold several, by commas).
+      option: "all", "none", "last:n" (the last n blocks; a final norm is not counted and comes
+        along), or block names (one string may hold several, by commas).
       blocks: the encoder's blocks.
 
     Raises:
@@ -25,10 +26,10 @@ def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tupl
     if option == "none":
         return ()
     if isinstance(option, str) and (match := re.fullmatch(r"last:(\d+)", option)):
-        count = int(match[1])
-        if not 1 <= count <= len(blocks):
-            raise UserError(f"item.trainable={option!r}: the encoder has {len(blocks)} blocks")
-        return tuple(blocks[-count:])
+        counted = [name for name in blocks if name != "norm"]
+        if not 1 <= int(match[1]) <= len(counted):
+            raise UserError(f"item.trainable={option!r}: the encoder has {len(counted)} blocks")
+        return tuple(blocks[blocks.index(counted[-int(match[1])]) :])
     names = option.split(",") if isinstance(option, str) else list(option)
     for name in names:
         if name not in blocks:

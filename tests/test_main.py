@@ -132,6 +132,7 @@ def test_trainable_blocks():
     assert trainable_blocks("all", blocks) == blocks
     assert trainable_blocks("none", blocks) == ()
     assert trainable_blocks("last:2", blocks) == ("block_1", "block_2")
+    assert trainable_blocks("last:2", (*blocks, "norm")) == ("block_1", "block_2", "norm")
     assert trainable_blocks("block_2,stem", blocks) == ("stem", "block_2")
     assert trainable_blocks(["block_1"], blocks) == ("block_1",)
     with pytest.raises(UserError, match="unknown block 'blok_1'; did you mean 'block_1'"):

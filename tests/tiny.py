@@ -32,6 +32,7 @@ def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
     if config.item.name != "id":
         config.item.image_size = 16
     config.data.workers = 0
+    config.data.slot_buckets = 1  # one shape to compile
     config.train.batch_size = 16
     config.eval.batch_size = 64
     config.eval.encode_batch_size = 16
