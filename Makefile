@@ -35,7 +35,7 @@ clean:
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { $(PYTHON) --version; echo "error: Python 3.11 or later is needed; name one with make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/installed: requirements.txt $(VENV)/bin/python
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt

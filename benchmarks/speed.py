@@ -19,14 +19,10 @@ import numpy as np
 from absl import flags
 
 from pixelrec_jax import errors
+from pixelrec_jax.config import load_config
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.pipeline import TrainBatches
-from pixelrec_jax.data.tasks import TASKS
-from pixelrec_jax.evaluate import Evaluator
-from pixelrec_jax.experiment import Experiment, load_config
-from pixelrec_jax.optim import build_optimizer
-from pixelrec_jax.recommender import build
-from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards, to_global
+from pixelrec_jax.experiment import build_experiment
+from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state
 from pixelrec_jax.train import make_train_step
 
@@ -83,27 +79,10 @@ def measure(item: str) -> dict[str, float]:
     if pixels:
         config.item.weights = ""
         config.item.dtype = _DTYPE.value
-    mesh = build_mesh(config.mesh)
     interactions = random_interactions(_USERS.value, _ITEMS.value)
     images = RandomImages(config.item.image_size) if pixels else None
-    model = build(config, num_items=interactions.num_items)
-    evaluator = Evaluator(model, interactions, images, config, mesh)
-    optimizer = build_optimizer(config.optim)
-    experiment = Experiment(config, mesh, interactions, images, model, optimizer, evaluator)
-    batches = TrainBatches(
-        interactions,
-        images,
-        TASKS[config.task.name],
-        history_length=config.task.history_length,
-        negatives=config.task.negatives,
-        batch_size=config.train.batch_size,
-        epochs=1000,
-        seed=0,
-        num_shards=num_shards(mesh, BATCH),
-        local_shards=local_shards(mesh, BATCH),
-        slot_buckets=config.data.slot_buckets,
-    )
-
+    experiment = build_experiment(config, interactions=interactions, images=images)
+    mesh, batches, evaluator = experiment.mesh, experiment.batches, experiment.evaluator
     state = init_state(experiment)
     train_step = make_train_step(experiment)
     encoded = []
@@ -127,7 +106,9 @@ def measure(item: str) -> dict[str, float]:
         # What the reference encodes for the same batch: 22 images a sequence, repeats and padding.
         reference = 22 * config.train.batch_size
         result["reference_images_per_second"] = reference / result["step_seconds"]
-        few = Evaluator(model, random_interactions(64, _ENCODE.value - 1), images, config, mesh)
+        few = build_experiment(
+            config, interactions=random_interactions(64, _ENCODE.value - 1), images=images
+        ).evaluator
         seconds = seconds_per_call(lambda: few.encode_catalog(params), 2, warmup=1)
         result["catalog_images_per_second"] = _ENCODE.value / seconds
         evaluator.encode_catalog = lambda _: jax.jit(

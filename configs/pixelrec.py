@@ -51,7 +51,7 @@ def base() -> ConfigDict:
             "data": {
                 "workers": 0,  # processes that decode images; 0 decodes in threads
                 "threads": 2,  # in each of them
-                "prefetch": 4,  # batches each may be ahead
+                "prefetch": 2,  # batches each may be ahead; a batch of images takes megabytes
                 "slot_buckets": 1,  # how many sizes the set of distinct items of a batch may take
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -124,7 +124,7 @@ def toy(config: ConfigDict) -> None:
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
     config.task.negatives = 2
-    config.optim.lr = config.optim.item_lr = 2e-3 if "weights" in config.item else 1e-3
+    config.optim.lr = config.optim.item_lr = 1e-3 if config.item.name == "id" else 2e-3
     config.optim.warmup_steps = 50
     config.train.epochs = 40
     config.train.patience = 3

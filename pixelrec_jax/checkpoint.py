@@ -3,6 +3,7 @@
 import logging
 import shutil
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ class Checkpoints:
     while saving continues from the one before.
     """
 
-    def __init__(self, directory: Path, *, metric: str):
-        """Args: `metric` is the key of the metrics, higher is better, that decides the best."""
+    def __init__(self, directory: Path, *, metric: str, read_only: bool = False):
+        """Args: `metric` is the key of the metrics, higher is better, that decides the best.
+
+        Opening for writing removes what an interrupted save left, so only one process may.
+        """
         self.directory, self._metric, self._pending = Path(directory), metric, None
         best = _policies.BestN(
             get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
@@ -31,11 +35,11 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             self.directory.absolute(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
         # Orbax logs a failed write once for each of its threads and raises it, too: once is enough.
         absl_logging.get_absl_logger().addFilter(_is_news)
-        threading.excepthook = _excepthook
+        self._excepthook, threading.excepthook = threading.excepthook, self._report_thread
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -45,7 +49,12 @@ class Checkpoints:
             self.wait()
         self._checkpointer.close()
         absl_logging.get_absl_logger().removeFilter(_is_news)
-        threading.excepthook = threading.__excepthook__
+        threading.excepthook = self._excepthook
+
+    def _report_thread(self, args: Any) -> None:
+        frames = traceback.extract_tb(args.exc_traceback)
+        if not any("orbax" in frame.filename for frame in frames):
+            self._excepthook(args)
 
     def _value(self, metrics: dict) -> float:
         return metrics[self._metric]
@@ -86,20 +95,23 @@ class Checkpoints:
             raise self._unwritable(error) from error
         self._pending = None
 
-    def restore(self, step: int, template: Any) -> tuple[Any, dict]:
-        """Returns (state, notes) of a checkpoint; `template` gives shapes, dtypes and shardings."""
+    def notes(self, step: int) -> dict:
+        """Returns the notes of a checkpoint."""
+        return self._checkpointer.metadata(step).custom_metadata
+
+    def restore(self, step: int, template: Any) -> Any:
+        """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings."""
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
         )
         try:
-            state = self._checkpointer.load(step, abstract)
+            return self._checkpointer.load(step, abstract)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} cannot be read "
                 f"({_first_line(error)}); remove it to continue from an earlier one, or start in a "
                 "new workdir"
             ) from error
-        return state, self._checkpointer.metadata(step).custom_metadata
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
@@ -117,11 +129,6 @@ class Checkpoints:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
-
-
-def _excepthook(args: Any) -> None:
-    if "orbax" not in args.exc_traceback.tb_frame.f_code.co_filename:
-        threading.__excepthook__(args)
 
 
 def _first_line(error: Exception) -> str:

@@ -44,7 +44,7 @@ def run(
         except UserError as error:
             _exit(str(error))
         except KeyboardInterrupt:
-            _exit("interrupted; the same command continues", code=130)
+            _exit("interrupted", code=130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -29,7 +29,8 @@ class Ranking:
     Attributes:
       user, target, rank: int32[Q]; rank 1 is the best.
       top_ids: int32[Q, k], best first; top_scores: float32[Q, k].
-      masked: int[Q], how many distinct items were masked.
+      candidates: int[Q], how many items the target competed with, itself included; 0 where the
+        target itself was masked because the user had seen it before, so that nothing can hit it.
     """
 
     user: np.ndarray
@@ -37,7 +38,7 @@ class Ranking:
     rank: np.ndarray
     top_ids: np.ndarray
     top_scores: np.ndarray
-    masked: np.ndarray
+    candidates: np.ndarray
 
 
 def lookup(catalog: jax.Array, ids: jax.Array, *, mesh: Mesh) -> jax.Array:
@@ -232,11 +233,14 @@ class Evaluator:
         for queries, real in self._queries(split):
             top_ids, top_scores, rank = jax.device_get(rank_batch(replicate(queries, self.mesh)))
             columns = (queries.user, queries.target, rank, top_ids, top_scores)
-            columns += (
-                np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1),
-            )
+            columns += (self._candidates(queries),)
             parts.append([column[:real] for column in columns])
         return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _candidates(self, queries: Queries) -> np.ndarray:
+        distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)
+        repeated = np.any(queries.seen == queries.target[:, None], axis=1)
+        return np.where(repeated, 0, self.num_items - 1 - distinct)
 
     def metrics(self, ranking: Ranking) -> dict[str, metrics.Metrics]:
         """Metrics of a ranking over all users ("all") and over those with a cold target."""
@@ -249,11 +253,11 @@ class Evaluator:
     def report(self, ranking: Ranking, split: Split) -> dict:
         """The metrics of a model beside those of the popularity and the random ranking."""
         cold = self._is_cold(ranking.target)
-        candidates = self.num_items - 1 - ranking.masked
-        ks = self.config.eval.ks
+        candidates, ks = ranking.candidates, self.config.eval.ks
         return {
             "split": split,
             "users": {"all": len(cold), "cold": int(cold.sum())},
+            "repeated_targets": int(np.count_nonzero(candidates == 0)),
             "items": self.num_items - 1,
             "cold_threshold": self.config.eval.cold_threshold,
             "model": self.metrics(ranking),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax import errors, report, train
 from pixelrec_jax import workdir as workdirs
-from pixelrec_jax.experiment import load_config
+from pixelrec_jax.config import flatten, load_config
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and words; default: the config that --workdir holds."
@@ -54,7 +54,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except AttributeError:  # how ml_collections reports an override of a key that is not there
         line = "\n".join(argv)
         file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
-        known = workdirs.flatten(load_config(file[1]).to_dict()) if file else {}
+        known = flatten(load_config(file[1]).to_dict()) if file else {}
         for key in re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE):
             if file and key not in known:
                 hint = errors.nearest(key, known)

@@ -29,15 +29,17 @@ def random_metrics(candidates: np.ndarray, ks: Sequence[int]) -> Metrics:
     """The expected metrics of a uniformly random ranking; exact, so without an interval.
 
     Args:
-      candidates: int[Q], how many items each user's target competes with, itself included.
+      candidates: int[Q], how many items each user's target competes with, itself included; 0 for a
+        target that no ranking can hit.
       ks: cut-offs.
     """
     metrics = {}
     for k in ks:
-        gains = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
-        places = np.minimum(candidates, k)
-        metrics[f"recall@{k}"] = _expectation(places / candidates)
-        metrics[f"ndcg@{k}"] = _expectation(gains[places - 1] / candidates)
+        # Summed over the places that count: gains[n] is the sum over the first n.
+        gains = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
+        places, rivals = np.minimum(candidates, k), np.maximum(candidates, 1)
+        metrics[f"recall@{k}"] = _expectation(places / rivals)
+        metrics[f"ndcg@{k}"] = _expectation(gains[places] / rivals)
     return metrics
 
 

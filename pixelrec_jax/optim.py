@@ -19,6 +19,8 @@ def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
     for name, value in optim.items():
         if value < 0:
             raise UserError(f"optim.{name}={value} is negative; give zero or more")
+        if name in ("b1", "b2") and value >= 1:
+            raise UserError(f"optim.{name}={value}; expected less than 1")
 
     def adamw(lr: float, weight_decay: float) -> optax.GradientTransformation:
         rate = optax.linear_schedule(lr / max(optim.warmup_steps, 1), lr, optim.warmup_steps)

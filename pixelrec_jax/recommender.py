@@ -57,8 +57,6 @@ def build(config: ConfigDict, *, num_items: int) -> Recommender:
     user = config.user
     if user.name not in USER_ENCODERS:
         raise UserError(f"unknown user encoder {user.name!r}{nearest(user.name, USER_ENCODERS)}")
-    if config.width % user.heads:
-        raise UserError(f"width={config.width} is not divisible by user.heads={user.heads}")
     options = {key: value for key, value in user.items() if key not in ("name", "dtype")}
     return Recommender(
         item_encoder=build_item_encoder(config.item, num_items=num_items, width=config.width),

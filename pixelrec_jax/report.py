@@ -44,10 +44,10 @@ def table(workdirs: Sequence[Path]) -> str:
     results = [read_result(Path(workdir)) for workdir in workdirs]
     first = results[0]
     for workdir, result in zip(workdirs, results, strict=True):
-        same = all(result["test"][key] == first["test"][key] for key in ("users", "items"))
-        if not same or result["dataset"] != first["dataset"]:
+        if _measured_on(result) != _measured_on(first):
             raise UserError(
-                f"{workdir} and {workdirs[0]} are runs on different data; compare others"
+                f"{workdir} and {workdirs[0]} are runs on different data or with other eval "
+                "settings; compare runs that agree in both"
             )
     rows = [(name, first["test"][name]) for name in ("random", "popularity")]
     for workdir, result in zip(workdirs, results, strict=True):
@@ -74,6 +74,12 @@ def table(workdirs: Sequence[Path]) -> str:
             grid.add_row(label, *(_cell(metrics[part][name]) for name in names))
         console.print(grid)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _measured_on(result: dict) -> tuple:
+    test = result["test"]
+    kept = ("users", "items", "cold_threshold")
+    return result["data_fingerprint"], *(test[key] for key in kept), *test["random"]["all"]
 
 
 def _cell(estimate: dict) -> str:

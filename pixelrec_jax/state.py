@@ -1,5 +1,6 @@
 """The state of a run: its parts, how it is created, and where it lives on the mesh."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
     params = model.init(jax.random.key(config.seed), batch, train=False)["params"]
     if pretrained is not None:
         params = {**params, "item_encoder": {**params["item_encoder"], "trunk": pretrained}}
-    trainable, frozen = freeze.partition(params, _is_trainable(experiment))
+    trainable, frozen = freeze.partition(params, trainable_filter(experiment))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
@@ -69,7 +70,8 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
     )
 
 
-def _is_trainable(experiment: Experiment):
+def trainable_filter(experiment: Experiment) -> Callable[[str], bool]:
+    """Returns whether the parameter at an "a/b/c" path is trained under `item.trainable`."""
     if not experiment.images:
         return lambda path: True
     blocks = experiment.model.item_encoder.trunk.blocks

@@ -16,7 +16,7 @@ from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.data.types import PAD, Batch
 from pixelrec_jax.errors import UserError
-from pixelrec_jax.experiment import Experiment, build_experiment, training_batches
+from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.losses import bpr
 from pixelrec_jax.progress import Speed, TrainingProgress
 from pixelrec_jax.sharding import BATCH, to_global
@@ -82,8 +82,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
       The content of result.json.
     """
     experiment = build_experiment(config)
-    workdirs.claim(workdir, config)
-    with Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints:
+    state_template(experiment)  # finds what is wrong with the model before the workdir is touched
+    with (
+        workdirs.claim(workdir, config),
+        Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints,
+    ):
         train(experiment, checkpoints, workdir)
         return test(experiment, checkpoints, workdir)
 
@@ -94,34 +97,39 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     Returns:
       The content of result.json.
     """
-    if not (workdir / "config.json").exists():
-        raise UserError(f"--workdir={workdir} holds no run; train with --mode=train first")
+    workdirs.check_same(workdir, config)
     experiment = build_experiment(config)
-    workdirs.claim(workdir, config)
-    with Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints:
+    directory = workdir / "checkpoints"
+    with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
         return test(experiment, checkpoints, workdir)
+
+
+def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> TrainState:
+    """Returns the state of a checkpoint that was made on the same data.
+
+    Raises:
+      UserError: the dataset is another one now, or the checkpoint is damaged.
+    """
+    if checkpoints.notes(step)["data_fingerprint"] != experiment.data_fingerprint:
+        raise UserError(
+            f"{checkpoints.directory} was trained on other data than "
+            f"{experiment.config.dataset.path} holds now; restore that dataset or use another "
+            "workdir"
+        )
+    return checkpoints.restore(step, state_template(experiment))
 
 
 def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
     """Runs the training loop from the latest checkpoint, or from the start, to its end."""
     config, evaluator = experiment.config, experiment.evaluator
-    batches = training_batches(experiment)
-    stopping = EarlyStopping(config.train.patience)
-    position = {
-        "dataset": experiment.interactions.manifest["files"]["items.npy"]["sha256"],
-        "steps_per_epoch": batches.steps_per_epoch,
-    }
+    batches, stopping = experiment.batches, EarlyStopping(config.train.patience)
     if checkpoints.latest is None:
-        state = init_state(experiment)
+        state, start = init_state(experiment), 0
     else:
-        state, notes = checkpoints.restore(checkpoints.latest, state_template(experiment))
+        state = restore(experiment, checkpoints, checkpoints.latest)
+        notes = checkpoints.notes(checkpoints.latest)
         stopping = EarlyStopping(config.train.patience, **notes["early_stopping"])
-        if notes["position"] != {**position, "next_batch": int(state.step)}:
-            raise UserError(
-                f"the checkpoint in {workdir} was made on another dataset than "
-                f"{config.dataset.path} is now; restore that dataset or use another workdir"
-            )
-    start = int(state.step)
+        start = notes["next_batch"]
     train_step = make_train_step(experiment)
     with (
         workdirs.MetricsLog(workdir, continue_from=start) as log,
@@ -129,7 +137,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         iterate(
             batches,
             start=start,
-            stop=len(batches) if not stopping.stop else start,
+            stop=start if stopping.stop else max(start, len(batches)),
             workers=config.data.workers,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
@@ -168,7 +176,8 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                 _check_finite(float(loss), step, checkpoints)
                 notes = {
                     "config": workdirs.to_json(config),
-                    "position": {**position, "next_batch": step},
+                    "data_fingerprint": experiment.data_fingerprint,
+                    "next_batch": step,
                     "early_stopping": {
                         "best": stopping.best,
                         "since_best": stopping.since_best,
@@ -187,7 +196,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
         raise UserError(
             f"{workdir} holds no evaluated checkpoint yet; train with --mode=train first"
         )
-    state, _ = checkpoints.restore(checkpoints.best, state_template(experiment))
+    state = restore(experiment, checkpoints, checkpoints.best)
     evaluator = experiment.evaluator
     ranking = evaluator.rank(state.params, "test")
     result = {
@@ -198,6 +207,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
             "trainable_parameters": _count(state.trainable),
         },
         "dataset": experiment.config.dataset.name,
+        "data_fingerprint": experiment.data_fingerprint,
         "best_step": int(state.step),
         "test": evaluator.report(ranking, "test"),
     }

@@ -28,6 +28,9 @@ class Rule:
     transform: Transform = "same"
 
 
+_DIMENSIONS = {"transpose": 2, "patchify": 4}  # of the source; others do not fit the target
+
+
 def _transform(array: np.ndarray, transform: Transform) -> np.ndarray:
     match transform:
         case "same":
@@ -61,7 +64,12 @@ def port(
         if path not in targets:
             problems.append(f"{name} goes to {path}, which the model lacks")
             continue
-        value = _transform(np.asarray(array, np.float32), rule.transform)
+        if path in filled:
+            problems.append(f"{name} goes to {path}, which another tensor fills already")
+            continue
+        value = np.asarray(array, np.float32)
+        if value.ndim == _DIMENSIONS.get(rule.transform, value.ndim):
+            value = _transform(value, rule.transform)
         if value.shape != tuple(targets[path].shape):
             expected = tuple(targets[path].shape)
             problems.append(f"{name} gives {path} of shape {value.shape} instead of {expected}")

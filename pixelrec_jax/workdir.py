@@ -1,6 +1,10 @@
 """The folder of a run: resolved config, metrics (JSON lines, TensorBoard), result, top lists."""
 
+import fcntl
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +13,32 @@ import polars
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from pixelrec_jax.config import flatten
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.evaluate import Ranking
 
-# Keys that say how fast a run goes and not what it computes; they may change when it continues.
-_SPEED_ONLY = ("data.workers", "data.threads", "data.prefetch")
+# Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes.
+_CHANGEABLE = re.compile(
+    r"data\.(workers|threads|prefetch)|mesh\..*|dataset\.path|train\.(epochs|patience)"
+)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` at the end, so that it is never half-written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that the file is either the old one or the complete new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    """Writes a JSON file, complete or not at all."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def to_json(config: ConfigDict) -> dict:
@@ -29,25 +46,41 @@ def to_json(config: ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes the resolved config into a new workdir, or checks that the old one is the same.
+@contextmanager
+def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Holds a workdir for the training of this config, which is written into it.
+
+    A folder without a checkpoint takes any config, since no work is in it yet.
 
     Raises:
-      UserError: the workdir holds another config; the message names the keys that differ.
+      UserError: another process trains in it, or it holds a run of another config; the message
+        names the keys that differ.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
+    with lock:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(path, to_json(config))
-        except OSError as error:
-            raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
-        return
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process is training in --workdir={workdir}; wait for it or give another"
+            ) from None
+        if any((workdir / "checkpoints").glob("[0-9]*")):
+            check_same(workdir, config)
+        write_json(workdir / "config.json", to_json(config))
+        yield
+
+
+def check_same(workdir: Path, config: ConfigDict) -> None:
+    """Raises `UserError` if the workdir holds another config than this one."""
     there, here = flatten(read_config(workdir).to_dict()), flatten(to_json(config))
     differing = [
         f"{key}={there.get(key)!r} there, {here.get(key)!r} given"
         for key in sorted({**there, **here})
-        if there.get(key) != here.get(key) and key not in _SPEED_ONLY
+        if there.get(key) != here.get(key) and not _CHANGEABLE.fullmatch(key)
     ]
     if differing:
         shown = "; ".join(differing[:4]) + (" ..." if differing[4:] else "")
@@ -55,7 +88,6 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"--workdir={workdir} holds a run with another config ({shown}); give another workdir, "
             "or the same config to continue that run"
         )
-    write_json(path, to_json(config))
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -77,15 +109,6 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of nested dicts by dotted key, as in "optim.lr"."""
-    flat = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict)
-        flat.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
-    return flat
-
-
 class MetricsLog:
     """Scalars by step, in metrics.jsonl and as TensorBoard events; use as a context manager."""
 
@@ -101,9 +124,8 @@ class MetricsLog:
                     continue
                 if record["step"] <= continue_from:
                     kept.append(line + "\n")
-        temporary = path.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        with replaced_file(path) as temporary:
+            temporary.write_text("".join(kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=continue_from + 1, write_to_disk=True
@@ -113,8 +135,10 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._file.close()
-        self._events.close()
+        # On a full disk closing fails, too, and must not hide the error that ended the run.
+        with suppress(OSError) if error else nullcontext():
+            self._file.close()
+            self._events.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one record."""
@@ -135,6 +159,5 @@ def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ra
             "score": ranking.top_scores.reshape(-1),
         }
     ).filter(polars.col("score").is_finite())  # a user may have fewer than k items left
-    temporary = workdir / "recommendations.parquet.tmp"
-    table.write_parquet(temporary)
-    temporary.replace(workdir / "recommendations.parquet")
+    with replaced_file(workdir / "recommendations.parquet") as temporary:
+        table.write_parquet(temporary)

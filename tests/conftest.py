@@ -10,8 +10,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import jax  # noqa: E402  (after the environment is set)
-import pytest  # noqa: E402
+import pytest  # noqa: E402  (after the environment is set)
 from absl import flags  # noqa: E402
 
 from pixelrec_jax.data import toy  # noqa: E402
@@ -22,11 +21,6 @@ from pixelrec_jax.prepare import prepare  # noqa: E402
 def _parsed_flags():
     # grain reads absl flags, which a test runner never parses.
     flags.FLAGS.mark_as_parsed()
-
-
-@pytest.fixture(scope="session")
-def one_device():
-    return jax.devices()[:1]
 
 
 @pytest.fixture(scope="session")

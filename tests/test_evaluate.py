@@ -7,8 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from pixelrec_jax.evaluate import lookup, retrieve
+from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.sharding import ROWS, build_mesh, num_shards, to_global
+from tests.tiny import interactions_of, tiny_config
 
 MESHES = {
     "1 device": (1, {"data": -1, "fsdp": 1, "tensor": 1}),
@@ -110,6 +112,28 @@ def test_metrics_by_hand():
 def test_metrics_without_users():
     assert ranking_metrics(np.array([], int), ks=(5,))["recall@5"]["value"] is None
     assert random_metrics(np.array([], int), ks=(5,))["ndcg@5"]["value"] is None
+
+
+def test_the_report_beside_its_baselines_by_hand():
+    """Two users whose targets are popular and cold, and one whose target is a repeat."""
+    config = tiny_config("user=sasrec,item=id,dataset=toy")
+    config.eval.cold_threshold = 0
+    popular = [[1, 2, 3, 4, 5, 20, 30]] * 8
+    sequences = [np.array(s) for s in (*popular, [6, 7, 8, 9, 1, 2, 3], [1, 2, 3, 4, 5, 6, 2])]
+    experiment = build_experiment(config, interactions=interactions_of(sequences, 41))
+    evaluator = experiment.evaluator
+    ranking = evaluator.rank_by_popularity("test")
+    # In training, item 1 occurs ten times, items 2 to 5 nine times, 6 to 9 once.
+    np.testing.assert_array_equal(ranking.target, [30] * 8 + [3, 2])
+    assert ranking.rank[8] == 1  # 1 and 2 are masked; 4 and 5 tie with 3, which comes first
+    np.testing.assert_array_equal(ranking.candidates, [40 - 6] * 8 + [40 - 6, 0])
+    report = evaluator.report(ranking, "test")
+    assert report["users"] == {"all": 10, "cold": 8}
+    assert report["repeated_targets"] == 1
+    expected = (9 * 5 / 34 + 0) / 10
+    assert report["random"]["all"]["recall@5"]["value"] == pytest.approx(expected)
+    assert report["random"]["cold"]["recall@5"]["value"] == pytest.approx(5 / 34)
+    assert report["popularity"]["all"]["recall@5"]["value"] == pytest.approx(0.1)
 
 
 def test_random_metrics_are_the_expectation():

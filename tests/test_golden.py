@@ -10,9 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -21,14 +19,14 @@ from pixelrec_jax import freeze
 from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.split import training_windows
 from pixelrec_jax.data.types import Batch, Items
-from pixelrec_jax.evaluate import Evaluator
-from pixelrec_jax.items import vision
+from pixelrec_jax.experiment import Experiment, build_experiment
+from pixelrec_jax.items.vision.vit import CLIP_RULES
 from pixelrec_jax.losses import bpr
-from pixelrec_jax.optim import build_optimizer
-from pixelrec_jax.recommender import build
-from pixelrec_jax.sharding import build_mesh
+from pixelrec_jax.sharding import BATCH, to_global
+from pixelrec_jax.state import init_state, state_template, trainable_filter
+from pixelrec_jax.train import make_train_step
 from pixelrec_jax.weights import Rule, port
-from tests.tiny import TINY_CLIP, ArrayImages, interactions_of, tiny_config
+from tests.tiny import ArrayImages, interactions_of, tiny_config, use_tiny_encoders
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -77,7 +75,7 @@ ITEM_PIXEL = (
             None if rule.target is None else "item_encoder/trunk/" + rule.target,
             rule.transform,
         )
-        for rule in vision.CLIP_RULES
+        for rule in CLIP_RULES
     ),
     *_dense(r"visual_encoder\.rec_fc\.0", "item_encoder/head"),
 )
@@ -94,7 +92,7 @@ class Case:
 
 CASES = {
     "SASRec": Case("user=sasrec,item=id", SASREC + ITEM_ID),
-    "MOSASRec": Case("user=sasrec,item=tiny_clip", SASREC + ITEM_PIXEL, "block_1,block_2"),
+    "MOSASRec": Case("user=sasrec,item=clip_vit_b32", SASREC + ITEM_PIXEL, "block_1,block_2"),
 }
 
 
@@ -128,28 +126,22 @@ class Golden:
     def __init__(self, name: str, case: Case):
         self.file = dict(np.load(GOLDEN / f"{name}.npz"))
         self.case = case
-        self.config = self._config()
         self.num_items = len(self.file["data/id2token_item"])
-        self.model = build(self.config, num_items=self.num_items)
-        self.images = None
-        if self.config.item.name != "id":
-            self.images = ArrayImages(np.load(GOLDEN / "images.npy"))
+        self.config = self._config()
+        self.experiment = self.on(jax.devices()[:1])
         self.batch = self._batch()
-        template = jax.eval_shape(
-            lambda: self.model.init(jax.random.key(0), self.batch, train=False)["params"]
-        )
-        self.trainable_template, _ = freeze.partition(template, self._is_trainable)
-        initial = self._tensors("param0/")
-        self.params0 = port(initial, case.rules, template, origin=name)
-        self.params1 = port(
-            {**initial, **self._tensors("param1/")}, case.rules, template, origin=name
-        )
+        template = state_template(self.experiment)
+        self.trainable_template = template.trainable
+        initial, final = self.tensors("param0/"), self.tensors("param1/")
+        self.params0 = port(initial, case.rules, template.params, origin=name)
+        self.params1 = port({**initial, **final}, case.rules, template.params, origin=name)
 
     def _config(self) -> ConfigDict:
-        words = self.case.words
-        config = tiny_config(words.replace("tiny_clip", "clip_vit_b32"))
-        if "tiny_clip" in words:
-            config.item.name, config.item.image_size = "tiny_clip", 32
+        config = tiny_config(self.case.words)
+        if config.item.name != "id":
+            config.item.image_size = 32
+            config.item.trainable = self.case.trainable
+        config.item.weights = ""
         config.loss.epsilon = 1e-8
         groups = ast.literal_eval(str(self.file["optim"]))
         config.optim.item_lr = groups[0]["lr"]
@@ -158,26 +150,32 @@ class Golden:
         config.optim.weight_decay = float(groups[-1]["weight_decay"])
         return config
 
-    def _tensors(self, prefix: str) -> dict[str, np.ndarray]:
+    def on(self, devices) -> Experiment:
+        """Our experiment on the reference's sequences, in the reference's order of users."""
+        length = self.file["data/user_seq_len"]
+        sequences = np.split(self.file["data/user_seq_flat"], np.cumsum(length)[:-1])
+        interactions = interactions_of(sequences, self.num_items)
+        pixels = self.config.item.name != "id"
+        images = ArrayImages(np.load(GOLDEN / "images.npy")) if pixels else None
+        return build_experiment(
+            self.config, devices=devices, interactions=interactions, images=images
+        )
+
+    def tensors(self, prefix: str) -> dict[str, np.ndarray]:
+        """The tensors of the file below a prefix, by the reference's names."""
         return {k.removeprefix(prefix): v for k, v in self.file.items() if k.startswith(prefix)}
 
-    def _is_trainable(self, path: str) -> bool:
-        blocks = ["stem", "block_0", "block_1", "block_2"]
-        tuned = freeze.trainable_blocks(self.case.trainable, blocks)
-        parts = path.split("/")
-        return parts[:2] != ["item_encoder", "trunk"] or parts[2] in tuned
-
     def _batch(self) -> Batch:
+        images = self.experiment.images
         ids = self.file["batch.0"].astype(np.int32)
-        if self.images:  # positives and negatives are interleaved
+        if images:  # positives and negatives are interleaved
             ids = ids.reshape(len(ids), -1, 2).transpose(0, 2, 1)
         positive, negative = ids[:, 0], ids[:, 1]
         used = np.concatenate([positive[:, :-1], positive[:, 1:], negative[:, 1:]], axis=1)
         unique, slots = deduplicate(used.reshape(1, -1), bucket=1, largest=self.num_items)
         slots = slots.reshape(1, len(ids), 3, -1)
-        pixels = self.images.load(unique) if self.images else None
         return Batch(
-            items=Items(id=unique, image=pixels),
+            items=Items(id=unique, image=images.load(unique) if images else None),
             user=np.ones((1, len(ids)), np.int32),
             history=slots[:, :, 0],
             positive=slots[:, :, 1],
@@ -185,67 +183,51 @@ class Golden:
             weight=self.file["batch.1"][None].astype(np.float32),
         )
 
-    def gradient(self, params: dict):
-        """(loss, gradients of the trainable parameters)."""
-        return self._gradient(*freeze.partition(params, self._is_trainable))
-
-    @property
-    def _gradient(self):
-        @jax.jit
-        def gradient(trainable, frozen):
-            def loss_of(trainable):
-                params = freeze.merge(trainable, frozen)
-                scores = self.model.apply({"params": params}, self.batch, train=False)
-                rows = self.batch.user.size
-                return bpr(*scores, self.batch.weight, rows, epsilon=self.config.loss.epsilon)
-
-            return jax.value_and_grad(loss_of)(trainable)
-
-        return gradient
-
-    def evaluator(self, devices) -> Evaluator:
-        """Our evaluator on the reference's sequences, in the reference's order of users."""
-        length = self.file["data/user_seq_len"]
-        sequences = np.split(self.file["data/user_seq_flat"], np.cumsum(length)[:-1])
-        interactions = interactions_of(sequences, self.num_items)
-        mesh = build_mesh(self.config.mesh, devices)
-        return Evaluator(self.model, interactions, self.images, self.config, mesh)
-
 
 @pytest.fixture(scope="module")
 def golden():
-    # The tiny tower exists in the golden files only, so the registry gets it for these tests only.
-    vision.VISION["tiny_clip"] = TINY_CLIP
-    yield cache(lambda name: Golden(name, CASES[name]))
-    del vision.VISION["tiny_clip"]
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_encoders(patch)
+        yield cache(lambda name: Golden(name, CASES[name]))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients(golden, name):
+def test_gradients(golden, name):
     case = golden(name)
-    loss, gradient = case.gradient(case.params0)
-    assert_close(loss, case.file["loss0"])
+    model, batch, epsilon = case.experiment.model, case.batch, case.config.loss.epsilon
+
+    @jax.jit
+    def gradient(trainable, frozen):
+        def loss(trainable):
+            params = freeze.merge(trainable, frozen)
+            scores = model.apply({"params": params}, batch, train=False)
+            return bpr(*scores, batch.weight, batch.user.size, epsilon=epsilon)
+
+        return jax.grad(loss)(trainable)
+
+    actual = gradient(*freeze.partition(case.params0, trainable_filter(case.experiment)))
     expected = port(
-        case._tensors("grad/"), case.case.rules, case.trainable_template, origin="gradients"
+        case.tensors("grad/"), case.case.rules, case.trainable_template, origin="gradients"
     )
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    assert_trees_close(gradient, expected, bound_of_noise=1e-6 * largest)
+    assert_trees_close(actual, expected, bound_of_noise=1e-6 * largest)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_adamw_step(golden, name):
+def test_losses_and_one_adamw_step(golden, name):
+    """The program's own train step, from the reference's parameters."""
     case = golden(name)
-    trainable, frozen = freeze.partition(case.params0, case._is_trainable)
-    _, gradient = case.gradient(case.params0)
-    optimizer = build_optimizer(case.config.optim)
-    updates, _ = optimizer.update(gradient, optimizer.init(trainable), trainable)
-    params = freeze.merge(optax.apply_updates(trainable, updates), frozen)
+    trainable, frozen = freeze.partition(case.params0, trainable_filter(case.experiment))
+    state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
+    step = make_train_step(case.experiment)
+    batch = to_global(case.batch, case.experiment.mesh, BATCH)
+    state, loss = step(state, batch)
+    assert_close(loss, case.file["loss0"])
     # Key biases start at zero, or within one step of it.
-    start = max(
-        np.abs(x).max() for p, x in flatten_dict(case.params0).items() if p[-2:] == ("key", "bias")
-    )
-    assert_trees_close(params, case.params1, bound_of_noise=start + 1.01 * case.config.optim.lr)
-    loss, _ = case.gradient(params)
+    starts = [x for path, x in flatten_dict(case.params0).items() if path[-2:] == ("key", "bias")]
+    bound = max(np.abs(x).max() for x in starts) + 1.01 * case.config.optim.lr
+    assert_trees_close(jax.device_get(state.params), case.params1, bound_of_noise=bound)
+    _, loss = step(state, batch)
     assert_close(loss, case.file["loss1"])
 
 
@@ -253,7 +235,7 @@ def test_one_adamw_step(golden, name):
 @pytest.mark.parametrize("name", CASES)
 def test_item_vectors_scores_and_top_10(golden, name, devices):
     case = golden(name)
-    evaluator = case.evaluator(jax.devices()[:devices])
+    evaluator = case.on(jax.devices()[:devices]).evaluator
     catalog = evaluator.encode_catalog(case.params1)
     vectors = np.asarray(catalog).reshape(-1, catalog.shape[-1])[: case.num_items]
     assert_close(vectors, case.file["feat"])
@@ -275,7 +257,7 @@ def test_item_vectors_scores_and_top_10(golden, name, devices):
 def test_all_scores_with_history_masked(golden, name):
     case = golden(name)
     expected = case.file["scores"]
-    evaluator = case.evaluator(jax.devices()[:1])
+    evaluator = case.on(jax.devices()[:1]).evaluator
     evaluator.k = case.num_items - 1
     ranking = evaluator.rank(case.params1, "valid")
     scores = np.full(expected.shape, -np.inf, np.float32)
@@ -293,7 +275,7 @@ def test_all_scores_with_history_masked(golden, name):
 @pytest.mark.parametrize("name", CASES)
 def test_validation_metrics(golden, name, devices):
     case = golden(name)
-    evaluator = case.evaluator(jax.devices()[:devices])
+    evaluator = case.on(jax.devices()[:devices]).evaluator
     metrics = evaluator.metrics(evaluator.rank(case.params1, "valid"))["all"]
     for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
         # The reference rounds its metrics to seven decimals.
@@ -303,7 +285,7 @@ def test_validation_metrics(golden, name, devices):
 @pytest.mark.parametrize("name", CASES)
 def test_training_windows_are_the_references_chunks(golden, name):
     case = golden(name)
-    interactions = case.evaluator(jax.devices()[:1]).interactions
+    interactions = case.experiment.interactions
     windows = training_windows(interactions, size=11)
     ours = sorted(
         interactions.items[start : start + length].tolist()
@@ -312,8 +294,3 @@ def test_training_windows_are_the_references_chunks(golden, name):
     length = case.file["data/train_seq_len"]
     chunks = np.split(case.file["data/train_seq_flat"], np.cumsum(length)[:-1])
     assert ours == sorted(chunk.tolist() for chunk in chunks)
-
-
-def test_jnp_is_float32():
-    # The tolerances above mean nothing if somebody turns on 64 bit.
-    assert jnp.zeros(1).dtype == jnp.float32

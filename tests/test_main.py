@@ -105,14 +105,19 @@ def test_runs_on_different_data_are_not_compared(finished, tmp_path):
         ([CONFIG.replace("pixelrec.py", "pixelrek.py")], "the file of --config does not exist"),
         ([CONFIG, "--config.dataset.path=nowhere"], "'nowhere' is not a prepared dataset"),
         ([CONFIG, "--config.train.batch_size=0"], "train.batch_size=0; expected 1 or more"),
+        ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
+        ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
+        ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
         ([CONFIG, "--config.eval.select=ndcg@7"], "eval.select='ndcg@7'; expected one of"),
         ([], "holds no run (no config.json); give --config to start one"),
         ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
+def test_wrong_input_is_one_line_and_leaves_nothing(toy_dataset, tmp_path, arguments, message):
     workdir = tmp_path / "run"
+    if arguments:
+        arguments = [arguments[0], f"--config.dataset.path={toy_dataset}", *arguments[1:]]
     process = run(f"--workdir={workdir}", *arguments)
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1, process.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from pixelrec_jax import train
+from pixelrec_jax import train, workdir
 from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.errors import UserError
-from pixelrec_jax.experiment import build_experiment, training_batches
+from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template
 from tests.tiny import ROOT, tiny_config
@@ -33,8 +34,8 @@ def _config(words, dataset, **train_changes):
 
 
 def _losses(config, devices, steps=20):
-    experiment = build_experiment(config, devices)
-    batches, state = training_batches(experiment), init_state(experiment)
+    experiment = build_experiment(config, devices=devices)
+    batches, state = experiment.batches, init_state(experiment)
     step = train.make_train_step(experiment)
     losses = []
     for index in range(steps):
@@ -66,7 +67,7 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):
 def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
     config = _config(MODELS[1], toy_dataset)
     config.item.trainable = "last:1"
-    experiment = build_experiment(config, jax.devices()[:1])
+    experiment = build_experiment(config, devices=jax.devices()[:1])
     before = jax.device_get(init_state(experiment))
     assert set(before.frozen["item_encoder"]["trunk"]) == {"stem", "block_0"}
     assert set(before.trainable["item_encoder"]["trunk"]) == {"block_1", "norm"}
@@ -85,7 +86,7 @@ def test_gradients_are_clipped(toy_dataset):
     # Clipped to next to nothing, Adam's epsilon leaves no step; the decay is off.
     config = _config(MODELS[0], toy_dataset)
     config.optim.update({"clip_norm": 1e-12, "weight_decay": 0.0, "item_weight_decay": 0.0})
-    experiment = build_experiment(config, jax.devices()[:1])
+    experiment = build_experiment(config, devices=jax.devices()[:1])
     before = jax.device_get(init_state(experiment).params)
     _, after = _losses(config, jax.devices()[:1], steps=2)
     after = jax.device_get(after.params)
@@ -123,7 +124,7 @@ def _run(config, workdir):
             del record[name]
     experiment = build_experiment(config)
     with Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints:
-        state, _ = checkpoints.restore(checkpoints.latest, state_template(experiment))
+        state = checkpoints.restore(checkpoints.latest, state_template(experiment))
     return jax.device_get(state), records, result
 
 
@@ -238,9 +239,55 @@ def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path
     train.train_and_evaluate(config, tmp_path)
     config.data.threads = 1  # how fast, not what
     train.evaluate(config, tmp_path)
+    config.dataset.path = str(tmp_path / "moved")
+    shutil.copytree(toy_dataset, config.dataset.path)
+    config.train.epochs = 2  # further
+    assert train.train_and_evaluate(config, tmp_path)["best_step"]
+    manifest = json.loads((tmp_path / "moved" / "manifest.json").read_text())
+    manifest["files"]["images.array_record"]["sha256"] = "other pictures"
+    (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest))
+    for run in (train.train_and_evaluate, train.evaluate):
+        with pytest.raises(UserError, match="was trained on other data"):
+            run(config, tmp_path)
     config.optim.lr = 0.5
-    with pytest.raises(UserError, match=r"another config \(optim.lr=0.001 there, 0.5 given\)"):
+    for run in (train.train_and_evaluate, train.evaluate):
+        with pytest.raises(UserError, match=r"another config \(optim.lr=0.001 there, 0.5 given\)"):
+            run(config, tmp_path)
+
+
+def test_a_config_that_could_not_start_may_be_corrected(toy_dataset, tmp_path):
+    config = _config(MODELS[1], toy_dataset, epochs=1)
+    config.item.weights = "nowhere.safetensors"
+    with pytest.raises(UserError, match="vit_toy has no published weights"):
         train.train_and_evaluate(config, tmp_path)
+    config.item.weights = ""
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_two_trainings_do_not_share_a_workdir(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    with (
+        workdir.claim(tmp_path, config),
+        pytest.raises(UserError, match="another process is training in"),
+    ):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
+    """The loss of a partly empty batch is that of its real rows alone."""
+    config = _config(MODELS[0], toy_dataset)
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    batch = experiment.batches[experiment.batches.steps_per_epoch - 1]
+    real = int((batch.user > 0).sum())
+    assert 0 < real < config.train.batch_size
+    rows = {
+        name: getattr(batch, name)[:, :real]
+        for name in ("user", "history", "positive", "negative", "weight")
+    }
+    step = train.make_train_step(experiment)
+    _, whole = step(init_state(experiment), to_global(batch, experiment.mesh, BATCH))
+    alone = to_global(batch.replace(**rows), experiment.mesh, BATCH)
+    np.testing.assert_allclose(whole, step(init_state(experiment), alone)[1], rtol=1e-6)
 
 
 def test_evaluating_what_was_not_trained_is_refused(toy_dataset, tmp_path):

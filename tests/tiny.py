@@ -6,21 +6,37 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from pixelrec_jax.config import load_config
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.experiment import load_config
 from pixelrec_jax.items import vision
 from pixelrec_jax.items.vision.vit import CLIP_RULES, VisionTransformer
 
 ROOT = Path(__file__).parent.parent
 
-# A CLIP tower of three blocks on 32 pixels, as in the golden files.
-TINY_CLIP = vision.Vision(
-    lambda *, remat, dtype: VisionTransformer(
-        width=32, depth=3, heads=4, patch=8, mlp=64, remat=remat, dtype=dtype
+# A small sibling of every vision encoder, with which the contracts are tested. That of CLIP is the
+# tower of the golden files.
+TINY = {
+    "clip_vit_b32": vision.Vision(
+        lambda *, remat, dtype: VisionTransformer(
+            width=32, depth=3, heads=4, patch=8, mlp=64, remat=remat, dtype=dtype
+        ),
+        8,
+        CLIP_RULES,
     ),
-    8,
-    CLIP_RULES,
-)
+    "vit_toy": vision.Vision(
+        lambda *, remat, dtype: VisionTransformer(
+            width=16,
+            depth=2,
+            heads=2,
+            patch=8,
+            mlp=32,
+            final_norm=True,
+            remat=remat,
+            dtype=dtype,
+        ),
+        8,
+    ),
+}
 
 
 def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
@@ -37,6 +53,12 @@ def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
     config.eval.batch_size = 64
     config.eval.encode_batch_size = 16
     return config
+
+
+def use_tiny_encoders(monkeypatch):
+    """Puts the small siblings in the place of the vision encoders."""
+    for name, tiny in TINY.items():
+        monkeypatch.setitem(vision.VISION, name, tiny)
 
 
 def interactions_of(sequences: list[np.ndarray], num_items: int) -> Interactions:

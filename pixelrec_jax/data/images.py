@@ -60,6 +60,7 @@ def find(folder: Path) -> dict[str, str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
+            suffix = suffix.lower()  # cameras write .JPG
             if suffix in SUFFIXES and entry.is_file():
                 candidate = (SUFFIXES.index(suffix), entry.name)
                 found[stem] = min(candidate, found.get(stem, candidate))

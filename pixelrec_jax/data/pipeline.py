@@ -6,16 +6,13 @@ number of workers, threads or processes, and the position of an interrupted run 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.slots import deduplicate
-from pixelrec_jax.data.split import Windows, read_windows, training_windows
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.errors import UserError
@@ -38,12 +35,10 @@ class TrainBatches:
 
     def __init__(
         self,
-        interactions: Interactions,
-        images: ImageStore | None,
         task: Task,
+        images: ImageStore | None,
         *,
-        history_length: int,
-        negatives: int,
+        num_items: int,
         batch_size: int,
         epochs: int,
         seed: int,
@@ -57,22 +52,16 @@ class TrainBatches:
                 f"train.batch_size={batch_size} is not divisible by the {num_shards} data shards of"
                 f" the device mesh; choose a multiple of {num_shards}"
             )
-        self.interactions, self.images, self.task = interactions, images, task
-        self.history_length, self.negatives = history_length, negatives
+        self.task, self.images, self.num_items = task, images, num_items
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.slot_buckets = slot_buckets
-        self._order_of_epoch: tuple[int, np.ndarray] | None = None
-
-    @cached_property
-    def windows(self) -> Windows:
-        """All training windows; built on first use in each worker process."""
-        return training_windows(self.interactions, size=self.history_length + 1)
+        self._latest_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that cover every window once; the last one may be partly empty."""
-        return -(-len(self.windows) // self.batch_size)
+        """Batches that cover every example once; the last one may be partly empty."""
+        return -(-len(self.task) // self.batch_size)
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.epochs
@@ -80,13 +69,8 @@ class TrainBatches:
     def __getitem__(self, index: int) -> Batch:
         epoch, position = divmod(int(index), self.steps_per_epoch)
         chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
-        window = read_windows(self.interactions, self.windows, chosen, size=self.history_length + 1)
-        rng = np.random.default_rng((self.seed, 1, index))
-        rows = self.task(
-            window, rng, num_items=self.interactions.num_items, negatives=self.negatives
-        )
-        user = self._by_shard(self.windows.user[chosen])
-        history, positive, negative, weight = map(self._by_shard, rows)
+        rows = self.task.rows(chosen, np.random.default_rng((self.seed, 1, index)))
+        user, history, positive, negative, weight = map(self._by_shard, rows)
         items, (history, positive, negative) = self._slots(history, positive, negative)
         local = self.local_shards
         return Batch(
@@ -99,10 +83,12 @@ class TrainBatches:
         )
 
     def _order(self, epoch: int) -> np.ndarray:
-        if self._order_of_epoch is None or self._order_of_epoch[0] != epoch:
-            rng = np.random.default_rng((self.seed, 0, epoch))
-            self._order_of_epoch = (epoch, rng.permutation(len(self.windows)))
-        return self._order_of_epoch[1]
+        # One read and one write: threads on both sides of an epoch's end may be here at once.
+        known, order = self._latest_order
+        if known != epoch:
+            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.task))
+            self._latest_order = (epoch, order)
+        return order
 
     def _by_shard(self, rows: np.ndarray) -> np.ndarray:
         """[b, ...] -> [G, B, ...]; the last batch of an epoch is filled up with padding rows."""
@@ -117,7 +103,7 @@ class TrainBatches:
         unique, slots = deduplicate(
             np.concatenate(flat, axis=1),
             bucket=-(-(total + 1) // self.slot_buckets),
-            largest=min(total + 1, self.interactions.num_items),
+            largest=min(total + 1, self.num_items),
         )
         parts = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
         items = _with_images(unique[self.local_shards], self.images)

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixelrec_jax.errors import UserError
+
 LAYER_NORM_EPSILON = 1e-12  # as in BERT and in the reference
 _MASKED = -1e9  # finite, so that a row without any visible key becomes uniform and not NaN
 
@@ -33,6 +35,8 @@ class TransformerLayer(nn.Module):
     def __call__(self, x: jax.Array, visible: jax.Array, *, train: bool) -> jax.Array:
         """Args: x [B, L, D]; visible bool[B, L, L], which keys (last axis) a query sees."""
         width = x.shape[-1]
+        if width % self.heads:
+            raise UserError(f"width={width} is not divisible by user.heads={self.heads}")
         init = normal_init(self.init_std)
 
         def dense(features: int, name: str) -> nn.Dense:

@@ -1,5 +1,7 @@
 """Batches: windows, negatives, slots, and independence of workers, threads and shards."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from pixelrec_jax.data.split import (
     training_counts,
     training_windows,
 )
-from pixelrec_jax.data.tasks import next_item
+from pixelrec_jax.data.tasks import NextItem, sample_negatives
 from pixelrec_jax.errors import UserError
 from tests.tiny import interactions_of
 
@@ -21,8 +23,7 @@ from tests.tiny import interactions_of
 def make_batches(dataset, *, pixels=True, **changes) -> TrainBatches:
     interactions = load(dataset)
     options = {
-        "history_length": 10,
-        "negatives": 1,
+        "num_items": interactions.num_items,
         "batch_size": 16,
         "epochs": 2,
         "seed": 0,
@@ -31,7 +32,8 @@ def make_batches(dataset, *, pixels=True, **changes) -> TrainBatches:
         "slot_buckets": 4,
     } | changes
     images = ImageStore(dataset, size=16) if pixels else None
-    return TrainBatches(interactions, images, next_item, **options)
+    task = NextItem(interactions, history_length=10, negatives=1)
+    return TrainBatches(task, images, **options)
 
 
 def unslot(ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
@@ -72,30 +74,44 @@ def test_queries_by_hand():
 
 
 def test_next_item_rows():
-    windows = np.array([[0, 0, 3, 4, 5], [1, 2, 3, 4, 5], [0, 0, 0, 0, 6]], np.int32)
-    rows = next_item(windows, np.random.default_rng(0), num_items=40, negatives=3)
-    np.testing.assert_array_equal(rows.history, windows[:, :-1])
+    # Training parts [3, 4, 5], [1, 2, 3, 4, 5] and [6].
+    sequences = [np.array(s) for s in ([3, 4, 5, 9, 9], [1, 2, 3, 4, 5, 9, 9], [6, 9, 9])]
+    task = NextItem(interactions_of(sequences, 40), history_length=4, negatives=3)
+    rows = task.rows(np.arange(len(task)), np.random.default_rng(0))
+    np.testing.assert_array_equal(rows.user, [1, 2, 3])
+    np.testing.assert_array_equal(rows.history, [[0, 0, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]])
     np.testing.assert_array_equal(rows.positive, [[0, 0, 4, 5], [2, 3, 4, 5], [0, 0, 0, 0]])
     np.testing.assert_array_equal(rows.weight, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
     real = rows.weight > 0
     assert (rows.negative[real] > 0).all()
     assert (rows.negative[~real] == 0).all()
+    for row, window in enumerate(([3, 4, 5], [1, 2, 3, 4, 5])):
+        assert not np.isin(rows.negative[row], window).any()
 
 
 def test_negatives_are_uniform_outside_the_window():
     windows = np.tile(np.array([[2, 5, 7]], np.int32), (4000, 1))
-    rows = next_item(windows, np.random.default_rng(0), num_items=11, negatives=2)
-    counts = np.bincount(rows.negative.ravel(), minlength=11)
+    rng = np.random.default_rng(0)
+    negative = sample_negatives(rng, (4000, 2, 2), exclude=windows, num_items=11)
+    counts = np.bincount(negative.ravel(), minlength=11)
     assert counts[[0, 2, 5, 7]].sum() == 0
     others = counts[[1, 3, 4, 6, 8, 9, 10]]
     # 16,000 draws over seven items: within five standard deviations of the mean.
     assert np.abs(others - 16000 / 7).max() < 5 * np.sqrt(16000 / 7)
 
 
-def test_negatives_need_items_outside_the_window():
-    windows = np.array([[1, 2, 3]], np.int32)
-    with pytest.raises(UserError, match="the catalogue has 3 items"):
-        next_item(windows, np.random.default_rng(0), num_items=4, negatives=1)
+def test_data_without_anything_to_learn_is_refused():
+    with pytest.raises(UserError, match="the catalogue has 5 items"):
+        NextItem(interactions_of([np.arange(1, 6)], 6), history_length=10, negatives=1)
+    with pytest.raises(UserError, match="no user has four interactions or more"):
+        NextItem(interactions_of([np.array([1, 2, 3])] * 4, 50), history_length=10, negatives=1)
+
+
+def test_a_task_travels_without_its_windows(toy_dataset):
+    task = NextItem(load(toy_dataset), history_length=10, negatives=1)
+    travelled = pickle.dumps(task)
+    assert len(travelled) < 2000
+    np.testing.assert_array_equal(pickle.loads(travelled).windows.start, task.windows.start)
 
 
 def test_deduplicate():
@@ -109,8 +125,8 @@ def test_deduplicate():
 
 def test_an_epoch_covers_every_window_once(toy_dataset):
     batches = make_batches(toy_dataset)
-    windows = batches.windows
-    expected = read_windows(batches.interactions, windows, np.arange(len(windows)), size=11)
+    windows = batches.task.windows
+    expected = read_windows(batches.task.interactions, windows, np.arange(len(windows)), size=11)
     for epoch in range(2):
         seen = []
         for step in range(batches.steps_per_epoch):

@@ -1,0 +1,54 @@
+"""Loading a config from its file, and checking the values that people override."""
+
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pixelrec_jax.errors import UserError
+
+_ZERO_ALLOWED = ("seed", "data.workers", "train.patience", "eval.cold_threshold")
+_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")  # checked by build_mesh
+
+
+def load_config(file_and_words: str) -> ConfigDict:
+    """Returns the config that a file gives for words, as in "configs/pixelrec.py:item=id"."""
+    values = flags.FlagValues()
+    # Not named "config": ml_collections would look for that flag's overrides on the command line.
+    holder = config_flags.DEFINE_config_file("loaded", file_and_words, flag_values=values)
+    values.mark_as_parsed()
+    return holder.value
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises `UserError` for a value that no run can work with."""
+    values = flatten(config.to_dict())
+    for name, value in values.items():
+        if isinstance(value, int) and not isinstance(value, bool) and name not in _MESH:
+            least = 0 if name in _ZERO_ALLOWED or name.startswith("optim.") else 1
+            if value < least:
+                raise UserError(f"{name}={value}; expected {least} or more")
+        if name.endswith("dropout") and not 0 <= value < 1:
+            raise UserError(f"{name}={value}; expected at least 0 and less than 1")
+        if name.endswith("dtype") and value not in ("float32", "bfloat16"):
+            raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
+        if name in ("item.mean", "item.std") and (
+            len(value) != 3 or (name == "item.std" and min(value) <= 0)
+        ):
+            raise UserError(f"{name}={tuple(value)}; expected three numbers, above 0 for std")
+    if config.loss.epsilon < 0:
+        raise UserError(f"loss.epsilon={config.loss.epsilon}; expected 0 or more")
+    if not config.eval.ks or min(config.eval.ks) < 1:
+        raise UserError(f"eval.ks={tuple(config.eval.ks)}; expected cut-offs of 1 or more")
+    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.eval.ks]
+    if config.eval.select not in metrics:
+        raise UserError(f"eval.select={config.eval.select!r}; expected one of {', '.join(metrics)}")
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts by dotted key, as in "optim.lr"."""
+    flat = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+    return flat
