@@ -42,15 +42,21 @@ def _config(workdir: Path) -> ConfigDict:
         _CONFIG.value.to_dict()  # a file that could not be loaded raises on its first use
         return _CONFIG.value
     except OSError:
-        raise errors.UserError(
-            "the file of --config does not exist; give FILE.py:words, as in "
-            "configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
-        ) from None
+        raise _no_file() from None
+
+
+def _no_file() -> errors.UserError:
+    return errors.UserError(
+        "the file of --config does not exist; give FILE.py:words, as in "
+        "configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+    )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except OSError:
+        raise _no_file() from None
     except AttributeError:  # how ml_collections reports an override of a key that is not there
         line = "\n".join(argv)
         file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
