@@ -154,36 +154,34 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             speed.count(local)
             progress.step(step, epoch)
 
-            scalars: dict[str, float] = {}
-            if step % config.train.log_every == 0:
-                _check_finite(float(loss), step, checkpoints)
-                scalars = {
-                    "train/loss": float(state.loss_sum) / config.train.log_every,
-                    **speed.read(),
-                }
+            logged = step % config.train.log_every == 0
+            end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
+            evaluated = end_of_epoch or step == len(batches)
+            saved = evaluated or step % config.train.checkpoint_every == 0
+            if not (logged or saved):
+                continue
+            _check_finite(float(loss), step, checkpoints)
+            scalars, values = {}, None
+            if logged:
+                scalars["train/loss"] = float(state.loss_sum) / config.train.log_every
+                scalars |= speed.read()
                 progress.status(_one_line(step, scalars))
-            due = in_epoch == 0 and epoch % config.train.eval_every == 0
-            if evaluated := due or step == len(batches):
-                _check_finite(float(loss), step, checkpoints)
+            if evaluated:
                 values = _values(evaluator.metrics(evaluator.rank(state.params, "valid"))["all"])
                 scalars |= {f"valid/{name}": value for name, value in values.items()}
                 stopping.update(values[config.eval.select])
                 progress.say(f"epoch {epoch}: " + _one_line(step, scalars, prefix="valid/"))
-                speed = Speed()
+                speed = Speed()  # the evaluation's time is not the training's
             if scalars:
                 log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
-            if evaluated or step % config.train.checkpoint_every == 0:
-                _check_finite(float(loss), step, checkpoints)
+            if saved:
                 notes = {
                     "config": workdirs.to_json(config),
                     "data_fingerprint": experiment.data_fingerprint,
                     "next_batch": step,
-                    "early_stopping": {
-                        "best": stopping.best,
-                        "since_best": stopping.since_best,
-                    },
+                    "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
                 }
-                checkpoints.save(step, state, notes, values if evaluated else None)
+                checkpoints.save(step, state, notes, values)
             if stopping.stop:
                 progress.say(f"stopped early: no improvement in {stopping.since_best} evaluations")
                 break

@@ -68,7 +68,7 @@ def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
             raise UserError(
                 f"another process is training in --workdir={workdir}; wait for it or give another"
             ) from None
-        if any((workdir / "checkpoints").glob("[0-9]*")):
+        if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
             check_same(workdir, config)
         write_json(workdir / "config.json", to_json(config))
         yield
