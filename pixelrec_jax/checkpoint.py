@@ -14,6 +14,8 @@ from orbax.checkpoint import v1 as ocp
 from pixelrec_jax.errors import UserError
 
 _policies = ocp.training.preservation_policies
+# What orbax raises for missing, cut or scrambled files of a checkpoint.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
 
 
 class Checkpoints:
@@ -45,8 +47,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            self.wait()
+        try:
+            self.wait()  # also after an interrupt: the save is nearly complete
+        except UserError:
+            if error is None:
+                raise
         self._checkpointer.close()
         absl_logging.get_absl_logger().removeFilter(_is_news)
         threading.excepthook = self._excepthook
@@ -97,7 +102,10 @@ class Checkpoints:
 
     def notes(self, step: int) -> dict:
         """Returns the notes of a checkpoint."""
-        return self._checkpointer.metadata(step).custom_metadata
+        try:
+            return dict(self._checkpointer.metadata(step).custom_metadata)
+        except _UNREADABLE as error:
+            raise self._unreadable(step, error) from error
 
     def restore(self, step: int, template: Any) -> Any:
         """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings."""
@@ -106,12 +114,16 @@ class Checkpoints:
         )
         try:
             return self._checkpointer.load(step, abstract)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"the checkpoint {self.directory / str(step)} cannot be read "
-                f"({_first_line(error)}); remove it to continue from an earlier one, or start in a "
-                "new workdir"
-            ) from error
+        except _UNREADABLE as error:
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        others = [c.step for c in self._checkpointer.checkpoints if c.step != step]
+        remedy = f"remove it to continue from step {max(others)}" if others else "no other is left"
+        return UserError(
+            f"the checkpoint {self.directory / str(step)} is damaged or incomplete "
+            f"({_first_line(error)}); {remedy}, or start in a new workdir"
+        )
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
@@ -128,7 +140,7 @@ class Checkpoints:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+    return record.levelno < logging.WARNING or "orbax" not in record.pathname
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Loading a config from its file, and checking the values that people override."""
 
+import math
 from typing import Any
 
 from absl import flags
@@ -28,21 +29,31 @@ def check_values(config: ConfigDict) -> None:
             least = 0 if name in _ZERO_ALLOWED or name.startswith("optim.") else 1
             if value < least:
                 raise UserError(f"{name}={value}; expected {least} or more")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}={value}; expected a finite number")
+        if name.endswith("init_std") and value < 0:
+            raise UserError(f"{name}={value}; expected 0 or more")
         if name.endswith("dropout") and not 0 <= value < 1:
             raise UserError(f"{name}={value}; expected at least 0 and less than 1")
         if name.endswith("dtype") and value not in ("float32", "bfloat16"):
             raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
         if name in ("item.mean", "item.std") and (
-            len(value) != 3 or (name == "item.std" and min(value) <= 0)
+            len(value) != 3
+            or not all(isinstance(x, int | float) and math.isfinite(x) for x in value)
+            or (name == "item.std" and min(value) <= 0)
         ):
-            raise UserError(f"{name}={tuple(value)}; expected three numbers, above 0 for std")
+            raise UserError(f"{name}={value}; expected three numbers, above 0 for std")
     if config.loss.epsilon < 0:
         raise UserError(f"loss.epsilon={config.loss.epsilon}; expected 0 or more")
-    if not config.eval.ks or min(config.eval.ks) < 1:
-        raise UserError(f"eval.ks={tuple(config.eval.ks)}; expected cut-offs of 1 or more")
-    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.eval.ks]
+    ks = config.eval.ks
+    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        raise UserError(f"eval.ks={ks}; expected whole numbers of 1 or more, as in (5, 10)")
+    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
     if config.eval.select not in metrics:
-        raise UserError(f"eval.select={config.eval.select!r}; expected one of {', '.join(metrics)}")
+        raise UserError(
+            f"eval.select={config.eval.select!r}; expected one of {', '.join(metrics)}, as eval.ks "
+            f"is {tuple(ks)}"
+        )
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

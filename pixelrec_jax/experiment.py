@@ -38,8 +38,12 @@ class Experiment:
     @property
     def data_fingerprint(self) -> str:
         """A hash of the content that training reads; empty for data in memory."""
+        names = ("offsets.npy", "items.npy", "item_ids.arrow")
+        return self.fingerprint(*names, *(["images.array_record"] if self.images else []))
+
+    def fingerprint(self, *names: str) -> str:
+        """A hash of files of the prepared dataset; empty for data in memory."""
         files = self.interactions.manifest.get("files", {})
-        names = ("offsets.npy", "items.npy", "item_ids.arrow", "images.array_record")
         hashes = [files[name]["sha256"] for name in names if name in files]
         return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 

@@ -16,7 +16,10 @@ from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.config import flatten, load_config
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file and words; default: the config that --workdir holds."
+    "config",
+    None,
+    "FILE.py:words, as in configs/pixelrec.py:user=sasrec,item=id,dataset=toy; any key can be "
+    "overridden, as in --config.optim.lr=1e-3. Default: the config that --workdir holds.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a started run is continued.")
 _MODE = flags.DEFINE_enum(
@@ -55,6 +58,12 @@ def _no_file() -> errors.UserError:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):  # known only together with its file
+            raise errors.UserError(
+                f"--{error.flagname} needs --config=FILE.py:words, that of the run, before it"
+            ) from None
+        raise
     except OSError:
         raise _no_file() from None
     except AttributeError:  # how ml_collections reports an override of a key that is not there

@@ -118,8 +118,8 @@ def _check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--{name}={options[name]} is not an option{hint}")
     if options["min_interactions"] < 0:
         raise UserError(f"--min_interactions={options['min_interactions']} must be 0 or more")
-    if options["image_size"] <= 0:
-        raise UserError(f"--image_size={options['image_size']} must be 1 or more")
+    if not 1 <= options["image_size"] <= 4096:
+        raise UserError(f"--image_size={options['image_size']} must be between 1 and 4096")
 
 
 def _check_free(out: Path) -> None:

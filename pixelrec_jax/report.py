@@ -25,14 +25,19 @@ def read_result(workdir: Path) -> dict:
       UserError: the folder holds no finished run.
     """
     try:
-        return json.loads((workdir / "result.json").read_text())
+        result = json.loads((workdir / "result.json").read_text())
+        _measured_on(result)  # has all the parts of a result
+        return result
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{workdir} holds no result.json; finish its run with python -m pixelrec_jax.main "
             f"--workdir={workdir}"
         ) from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{workdir}/result.json cannot be read ({error})") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{workdir}/result.json is no result of this program ({error}); write it again with "
+            f"python -m pixelrec_jax.main --mode=evaluate --workdir={workdir}"
+        ) from None
 
 
 def table(workdirs: Sequence[Path]) -> str:
@@ -79,7 +84,7 @@ def table(workdirs: Sequence[Path]) -> str:
 def _measured_on(result: dict) -> tuple:
     test = result["test"]
     kept = ("users", "items", "cold_threshold")
-    return result["data_fingerprint"], *(test[key] for key in kept), *test["random"]["all"]
+    return result["interactions"], *(test[key] for key in kept), *test["random"]["all"]
 
 
 def _cell(estimate: dict) -> str:
@@ -93,10 +98,8 @@ def _cell(estimate: dict) -> str:
 def main(argv: Sequence[str]) -> int:
     """Prints the table of the runs named on the command line."""
     try:
-        if not argv:
-            raise UserError(
-                "no run given; usage: python -m pixelrec_jax.report WORKDIR [WORKDIR ...]"
-            )
+        if not argv or argv[0].startswith("-"):
+            raise UserError("usage: python -m pixelrec_jax.report WORKDIR [WORKDIR ...]")
         print(table([Path(workdir) for workdir in argv]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.losses import bpr
 from pixelrec_jax.progress import Speed, TrainingProgress
 from pixelrec_jax.sharding import BATCH, to_global
+from pixelrec_jax.signals import stop_request
 from pixelrec_jax.state import TrainState, init_state, state_template
 
 
@@ -82,7 +83,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
       The content of result.json.
     """
     experiment = build_experiment(config)
-    state_template(experiment)  # finds what is wrong with the model before the workdir is touched
+    state_template(experiment)  # a wrong model fails before the workdir is touched
     with (
         workdirs.claim(workdir, config),
         Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints,
@@ -132,6 +133,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         start = notes["next_batch"]
     train_step = make_train_step(experiment)
     with (
+        stop_request() as stop,
         workdirs.MetricsLog(workdir, continue_from=start) as log,
         TrainingProgress(start=start, total=len(batches)) as progress,
         iterate(
@@ -157,13 +159,14 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             logged = step % config.train.log_every == 0
             end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
             evaluated = end_of_epoch or step == len(batches)
-            saved = evaluated or step % config.train.checkpoint_every == 0
+            saved = evaluated or step % config.train.checkpoint_every == 0 or stop.requested
             if not (logged or saved):
                 continue
             _check_finite(float(loss), step, checkpoints)
             scalars, values = {}, None
-            if logged:
-                scalars["train/loss"] = float(state.loss_sum) / config.train.log_every
+            if logged or evaluated:
+                summed = (step - 1) % config.train.log_every + 1
+                scalars["train/loss"] = float(state.loss_sum) / summed
                 scalars |= speed.read()
                 progress.status(_one_line(step, scalars))
             if evaluated:
@@ -182,6 +185,10 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                     "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
                 }
                 checkpoints.save(step, state, notes, values)
+            if stop.requested:
+                checkpoints.wait()
+                progress.say(f"step {step} is saved; the same command continues from there")
+                raise KeyboardInterrupt
             if stopping.stop:
                 progress.say(f"stopped early: no improvement in {stopping.since_best} evaluations")
                 break
@@ -205,7 +212,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
             "trainable_parameters": _count(state.trainable),
         },
         "dataset": experiment.config.dataset.name,
-        "data_fingerprint": experiment.data_fingerprint,
+        "interactions": experiment.fingerprint("offsets.npy", "items.npy", "item_ids.arrow"),
         "best_step": int(state.step),
         "test": evaluator.report(ranking, "test"),
     }
@@ -218,7 +225,7 @@ def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
     if not math.isfinite(loss):
         raise UserError(
             f"the loss is {loss} at step {step}; lower optim.lr or set optim.clip_norm, in a new "
-            f"workdir (the latest checkpoint here is of step {checkpoints.latest})"
+            f"workdir (the latest checkpoint here is of step {checkpoints.latest or 'none'})"
         )
 
 

@@ -98,14 +98,19 @@ def read_config(workdir: Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or "train" not in content:
+            raise ValueError("it is not a config")
+        return ConfigDict(content)
     except FileNotFoundError:
         raise UserError(
-            f"--workdir={workdir} holds no run (no config.json); give --config to start one"
+            f"--workdir={workdir} holds no run (no config.json); give --config to start one, in a "
+            "new folder if this one has checkpoints"
         ) from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); remove the folder and start again"
+            f"{path} cannot be read ({error}); the same config is in custom_metadata of the files "
+            f"{workdir}/checkpoints/*/_CHECKPOINT_METADATA"
         ) from None
 
 
@@ -117,13 +122,11 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # a line cut short when the run was killed
-                    continue
-                if record["step"] <= continue_from:
-                    kept.append(line + "\n")
+            for line in path.read_text(errors="replace").splitlines():
+                # Not a record: a line cut short when the run was killed.
+                with suppress(ValueError, KeyError, TypeError):
+                    if json.loads(line)["step"] <= continue_from:
+                        kept.append(line + "\n")
         with replaced_file(path) as temporary:
             temporary.write_text("".join(kept))
         self._file = path.open("a", buffering=1)

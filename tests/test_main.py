@@ -105,6 +105,8 @@ def test_runs_on_different_data_are_not_compared(finished, tmp_path):
         ([CONFIG.replace("pixelrec.py", "pixelrek.py")], "the file of --config does not exist"),
         ([CONFIG, "--config.dataset.path=nowhere"], "'nowhere' is not a prepared dataset"),
         ([CONFIG, "--config.train.batch_size=0"], "train.batch_size=0; expected 1 or more"),
+        ([CONFIG, "--config.optim.lr=nan"], "optim.lr=nan; expected a finite number"),
+        ([CONFIG, "--config.eval.ks=abc"], "expected whole numbers"),
         ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
         ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
         ([CONFIG, "--config.mesh.data=3"], "does not cover the"),

@@ -170,9 +170,40 @@ def _command(config_words, dataset, workdir):
     ]
 
 
+def _last_step(workdir):
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
 def _steps_logged(workdir):
     log = workdir / "metrics.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_program_stopped_by_sigterm_saves_its_step(toy_dataset, tmp_path, workers):
+    command = [*_command(MODELS[1], toy_dataset, tmp_path), f"--config.data.workers={workers}"]
+    victim = subprocess.Popen(
+        [*command, "--config.train.epochs=1000", "--config.train.checkpoint_every=1000000"],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    while _steps_logged(tmp_path) < 2:
+        assert victim.poll() is None, victim.stderr.read()
+        time.sleep(0.01)
+    os.killpg(victim.pid, signal.SIGINT if workers else signal.SIGTERM)
+    _, errors = victim.communicate(timeout=120)
+    assert victim.returncode == 130
+    assert errors.strip().endswith("error: interrupted")
+    assert "Traceback" not in errors
+    saved = max(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert f"step {saved} is saved" in errors
+    assert saved == _last_step(tmp_path)
 
 
 @pytest.mark.slow
@@ -235,7 +266,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(toy_dataset, tmp_path):
 
 
 def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path):
-    config = _config(MODELS[0], toy_dataset, epochs=1)
+    config = _config(MODELS[1], toy_dataset, epochs=1)
     train.train_and_evaluate(config, tmp_path)
     config.data.threads = 1  # how fast, not what
     train.evaluate(config, tmp_path)
@@ -251,7 +282,7 @@ def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path
             run(config, tmp_path)
     config.optim.lr = 0.5
     for run in (train.train_and_evaluate, train.evaluate):
-        with pytest.raises(UserError, match=r"another config \(optim.lr=0.001 there, 0.5 given\)"):
+        with pytest.raises(UserError, match=r"another config \(optim.lr=0.002 there, 0.5 given\)"):
             run(config, tmp_path)
 
 

@@ -61,7 +61,7 @@ def find(folder: Path) -> dict[str, str]:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
             suffix = suffix.lower()  # cameras write .JPG
-            if suffix in SUFFIXES and entry.is_file():
+            if suffix in SUFFIXES and _is_file(entry):
                 candidate = (SUFFIXES.index(suffix), entry.name)
                 found[stem] = min(candidate, found.get(stem, candidate))
     if not found:
@@ -70,6 +70,13 @@ def find(folder: Path) -> dict[str, str]:
         )
     # Ids are looked up here and never joined to a path: "../x" cannot leave the folder.
     return {stem: name for stem, (_, name) in found.items()}
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def placeholder(size: int, *, resized: bool) -> bytes:

@@ -4,6 +4,7 @@ U users and N items are counted without padding: index 0 is padding, real ones a
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,13 +236,24 @@ class Interactions:
 
     def __reduce__(self):
         # A pickled memory map is a full copy: worker processes map the files themselves instead.
-        return load, (self.directory,)
+        return load, (self.directory, False)
 
 
-def load(directory: str | Path) -> Interactions:
-    """Opens a prepared dataset; raises `UserError` if it is none, of another schema, or damaged."""
+def load(directory: str | Path, verify: bool = True) -> Interactions:
+    """Opens a prepared dataset; raises `UserError` if it is none, of another schema, or damaged.
+
+    With `verify` the hashes of the files that training cannot check otherwise are compared.
+    """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if verify:
+        for name in ("offsets.npy", "items.npy", "item_ids.arrow", "user_ids.arrow"):
+            with (directory / name).open("rb") as file:
+                if (
+                    hashlib.file_digest(file, "sha256").hexdigest()
+                    != manifest["files"][name]["sha256"]
+                ):
+                    raise _damaged(directory, f"{name} has other content than when it was written")
     arrays = {}
     for name in ("offsets", "items", "timestamps"):
         try:
@@ -274,7 +286,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{str(directory)!r} is not a prepared dataset (no {MANIFEST}); run python -m "
-            f"pixelrec_jax.prepare --interactions=X.csv --images=DIR --out={directory}"
+            f"pixelrec_jax.prepare --interactions=X.csv --images=DIR --out={directory}, or name "
+            "another with --config.dataset.path=DIR"
         ) from None
     except (OSError, ValueError) as error:
         raise _damaged(directory, f"{MANIFEST} cannot be read ({error})") from None
@@ -284,6 +297,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{str(directory)!r} has schema version {version}, this program reads "
             f"{SCHEMA_VERSION}; prepare the dataset again"
         )
+    if missing := {"counts", "files", "images"} - manifest.keys():
+        raise _damaged(directory, f"{MANIFEST} has no {', '.join(sorted(missing))}")
     for name, file in manifest["files"].items():
         path = directory / name
         size = path.stat().st_size if path.is_file() else None

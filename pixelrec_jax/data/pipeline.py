@@ -4,7 +4,7 @@ Batch number i is a pure function of (dataset, seed, i). So its content does not
 number of workers, threads or processes, and the position of an interrupted run is one integer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.signals import children_ignore_interrupts, die_with_parent
 
 
 class Source(Protocol):
@@ -165,9 +166,12 @@ def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int
     )
     if workers:
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
+            worker_init_fn=die_with_parent,
         )
-    iterator: Iterator[Any] = iter(dataset)
+    with children_ignore_interrupts():
+        iterator: Any = iter(dataset)
+        iterator.start_prefetch()
     try:
         yield iterator
     finally:
