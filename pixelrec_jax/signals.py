@@ -41,21 +41,9 @@ def stop_request() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def children_ignore_interrupts() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which a terminal sends to all of a group."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def die_with_parent(index: int, count: int) -> None:
-    """Lets the kernel end this worker process when its parent is killed (Linux only)."""
+def set_up_worker(index: int, count: int) -> None:
+    """Makes a worker process leave Ctrl-C to its parent, and end when that is killed (Linux)."""
     del index, count  # what grain tells every worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

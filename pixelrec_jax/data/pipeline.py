@@ -4,6 +4,7 @@ Batch number i is a pure function of (dataset, seed, i). So its content does not
 number of workers, threads or processes, and the position of an interrupted run is one integer.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.errors import UserError
-from pixelrec_jax.signals import children_ignore_interrupts, die_with_parent
+from pixelrec_jax.signals import set_up_worker
 
 
 class Source(Protocol):
@@ -165,13 +166,13 @@ def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     )
     if workers:
+        # Batches that nobody will read are freed by Python's resource tracker, which would warn.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
-            worker_init_fn=die_with_parent,
+            worker_init_fn=set_up_worker,
         )
-    with children_ignore_interrupts():
-        iterator: Any = iter(dataset)
-        iterator.start_prefetch()
+    iterator: Any = iter(dataset)
     try:
         yield iterator
     finally:

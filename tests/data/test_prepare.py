@@ -261,7 +261,7 @@ def test_bad_csv(place, text, match):
     [
         ({"min_interactions": -1}, "--min_interactions=-1 must be 0 or more"),
         ({"min_interactions": 99}, "leaves no users; the most that any of the 2 has is 4"),
-        ({"image_size": 0}, "--image_size=0 must be 1 or more"),
+        ({"image_size": 0}, "--image_size=0 must be between 1 and 4096"),
         ({"missing": "dropp"}, "--missing=dropp is not an option; did you mean 'drop'"),
         ({"store": "jpeg"}, "--store=jpeg is not an option; known: original, resized"),
     ],
