@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.config import check_values
-from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.images import RECORDS, ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.pipeline import TrainBatches
 from pixelrec_jax.data.tasks import TASKS
@@ -20,6 +20,8 @@ from pixelrec_jax.items import uses_pixels
 from pixelrec_jax.optim import build_optimizer
 from pixelrec_jax.recommender import Recommender, build
 from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards
+
+_INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Experiment:
     @property
     def data_fingerprint(self) -> str:
         """A hash of the content that training reads; empty for data in memory."""
-        names = ("offsets.npy", "items.npy", "item_ids.arrow")
-        return self.fingerprint(*names, *(["images.array_record"] if self.images else []))
+        return self._fingerprint(*_INTERACTIONS, *([RECORDS] if self.images else []))
 
-    def fingerprint(self, *names: str) -> str:
-        """A hash of files of the prepared dataset; empty for data in memory."""
+    @property
+    def interactions_fingerprint(self) -> str:
+        """The same without the images: what two runs must share to be compared."""
+        return self._fingerprint(*_INTERACTIONS)
+
+    def _fingerprint(self, *names: str) -> str:
         files = self.interactions.manifest.get("files", {})
         hashes = [files[name]["sha256"] for name in names if name in files]
         return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""

@@ -9,7 +9,6 @@ items first, without decoding images that nobody needs.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -88,7 +87,7 @@ def prepare(
             "counts": table.counts,
             "source": {
                 "file": source.name,
-                "sha256": _digest(source),
+                "sha256": tables.digest(source),
                 "options": options,
                 "dropped": dropped,
                 "repeats": repeated,
@@ -212,13 +211,8 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for path in sorted(work.iterdir()):
         _sync(path)
-        files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
+        files[path.name] = {"sha256": tables.digest(path), "bytes": path.stat().st_size}
     return files
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -212,7 +212,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
             "trainable_parameters": _count(state.trainable),
         },
         "dataset": experiment.config.dataset.name,
-        "interactions": experiment.fingerprint("offsets.npy", "items.npy", "item_ids.arrow"),
+        "interactions": experiment.interactions_fingerprint,
         "best_step": int(state.step),
         "test": evaluator.report(ranking, "test"),
     }

@@ -248,12 +248,8 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     manifest = read_manifest(directory)
     if verify:
         for name in ("offsets.npy", "items.npy", "item_ids.arrow", "user_ids.arrow"):
-            with (directory / name).open("rb") as file:
-                if (
-                    hashlib.file_digest(file, "sha256").hexdigest()
-                    != manifest["files"][name]["sha256"]
-                ):
-                    raise _damaged(directory, f"{name} has other content than when it was written")
+            if digest(directory / name) != manifest["files"][name]["sha256"]:
+                raise _damaged(directory, f"{name} has other content than when it was written")
     arrays = {}
     for name in ("offsets", "items", "timestamps"):
         try:
@@ -277,6 +273,12 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     if offsets[0] or offsets[1] or offsets[-1] != rows:
         raise _damaged(directory, f"offsets.npy does not run from 0, 0 to {rows}")
     return Interactions(**arrays, manifest=manifest, directory=directory)
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, as the manifest holds it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
