@@ -25,6 +25,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(sorted(known))}"
 
 
+def reason(error: Exception) -> str:
+    """Returns what a library says of an error, in one line of bearable length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def run(
     main: Callable[[Sequence[str]], Any],
     *,

@@ -17,28 +17,12 @@ from pixelrec_jax.config import flatten
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.evaluate import Ranking
+from pixelrec_jax.files import replaced_file, write_json
 
 # Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes.
 _CHANGEABLE = re.compile(
     r"data\.(workers|threads|prefetch)|mesh\..*|dataset\.path|train\.(epochs|patience)"
 )
-
-
-@contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` at the end, so that it is never half-written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, complete or not at all."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def to_json(config: ConfigDict) -> dict:

