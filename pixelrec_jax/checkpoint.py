@@ -4,10 +4,12 @@ import logging
 import shutil
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
@@ -114,6 +116,18 @@ class Checkpoints:
         )
         try:
             return self._checkpointer.load(step, abstract)
+        except _UNREADABLE as error:
+            raise self._unreadable(step, error) from error
+
+    def read(self, step: int, parts: Sequence[str]) -> dict:
+        """Returns some parts of a checkpoint's state as numpy arrays in nested dicts."""
+        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+        try:
+            saved = self._checkpointer.metadata(step).metadata
+            template = {name: saved[name] for name in parts}
+            template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+            with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+                return self._checkpointer.load(step, template)
         except _UNREADABLE as error:
             raise self._unreadable(step, error) from error
 

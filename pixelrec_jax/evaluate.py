@@ -153,14 +153,14 @@ class Evaluator:
             local_shards=local_shards(mesh, ROWS),
         )
 
-        def encode(params, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
-            vector = model.apply({"params": params}, items, method="encode_items")
+        def encode(variables, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
+            vector = model.apply(variables, items, method="encode_items")
             return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
 
-        def rank(params, catalog: jax.Array, user, history, seen, target):
+        def rank(variables, catalog: jax.Array, user, history, seen, target):
             vector = lookup(catalog, history, mesh=mesh)
             history = History(vector=vector, mask=history != PAD, user=user)
-            state = model.apply({"params": params}, history, method="encode_users")[:, -1]
+            state = model.apply(variables, history, method="encode_users")[:, -1]
             return self._retrieve(state, catalog, seen, target)
 
         def rank_by_counts(counts: jax.Array, seen, target):
@@ -181,7 +181,7 @@ class Evaluator:
             state, catalog, seen, target, k=self.k, num_items=self.num_items, mesh=self.mesh
         )
 
-    def encode_catalog(self, params: dict) -> jax.Array:
+    def encode_catalog(self, variables: dict) -> jax.Array:
         """Returns float32[G, R, D]: every item's vector, row-sharded over all devices."""
         source = self.source
         shape = (source.num_shards, source.rows_per_shard, self.config.width)
@@ -199,15 +199,15 @@ class Evaluator:
         ) as batches:
             for step, items in enumerate(batches):
                 items = to_global(items, self.mesh, ROWS)
-                catalog = self._encode(params, catalog, items, step * source.chunk)
+                catalog = self._encode(variables, catalog, items, step * source.chunk)
         return catalog
 
-    def rank(self, params: dict, split: Split) -> Ranking:
+    def rank(self, variables: dict, split: Split) -> Ranking:
         """Ranks the whole catalogue for every user of a split."""
-        catalog = self.encode_catalog(params)
+        catalog = self.encode_catalog(variables)
         return self._collect(
             split,
-            lambda q: self._rank(params, catalog, q.user, q.history, q.seen, q.target),
+            lambda q: self._rank(variables, catalog, q.user, q.history, q.seen, q.target),
         )
 
     def rank_by_popularity(self, split: Split) -> Ranking:

@@ -9,13 +9,17 @@ from pixelrec_jax.errors import UserError, nearest
 
 Params = dict
 
+NORM = "norm"  # name of a block that is only a final norm
+ATTENTION_POOL = "attention_pool"
+
 
 def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
     """Resolves `item.trainable` to block names, in order from pixels to tokens.
 
     Args:
-      option: "all", "none", "last:n" (the last n blocks; a final norm is not counted and comes
-        along), or block names (one string may hold several, by commas).
+      option: "all", "none", "last:n", or block names (one string may hold several, by commas). As
+        in the reference, "last:n" counts neither a final norm, which comes along, nor attention
+        pooling, which stays frozen.
       blocks: the encoder's blocks.
 
     Raises:
@@ -26,10 +30,11 @@ def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tupl
     if option == "none":
         return ()
     if isinstance(option, str) and (match := re.fullmatch(r"last:(\d+)", option)):
-        counted = [name for name in blocks if name != "norm"]
+        counted = [name for name in blocks if name not in (NORM, ATTENTION_POOL)]
         if not 1 <= int(match[1]) <= len(counted):
             raise UserError(f"item.trainable={option!r}: the encoder has {len(counted)} blocks")
-        return tuple(blocks[blocks.index(counted[-int(match[1])]) :])
+        chosen = (*counted[-int(match[1]) :], NORM)
+        return tuple(name for name in blocks if name in chosen)
     names = option.split(",") if isinstance(option, str) else list(option)
     for name in names:
         if name not in blocks:

@@ -6,13 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
-from pixelrec_jax import freeze, weights
+from pixelrec_jax import freeze
 from pixelrec_jax.data.types import Batch, Items
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment
+from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import infer_shardings
+from pixelrec_jax.weights.files import locate, read
+from pixelrec_jax.weights.port import read_weights
 
 
 @struct.dataclass
@@ -23,6 +29,7 @@ class TrainState:
       step: int32[], updates done.
       trainable: parameters that are differentiated and updated.
       frozen: parameters that are neither; `freeze.merge` joins the two.
+      model_state: other variables by Flax collection, such as running statistics of batch norm.
       opt_state: optimizer moments, of trainable parameters only.
       loss_sum: float32[], sum of the losses since the last log line; kept here and not on the host
         so that a step needs no synchronisation and an interrupted sum continues exactly.
@@ -31,6 +38,7 @@ class TrainState:
     step: jax.Array
     trainable: dict
     frozen: dict
+    model_state: dict
     opt_state: Any
     loss_sum: jax.Array
 
@@ -38,6 +46,11 @@ class TrainState:
     def params(self) -> dict:
         """The complete parameters."""
         return freeze.merge(self.trainable, self.frozen)
+
+    @property
+    def variables(self) -> dict:
+        """What the model is applied to."""
+        return {"params": self.params, **self.model_state}
 
 
 def create_state(experiment: Experiment, pretrained: dict | None = None) -> TrainState:
@@ -57,25 +70,26 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
         negative=slot[..., :1, None],
         weight=jnp.zeros((1, 1, 1)),
     )
-    params = model.init(jax.random.key(config.seed), batch, train=False)["params"]
+    model_state = dict(model.init(jax.random.key(config.seed), batch, train=False))
+    params = model_state.pop("params")
     if pretrained is not None:
-        params = {**params, "item_encoder": {**params["item_encoder"], "trunk": pretrained}}
-    trainable, frozen = freeze.partition(params, trainable_filter(experiment))
+        params, model_state = _with_trunk(params, model_state, pretrained)
+    trainable, frozen = freeze.partition(params, trainable_filter(model))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         frozen=frozen,
+        model_state=model_state,
         opt_state=experiment.optimizer.init(trainable),
         loss_sum=jnp.zeros((), jnp.float32),
     )
 
 
-def trainable_filter(experiment: Experiment) -> Callable[[str], bool]:
+def trainable_filter(model: Recommender) -> Callable[[str], bool]:
     """Returns whether the parameter at an "a/b/c" path is trained under `item.trainable`."""
-    if not experiment.images:
+    if not isinstance(model.item_encoder, PixelEncoder):
         return lambda path: True
-    blocks = experiment.model.item_encoder.trunk.blocks
-    tuned = freeze.trainable_blocks(experiment.config.item.trainable, blocks)
+    tuned = model.item_encoder.tuned
 
     def is_trainable(path: str) -> bool:
         parts = path.split("/")
@@ -99,14 +113,42 @@ def init_state(experiment: Experiment) -> TrainState:
     """Returns the state at step 0 on the mesh, with pretrained weights if the config names some."""
     template = state_template(experiment)
     pretrained = None
-    if experiment.images and (source := experiment.config.item.weights):
-        rules = VISION[experiment.config.item.name].rules
-        if rules is None:
-            name = experiment.config.item.name
-            raise UserError(f"{name} has no published weights; set item.weights=''")
-        trunk = template.params["item_encoder"]["trunk"]
-        path = weights.locate(source)
-        pretrained = weights.port(weights.read_safetensors(path), rules, trunk, origin=str(path))
+    if experiment.images and experiment.config.item.weights:
+        pretrained = read_trunk(experiment.config.item, trunk_variables(template.variables))
     shardings = jax.tree.map(lambda x: x.sharding, template)
     create = jax.jit(lambda trunk: create_state(experiment, trunk), out_shardings=shardings)
     return create(pretrained)
+
+
+def trunk_variables(variables: dict) -> dict:
+    """Returns one tree of the vision trunk's parameters and running statistics."""
+    tree: dict = {}
+    for collection in variables.values():
+        tree = freeze.merge(tree, collection.get("item_encoder", {}).get("trunk", {}))
+    return tree
+
+
+def read_trunk(item: ConfigDict, template: dict) -> dict:
+    """Reads the weights that `item.weights` names into a tree like `template`.
+
+    Raises:
+      UserError: the file is not there or does not fit the encoder.
+    """
+    vision = VISION[item.name]
+    if not vision.ports:
+        raise UserError(f"{item.name} has no published weights; set item.weights=''")
+    path = locate(item.weights)
+    return read_weights(
+        read(path), vision.ports, template, origin=str(path), optional=vision.optional
+    )
+
+
+def _with_trunk(params: dict, model_state: dict, trunk: dict) -> tuple[dict, dict]:
+    """Puts a tree as made by `trunk_variables` back into its collections."""
+    collections = {"params": params, **model_state}
+    prefix = ("item_encoder", "trunk")
+    replaced = {(*prefix, *path): leaf for path, leaf in flatten_dict(trunk).items()}
+    for name, tree in collections.items():
+        flat = {path: replaced.get(path, leaf) for path, leaf in flatten_dict(tree).items()}
+        collections[name] = unflatten_dict(flat)
+    return collections.pop("params"), collections

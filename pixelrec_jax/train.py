@@ -10,13 +10,13 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pixelrec_jax import freeze
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.data.types import PAD, Batch
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment, build_experiment
+from pixelrec_jax.files import write_json
 from pixelrec_jax.losses import bpr
 from pixelrec_jax.progress import Speed, TrainingProgress
 from pixelrec_jax.sharding import BATCH, to_global
@@ -31,20 +31,25 @@ def make_train_step(experiment: Experiment):
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss_of(trainable: dict) -> jax.Array:
-            params = freeze.merge(trainable, state.frozen)
-            positive, negative = model.apply(
-                {"params": params}, batch, train=True, rngs={"dropout": dropout}
+        def loss_of(trainable: dict) -> tuple[jax.Array, dict]:
+            (positive, negative), model_state = model.apply(
+                state.replace(trainable=trainable).variables,
+                batch,
+                train=True,
+                rngs={"dropout": dropout},
+                mutable=list(state.model_state),
             )
             rows = jnp.sum(batch.user != PAD)
-            return bpr(positive, negative, batch.weight, rows, epsilon=config.loss.epsilon)
+            loss = bpr(positive, negative, batch.weight, rows, epsilon=config.loss.epsilon)
+            return loss, model_state
 
-        loss, gradient = jax.value_and_grad(loss_of)(state.trainable)
+        (loss, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         first_of_interval = state.step % config.train.log_every == 0
         new_state = state.replace(
             step=state.step + 1,
             trainable=optax.apply_updates(state.trainable, updates),
+            model_state=model_state,
             opt_state=opt_state,
             loss_sum=jnp.where(first_of_interval, 0, state.loss_sum) + loss,
         )
@@ -156,10 +161,11 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             speed.count(local)
             progress.step(step, epoch)
 
+            interrupted = stop.requested  # read once: a signal may arrive further down this step
             logged = step % config.train.log_every == 0
             end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
             evaluated = end_of_epoch or step == len(batches)
-            saved = evaluated or step % config.train.checkpoint_every == 0 or stop.requested
+            saved = evaluated or step % config.train.checkpoint_every == 0 or interrupted
             if not (logged or saved):
                 continue
             _check_finite(float(loss), step, checkpoints)
@@ -170,7 +176,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                 scalars |= speed.read()
                 progress.status(_one_line(step, scalars))
             if evaluated:
-                values = _values(evaluator.metrics(evaluator.rank(state.params, "valid"))["all"])
+                values = _values(evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"])
                 scalars |= {f"valid/{name}": value for name, value in values.items()}
                 stopping.update(values[config.eval.select])
                 progress.say(f"epoch {epoch}: " + _one_line(step, scalars, prefix="valid/"))
@@ -185,7 +191,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                     "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
                 }
                 checkpoints.save(step, state, notes, values)
-            if stop.requested:
+            if interrupted:
                 checkpoints.wait()
                 progress.say(f"step {step} is saved; the same command continues from there")
                 raise KeyboardInterrupt
@@ -203,7 +209,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
         )
     state = restore(experiment, checkpoints, checkpoints.best)
     evaluator = experiment.evaluator
-    ranking = evaluator.rank(state.params, "test")
+    ranking = evaluator.rank(state.variables, "test")
     result = {
         "model": {
             "user": experiment.config.user.name,
@@ -217,7 +223,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
         "test": evaluator.report(ranking, "test"),
     }
     workdirs.write_recommendations(workdir, experiment.interactions, ranking)
-    workdirs.write_json(workdir / "result.json", result)
+    write_json(workdir / "result.json", result)
     return result
 
 

@@ -1,6 +1,6 @@
 """Contracts of every item and user encoder: a new one is tested by being registered."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.items import ITEM_ENCODERS
 from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision.resnet import ResNet
 from pixelrec_jax.recommender import build
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template
@@ -32,12 +33,22 @@ def test_every_encoder_has_a_config_and_every_config_an_encoder():
     assert set(pixelrec.USERS) == set(USER_ENCODERS)
     assert set(pixelrec.ITEMS) == set(ITEM_ENCODERS)
     assert set(ITEM_ENCODERS) == {"id", *VISION}
-    assert set(TINY) == set(VISION)
 
 
-@pytest.mark.parametrize("dataset", pixelrec.DATASETS)
-@pytest.mark.parametrize("item", pixelrec.ITEMS)
-@pytest.mark.parametrize("user", pixelrec.USERS)
+def test_every_architecture_has_a_tiny_sibling():
+    def options(name):
+        trunk = VISION[name].trunk
+        kind = trunk.args[0] if trunk.func is ResNet else trunk.keywords.get("clip")
+        return trunk.func, kind
+
+    assert {options(name) for name in VISION} == {options(name) for name in TINY}
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "dataset"),
+    [(user, "id", dataset) for user in pixelrec.USERS for dataset in pixelrec.DATASETS]
+    + [("sasrec", item, "own") for item in pixelrec.ITEMS],
+)
 def test_every_config_builds(user, item, dataset):
     config = pixelrec.get_config(f"user={user},item={item},dataset={dataset}")
     size = config.item.get("image_size", 0)
@@ -87,13 +98,12 @@ class Case:
             weight=(history > 0).astype(np.float32),
         )
         init = jax.jit(lambda: self.model.init(jax.random.key(0), self.batch, train=False))
-        self.params = init()["params"]
+        self.variables = dict(init())
+        self.scores = jax.jit(partial(self.model.apply, train=False))
+        self.encode_items = jax.jit(partial(self.model.apply, method="encode_items"))
 
     def items(self, ids: np.ndarray) -> Items:
         return Items(id=ids, image=self.images.load(ids) if self.images else None)
-
-    def scores(self, params, batch):
-        return self.model.apply({"params": params}, batch, train=False)
 
 
 @cache
@@ -104,7 +114,7 @@ def case(user: str, item: str) -> Case:
 # Every user encoder with ids, every item encoder with one user encoder.
 each_model = pytest.mark.parametrize(
     ("user", "item"),
-    [(user, "id") for user in USER_ENCODERS] + [("sasrec", item) for item in VISION],
+    [(user, "id") for user in USER_ENCODERS] + [("sasrec", item) for item in TINY],
 )
 
 
@@ -112,7 +122,7 @@ each_model = pytest.mark.parametrize(
 @each_model
 def test_scores_are_finite_and_of_the_right_shape(user, item):
     this = case(user, item)
-    positive, negative = this.scores(this.params, this.batch)
+    positive, negative = this.scores(this.variables, this.batch)
     assert positive.shape == (1, 4, 10)
     assert negative.shape == (1, 4, 10, 2)
     assert positive.dtype == negative.dtype == jnp.float32
@@ -128,13 +138,14 @@ def test_every_parameter_gets_a_gradient(user, item):
     @jax.jit
     def gradient(params):
         def loss(params):
-            positive, negative = this.scores(params, this.batch)
+            variables = {**this.variables, "params": params}
+            positive, negative = this.scores(variables, this.batch)
             weight = this.batch.weight
             return jnp.sum((jax.nn.softplus(negative - positive[..., None])) * weight[..., None])
 
         return jax.grad(loss)(params)
 
-    for path, leaf in flatten_dict(gradient(this.params)).items():
+    for path, leaf in flatten_dict(gradient(this.variables["params"])).items():
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
 
@@ -147,7 +158,7 @@ def test_a_state_does_not_depend_on_later_items(user):
 
     def state(vector):
         history = History(vector=vector, mask=np.ones((1, 10), bool), user=np.ones(1, np.int32))
-        return this.model.apply({"params": this.params}, history, method="encode_users")[0]
+        return this.model.apply(this.variables, history, method="encode_users")[0]
 
     # [state position, feature, input position, feature] -> which inputs a state depends on
     jacobian = np.abs(jax.jit(jax.jacobian(state))(vector)[:, :, 0]).sum(axis=(1, 3))
@@ -164,7 +175,7 @@ def test_padding_is_invisible(user):
 
     def state(vector):
         history = History(vector=vector, mask=mask, user=np.ones(1, np.int32))
-        return this.model.apply({"params": this.params}, history, method="encode_users")[0, 6:]
+        return this.model.apply(this.variables, history, method="encode_users")[0, 6:]
 
     other = np.where(mask[..., None], vector, 1e3).astype(np.float32)
     np.testing.assert_array_equal(jax.jit(state)(vector), jax.jit(state)(other))
@@ -174,15 +185,13 @@ def test_padding_is_invisible(user):
 @each_model
 def test_training_scores_are_catalogue_scores(user, item):
     this = case(user, item)
-    positive, _ = this.scores(this.params, this.batch)
+    positive, _ = this.scores(this.variables, this.batch)
     # The way of evaluation: the catalogue in order of id, histories looked up in it.
-    catalog = this.model.apply(
-        {"params": this.params}, this.items(np.arange(NUM_ITEMS)[None]), method="encode_items"
-    )[0]
+    catalog = this.encode_items(this.variables, this.items(np.arange(NUM_ITEMS)[None]))[0]
     history = this.batch.items.id[0][this.batch.history[0]]
     target = this.batch.items.id[0][this.batch.positive[0]]
     states = this.model.apply(
-        {"params": this.params},
+        this.variables,
         History(vector=catalog[history], mask=history > 0, user=this.batch.user[0]),
         method="encode_users",
     )
@@ -190,21 +199,21 @@ def test_training_scores_are_catalogue_scores(user, item):
     np.testing.assert_allclose(positive[0, :, -1], last, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("item", [name for name in ITEM_ENCODERS if name != "id"])
+@pytest.mark.usefixtures("_tiny_encoders")
+@pytest.mark.parametrize("item", TINY)
 def test_bf16_compute_keeps_float32_parameters_and_vectors(item):
     config = tiny_config(f"user=sasrec,item={item},dataset=toy")
     config.item.dtype = config.user.dtype = "bfloat16"
-    config.item.image_size = 32
     model = build(config, num_items=NUM_ITEMS)
-    items = Items(id=np.ones((1, 2), np.int32), image=np.zeros((1, 2, 32, 32, 3), np.uint8))
+    items = Items(id=np.ones((1, 2), np.int32), image=np.zeros((1, 2, 16, 16, 3), np.uint8))
 
     def encode(items):
         variables = model.init(jax.random.key(0), items, method="encode_items")
-        return model.apply(variables, items, method="encode_items"), variables["params"]
+        return model.apply(variables, items, method="encode_items"), variables
 
-    vectors, params = jax.eval_shape(encode, items)
+    vectors, variables = jax.eval_shape(encode, items)
     assert vectors.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 def test_remat_changes_nothing_but_memory(toy_dataset):
@@ -217,7 +226,8 @@ def test_remat_changes_nothing_but_memory(toy_dataset):
 
         @jax.jit
         def value(params):
-            positive, negative = experiment.model.apply({"params": params}, batch, train=False)
+            variables = {**state.variables, "params": params}
+            positive, negative = experiment.model.apply(variables, batch, train=False)
             return jnp.sum(positive[..., None] - negative)
 
         return jax.value_and_grad(value)(state.params)

@@ -20,35 +20,22 @@ from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.split import training_windows
 from pixelrec_jax.data.types import Batch, Items
 from pixelrec_jax.experiment import Experiment, build_experiment
-from pixelrec_jax.items.vision.vit import CLIP_RULES
+from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE
 from pixelrec_jax.losses import bpr
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template, trainable_filter
 from pixelrec_jax.train import make_train_step
-from pixelrec_jax.weights import Rule, port
+from pixelrec_jax.weights.port import Port, Rule, linear, norm, read_weights
 from tests.tiny import ArrayImages, interactions_of, tiny_config, use_tiny_encoders
 
 GOLDEN = Path(__file__).parent / "golden"
 
-_LAYER = r"trm_encoder\.layer\.(\d+)"
-
-
-def _dense(source: str, target: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(rf"{source}\.weight", rf"{target}/kernel", "transpose"),
-        Rule(rf"{source}\.bias", rf"{target}/bias"),
-    )
-
-
-def _norm(source: str, target: str) -> tuple[Rule, Rule]:
-    return Rule(rf"{source}\.weight", rf"{target}/scale"), Rule(
-        rf"{source}\.bias", rf"{target}/bias"
-    )
+_LAYER = "trm_encoder.layer.{n}"
 
 
 SASREC = (
-    Rule(r"position_embedding\.weight", "user_encoder/position"),
-    *_norm("LayerNorm", "user_encoder/norm"),
+    Rule("position_embedding.weight", "user_encoder/position"),
+    *norm("LayerNorm", "user_encoder/norm"),
     *(
         rule
         for name, target in {
@@ -57,28 +44,25 @@ SASREC = (
             "value": "value",
             "dense": "out",
         }.items()
-        for rule in _dense(
-            rf"{_LAYER}\.multi_head_attention\.{name}", rf"user_encoder/layer_\1/{target}"
+        for rule in linear(
+            f"{_LAYER}.multi_head_attention.{name}", f"user_encoder/layer_{{n}}/{target}"
         )
     ),
-    *_norm(rf"{_LAYER}\.multi_head_attention\.LayerNorm", r"user_encoder/layer_\1/attention_norm"),
-    *_dense(rf"{_LAYER}\.feed_forward\.dense_1", r"user_encoder/layer_\1/feed_in"),
-    *_dense(rf"{_LAYER}\.feed_forward\.dense_2", r"user_encoder/layer_\1/feed_out"),
-    *_norm(rf"{_LAYER}\.feed_forward\.LayerNorm", r"user_encoder/layer_\1/feed_norm"),
+    *norm(f"{_LAYER}.multi_head_attention.LayerNorm", "user_encoder/layer_{n}/attention_norm"),
+    *linear(f"{_LAYER}.feed_forward.dense_1", "user_encoder/layer_{n}/feed_in"),
+    *linear(f"{_LAYER}.feed_forward.dense_2", "user_encoder/layer_{n}/feed_out"),
+    *norm(f"{_LAYER}.feed_forward.LayerNorm", "user_encoder/layer_{n}/feed_norm"),
 )
-ITEM_ID = (Rule(r"item_embedding\.weight", "item_encoder/table"),)
+ITEM_ID = (Rule("item_embedding.weight", "item_encoder/table"),)
+_TOWER = "visual_encoder.item_encoder.vision_model."
 ITEM_PIXEL = (
     *(
-        Rule(
-            r"visual_encoder\.item_encoder\."
-            + rule.pattern.replace(r"(?:vision_model\.)?", r"vision_model\."),
-            None if rule.target is None else "item_encoder/trunk/" + rule.target,
-            rule.transform,
-        )
-        for rule in CLIP_RULES
+        Rule(_TOWER + rule.source, "item_encoder/trunk/" + rule.target, rule.transform)
+        for rule in CLIP_HUGGINGFACE.rules
     ),
-    *_dense(r"visual_encoder\.rec_fc\.0", "item_encoder/head"),
+    *linear("visual_encoder.rec_fc.0", "item_encoder/head"),
 )
+IGNORED = (r".*\.position_ids", r".*\.post_layernorm\..*")
 
 
 @dataclass(frozen=True)
@@ -133,8 +117,8 @@ class Golden:
         template = state_template(self.experiment)
         self.trainable_template = template.trainable
         initial, final = self.tensors("param0/"), self.tensors("param1/")
-        self.params0 = port(initial, case.rules, template.params, origin=name)
-        self.params1 = port({**initial, **final}, case.rules, template.params, origin=name)
+        self.params0 = self.read(initial, template.params)
+        self.params1 = self.read({**initial, **final}, template.params)
 
     def _config(self) -> ConfigDict:
         config = tiny_config(self.case.words)
@@ -160,6 +144,11 @@ class Golden:
         return build_experiment(
             self.config, devices=devices, interactions=interactions, images=images
         )
+
+    def read(self, tensors: dict[str, np.ndarray], template: dict) -> dict:
+        """Tensors by the reference's names as a tree of ours."""
+        port = Port("reference", self.case.rules, ignored=IGNORED)
+        return read_weights(tensors, (port,), template, origin="the golden file")
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
         """The tensors of the file below a prefix, by the reference's names."""
@@ -205,10 +194,8 @@ def test_gradients(golden, name):
 
         return jax.grad(loss)(trainable)
 
-    actual = gradient(*freeze.partition(case.params0, trainable_filter(case.experiment)))
-    expected = port(
-        case.tensors("grad/"), case.case.rules, case.trainable_template, origin="gradients"
-    )
+    actual = gradient(*freeze.partition(case.params0, trainable_filter(case.experiment.model)))
+    expected = case.read(case.tensors("grad/"), case.trainable_template)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     assert_trees_close(actual, expected, bound_of_noise=1e-6 * largest)
 
@@ -217,7 +204,7 @@ def test_gradients(golden, name):
 def test_losses_and_one_adamw_step(golden, name):
     """The program's own train step, from the reference's parameters."""
     case = golden(name)
-    trainable, frozen = freeze.partition(case.params0, trainable_filter(case.experiment))
+    trainable, frozen = freeze.partition(case.params0, trainable_filter(case.experiment.model))
     state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
     step = make_train_step(case.experiment)
     batch = to_global(case.batch, case.experiment.mesh, BATCH)
@@ -236,12 +223,12 @@ def test_losses_and_one_adamw_step(golden, name):
 def test_item_vectors_scores_and_top_10(golden, name, devices):
     case = golden(name)
     evaluator = case.on(jax.devices()[:devices]).evaluator
-    catalog = evaluator.encode_catalog(case.params1)
+    catalog = evaluator.encode_catalog({"params": case.params1})
     vectors = np.asarray(catalog).reshape(-1, catalog.shape[-1])[: case.num_items]
     assert_close(vectors, case.file["feat"])
     history = case.file["eval.0"]
     users = case.file["data/user_ids"][: len(history)]
-    ranking = evaluator.rank(case.params1, "valid")
+    ranking = evaluator.rank({"params": case.params1}, "valid")
     queries = next(evaluator._queries("valid"))[0]
     np.testing.assert_array_equal(queries.history[: len(history)], history)
     assert len(users) == len(history)
@@ -259,7 +246,7 @@ def test_all_scores_with_history_masked(golden, name):
     expected = case.file["scores"]
     evaluator = case.on(jax.devices()[:1]).evaluator
     evaluator.k = case.num_items - 1
-    ranking = evaluator.rank(case.params1, "valid")
+    ranking = evaluator.rank({"params": case.params1}, "valid")
     scores = np.full(expected.shape, -np.inf, np.float32)
     real = np.isfinite(ranking.top_scores[: len(scores)])
     for row, (ids, values, finite) in enumerate(
@@ -276,7 +263,7 @@ def test_all_scores_with_history_masked(golden, name):
 def test_validation_metrics(golden, name, devices):
     case = golden(name)
     evaluator = case.on(jax.devices()[:devices]).evaluator
-    metrics = evaluator.metrics(evaluator.rank(case.params1, "valid"))["all"]
+    metrics = evaluator.metrics(evaluator.rank({"params": case.params1}, "valid"))["all"]
     for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
         # The reference rounds its metrics to seven decimals.
         assert round(metrics[metric]["value"], 7) == case.file[f"valid/{metric}"]

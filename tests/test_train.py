@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template
-from tests.tiny import ROOT, tiny_config
+from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=toy")
 
@@ -55,6 +56,45 @@ def test_losses_are_those_of_one_device(toy_dataset, words):
         config.mesh.update(axes)
         many, _ = _losses(config, jax.devices())
         np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("item", ["swin_t", "efficientnet_lite0"])
+def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
+    toy_dataset, monkeypatch, item
+):
+    """Drop path and batch statistics are those of one device, with repeats on several devices."""
+    use_tiny_encoders(monkeypatch)
+    config = _config(f"user=sasrec,item={item},dataset=toy", toy_dataset)
+    config.item.update({"weights": "", "trainable": "all"})
+    if item == "swin_t":
+        config.item.drop_path = 0.5
+    one, _ = _losses(config, jax.devices()[:1], steps=6)
+    many, _ = _losses(config, jax.devices(), steps=6)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+    # After one step: from then on Adam turns the rounding of gradients that are zero into steps,
+    # such as that of a batch norm's bias ahead of a convolution and another batch norm.
+    _, one = _losses(config, jax.devices()[:1], steps=1)
+    _, many = _losses(config, jax.devices(), steps=1)
+    one, many = jax.device_get((one.model_state, many.model_state))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), many, one)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_dataset, monkeypatch):
+    use_tiny_encoders(monkeypatch)
+    config = _config("user=sasrec,item=efficientnet_lite0,dataset=toy", toy_dataset)
+    config.item.update({"weights": "", "trainable": "last:1"})
+
+    def changed_blocks():
+        before = init_state(build_experiment(config, devices=jax.devices()[:1])).model_state
+        before = jax.device_get(before["batch_stats"]["item_encoder"]["trunk"])
+        _, after = _losses(config, jax.devices()[:1], steps=1)
+        after = after.model_state["batch_stats"]["item_encoder"]["trunk"]
+        differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+        return {name for name, tree in differ.items() if any(jax.tree.leaves(tree))}
+
+    assert changed_blocks() == {"head"}
+    config.item.train_frozen = True
+    assert changed_blocks() == {"stem", "stage_0", "stage_1", "head"}
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):
@@ -149,6 +189,23 @@ def test_a_run_that_is_killed_again_and_again_equals_the_uninterrupted_one(
             with pytest.raises(_KilledError):
                 train.train_and_evaluate(config, tmp_path / "killed")
     _assert_equal_runs(_run(config, tmp_path / "killed"), whole)
+
+
+def test_a_signal_that_arrives_while_a_step_is_logged_saves_the_next_step(
+    toy_dataset, tmp_path, monkeypatch
+):
+    config = _config(MODELS[0], toy_dataset, checkpoint_every=1000)
+    write = workdir.MetricsLog.write
+
+    def write_and_signal(self, step, scalars):
+        write(self, step, scalars)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(workdir.MetricsLog, "write", write_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", metric="ndcg@10", read_only=True) as checkpoints:
+        assert checkpoints.latest == 3  # logged at step 2
 
 
 def _command(config_words, dataset, workdir):

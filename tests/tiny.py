@@ -1,6 +1,7 @@
 """Tiny configs and in-memory data for tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,33 +10,53 @@ from ml_collections import ConfigDict
 from pixelrec_jax.config import load_config
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.items import vision
-from pixelrec_jax.items.vision.vit import CLIP_RULES, VisionTransformer
+from pixelrec_jax.items.vision.beit import Beit
+from pixelrec_jax.items.vision.clip_resnet import AttentionPool, ClipBottleneck, ClipStem
+from pixelrec_jax.items.vision.efficientnet import LITE, by_stage
+from pixelrec_jax.items.vision.mobilenet import MobileNet, layer_by_layer, repeat
+from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
+from pixelrec_jax.items.vision.swin import Swin
+from pixelrec_jax.items.vision.vit import VisionTransformer
 
 ROOT = Path(__file__).parent.parent
 
-# A small sibling of every vision encoder, with which the contracts are tested. That of CLIP is the
-# tower of the golden files.
+
+# A small sibling of one encoder of every architecture, with which the contracts are tested. That of
+# CLIP's ViT is the tower of the golden files.
+_VIT = {"width": 16, "depth": 2, "heads": 2, "patch": 8, "mlp": 32}
+_TRUNKS = {
+    "clip_vit_b32": partial(
+        VisionTransformer, width=32, depth=3, heads=4, patch=8, mlp=64, clip=True, epsilon=1e-5
+    ),
+    "vit_b16": partial(VisionTransformer, **_VIT),
+    "vit_toy": partial(VisionTransformer, **_VIT),
+    "beit_b16": partial(Beit, **_VIT),
+    "swin_t": partial(Swin, width=8, depths=(2, 1), heads=(1, 2), patch=2, window=2),
+    "resnet18": partial(ResNet, Basic, (1, 1), 8),
+    "resnet50": partial(ResNet, Bottleneck, (1, 1), 4),
+    "clip_rn50": partial(
+        ResNet,
+        ClipBottleneck,
+        (1, 1),
+        4,
+        stem=ClipStem,
+        attention=partial(AttentionPool, heads=2, features=16),
+    ),
+    "mobilenet_v2": partial(
+        MobileNet,
+        layer_by_layer([*repeat(1, 4, 1, 1), *repeat(2, 8, 2, 2)]),
+        stem=8,
+        head=32,
+    ),
+    "efficientnet_lite0": partial(
+        LITE,
+        by_stage([repeat(1, 4, 1, 1), repeat(2, 8, 2, 2, kernel=5)]),
+        stem=8,
+        head=32,
+    ),
+}
 TINY = {
-    "clip_vit_b32": vision.Vision(
-        lambda *, remat, dtype: VisionTransformer(
-            width=32, depth=3, heads=4, patch=8, mlp=64, remat=remat, dtype=dtype
-        ),
-        8,
-        CLIP_RULES,
-    ),
-    "vit_toy": vision.Vision(
-        lambda *, remat, dtype: VisionTransformer(
-            width=16,
-            depth=2,
-            heads=2,
-            patch=8,
-            mlp=32,
-            final_norm=True,
-            remat=remat,
-            dtype=dtype,
-        ),
-        8,
-    ),
+    name: replace(vision.VISION[name], trunk=trunk, multiple=8) for name, trunk in _TRUNKS.items()
 }
 
 

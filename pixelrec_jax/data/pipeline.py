@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.slots import deduplicate
+from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.errors import UserError
@@ -108,8 +108,12 @@ class TrainBatches:
             largest=min(total + 1, self.num_items),
         )
         parts = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
+        parts = [part.reshape(x.shape) for part, x in zip(parts, ids, strict=True)]
         items = _with_images(unique[self.local_shards], self.images)
-        return items, [part.reshape(x.shape) for part, x in zip(parts, ids, strict=True)]
+        if self.images:
+            weight = rows_with_slot(parts, num_slots=unique.shape[1])
+            items = items.replace(weight=weight[self.local_shards])
+        return items, parts
 
 
 class CatalogBatches:

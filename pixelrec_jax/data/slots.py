@@ -1,5 +1,7 @@
 """Deduplication: the ids of a shard become slots, so that each distinct item is encoded once."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -27,3 +29,21 @@ def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarr
     unique = np.zeros((shards, min(-(-used // bucket) * bucket, largest)), ids.dtype)
     np.put_along_axis(unique, rank, ordered, axis=1)
     return unique, slots[:, 1:]
+
+
+def rows_with_slot(slots: Sequence[np.ndarray], *, num_slots: int) -> np.ndarray:
+    """Counts in how many rows of its shard each slot occurs.
+
+    Args:
+      slots: arrays int32[G, B, ...].
+      num_slots: U.
+
+    Returns:
+      float32[G, U], 0 for PAD.
+    """
+    shards, rows = slots[0].shape[:2]
+    ordered = np.sort(np.concatenate([x.reshape(shards, rows, -1) for x in slots], axis=2))
+    is_first = np.diff(ordered, axis=2, prepend=0) > 0  # PAD is never one
+    place = ordered + num_slots * np.arange(shards)[:, None, None]
+    count = np.bincount(place[is_first], minlength=shards * num_slots)
+    return count.reshape(shards, num_slots).astype(np.float32)

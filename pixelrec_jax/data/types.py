@@ -22,10 +22,14 @@ class Items:
     Attributes:
       id: int32[G, U], item indices; unused slots hold PAD.
       image: uint8[G, U, H, W, 3], or None for encoders that do not look at pixels.
+      weight: float32[G, U], in how many rows of a training batch the item occurs, 0 for PAD: its
+        weight in batch statistics, which then do not depend on the number of shards. None without
+        images and in evaluation.
     """
 
     id: Array
     image: Array | None = None
+    weight: Array | None = None
 
 
 @struct.dataclass

@@ -5,13 +5,21 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.freeze import trainable_blocks
 from pixelrec_jax.items.id import IdEncoder
-from pixelrec_jax.items.pixel import PixelEncoder
+from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.vision import VISION
 
 ITEM_ENCODERS = ("id", *VISION)
 
 # An item encoder maps Items (id [M], image [M, H, W, 3] or None) to vectors float32[M, D].
+
+
+# What every vision encoder's config has; further keys are options of its trunk.
+_COMMON = (
+    *("name", "image_size", "weights", "trainable", "train_frozen", "pool", "normalisation"),
+    *("dnn_layers", "remat", "dtype"),
+)
 
 
 def uses_pixels(item: ConfigDict) -> bool:
@@ -23,24 +31,36 @@ def build_item_encoder(item: ConfigDict, *, num_items: int, width: int) -> nn.Mo
     """Builds the item encoder that `config.item` describes, for D = `width`.
 
     Raises:
-      UserError: unknown name, or an image size that the encoder cannot cut into patches.
+      UserError: an unknown name or choice, or an image size that the encoder cannot divide.
     """
     if item.name == "id":
         return IdEncoder(num_items=num_items, width=width, init_std=item.init_std)
     if item.name not in VISION:
         raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
     vision = VISION[item.name]
-    if item.image_size <= 0 or item.image_size % vision.patch:
-        possible = max(1, round(item.image_size / vision.patch)) * vision.patch
+    if item.image_size <= 0 or item.image_size % vision.multiple:
+        possible = max(1, round(item.image_size / vision.multiple)) * vision.multiple
         raise UserError(
-            f"item.image_size={item.image_size} is not a multiple of the {vision.patch} pixel "
-            f"patches of {item.name}; try {possible}"
+            f"item.image_size={item.image_size} is not a multiple of {vision.multiple} pixels, "
+            f"which {item.name} needs; try {possible}"
         )
+    if item.pool not in vision.pools:
+        raise UserError(f"item.pool={item.pool!r}: {item.name} offers {', '.join(vision.pools)}")
+    if item.normalisation not in ("checkpoint", *NORMALISATIONS):
+        known = ("checkpoint", *NORMALISATIONS)
+        raise UserError(f"item.normalisation={item.normalisation!r}; use {', '.join(known)}")
     dtype = jnp.dtype(item.dtype)
+    options = {key: value for key, value in item.items() if key not in _COMMON}
+    trunk = vision.trunk(pool=item.pool, remat=item.remat, dtype=dtype, **options)
+    tuned = trainable_blocks(item.trainable, trunk.blocks)
     return PixelEncoder(
-        trunk=vision.trunk(remat=item.remat, dtype=dtype),
+        trunk=trunk.clone(live=trunk.blocks if item.train_frozen else tuned),
+        tuned=tuned,
         width=width,
-        mean=tuple(item.mean),
-        std=tuple(item.std),
+        dnn_layers=tuple(item.dnn_layers),
+        head_init=vision.head_init,
+        normalisation=vision.normalisation
+        if item.normalisation == "checkpoint"
+        else item.normalisation,
         dtype=dtype,
     )

@@ -1,42 +1,69 @@
 """PixelNet: an item is its image, seen by a trainable vision encoder (PixelRec section 3)."""
 
+from functools import partial
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
+from pixelrec_jax.items.vision.layers import Context
+
+# Mean and standard deviation of the channels of pixels in [0, 1].
+NORMALISATIONS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # the reference's, for all encoders
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
 
 
 class PixelEncoder(nn.Module):
     """Normalises the image, runs the trunk and projects to the width of the recommender.
 
     The projection is the paper's dimension transformation layer. It has a ReLU, as the reference
-    code has, so item vectors are non-negative.
+    code has, so item vectors are non-negative. If the trunk returns tokens, each is projected and
+    the mean over them is the item's vector.
 
     Attributes:
-      trunk: maps float[M, H, W, 3] to tokens float[M, S, C].
+      trunk: maps float[M, H, W, 3] to tokens float[M, S, C] or vectors float[M, C].
+      tuned: the trunk's blocks that are trained.
       width: D.
-      mean, std: normalisation of pixels in [0, 1]; 0.5 and 0.5 in the reference.
+      dnn_layers: widths of further dense layers with ReLU below the projection (Figure 10).
+      head_init: see `Vision`.
+      normalisation: a key of `NORMALISATIONS`.
     """
 
     trunk: nn.Module
+    tuned: tuple[str, ...]
     width: int
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    dnn_layers: tuple[int, ...] = ()
+    head_init: Literal["xavier_normal", "torch"] = "xavier_normal"
+    normalisation: str = "half"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D] for items.id int32[M] and items.image uint8[M, H, W, 3]."""
-        image = items.image.astype(jnp.float32) / 255
-        image = (image - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        mean, std = map(jnp.asarray, NORMALISATIONS[self.normalisation])
+        image = (items.image.astype(jnp.float32) / 255 - mean) / std
         # The reference's padding image is all zeros after normalisation, which uint8 cannot say.
         image = jnp.where((items.id == PAD)[:, None, None, None], 0, image)
-        tokens = self.trunk(image.astype(self.dtype), train=train)  # [M, S, C]
-        projected = nn.Dense(
-            self.width,
-            kernel_init=nn.initializers.xavier_normal(),
-            dtype=self.dtype,
-            name="head",
-        )(tokens)
-        return jnp.mean(nn.relu(projected).astype(jnp.float32), axis=-2)
+        context = Context(train=train, item=items.id, weight=items.weight)
+        x = self.trunk(image.astype(self.dtype), context)
+        names = [*(f"dense_{n}" for n in range(len(self.dnn_layers))), "head"]
+        for name, features in zip(names, (*self.dnn_layers, self.width), strict=True):
+            x = nn.relu(self._dense(features, fan_in=x.shape[-1], name=name)(x))
+        x = x.astype(jnp.float32)
+        return x if x.ndim == 2 else jnp.mean(x, axis=-2)
+
+    def _dense(self, features: int, *, fan_in: int, name: str) -> nn.Dense:
+        make = partial(nn.Dense, features, dtype=self.dtype, name=name)
+        if self.head_init == "xavier_normal":
+            return make(kernel_init=nn.initializers.xavier_normal())
+        uniform = nn.initializers.uniform(2 * fan_in**-0.5)
+
+        def symmetric(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+            return uniform(key, shape, dtype) - fan_in**-0.5
+
+        return make(kernel_init=symmetric, bias_init=symmetric)

@@ -8,7 +8,7 @@ import pytest
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
-from pixelrec_jax.data.slots import deduplicate
+from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.split import (
     ranking_queries,
     read_windows,
@@ -112,6 +112,15 @@ def test_a_task_travels_without_its_windows(toy_dataset):
     travelled = pickle.dumps(task)
     assert len(travelled) < 2000
     np.testing.assert_array_equal(pickle.loads(travelled).windows.start, task.windows.start)
+
+
+def test_rows_with_slot_do_not_depend_on_the_shards():
+    one = np.array([[[1, 1, 2], [0, 1, 3], [0, 0, 0], [3, 2, 2]]])  # one shard of four rows
+    np.testing.assert_array_equal(rows_with_slot([one], num_slots=5), [[0, 2, 2, 2, 0]])
+    parts = [one[..., :1], one[..., 1:]]
+    np.testing.assert_array_equal(rows_with_slot(parts, num_slots=5), [[0, 2, 2, 2, 0]])
+    two = rows_with_slot([one.reshape(2, 2, 3)], num_slots=5)
+    np.testing.assert_array_equal(two, [[0, 2, 1, 1, 0], [0, 0, 1, 1, 0]])
 
 
 def test_deduplicate():

@@ -1,10 +1,33 @@
-"""Vision transformer (Dosovitskiy et al. 2021), in the form CLIP uses (Radford et al. 2021)."""
+"""Vision transformers (Dosovitskiy et al. 2021), also those of CLIP (Radford et al. 2021) and MAE.
+
+MAE (He et al. 2022) is a plain ViT that was pre-trained to fill in masked patches; masking and the
+decoder belong to the pre-training. The published classifiers of all three add a layer after the
+tokens (a linear one, CLIP's norm and projection), which is left out.
+"""
+
+from functools import partial
+from math import isqrt
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pixelrec_jax.weights import Rule
+from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.layers import Context, pool_tokens
+from pixelrec_jax.weights.port import (
+    BATCHED_POSITION,
+    LINEAR,
+    PATCHES,
+    POSITION,
+    TOKEN,
+    Port,
+    Rule,
+    linear,
+    norm,
+)
+
+_normal = nn.initializers.normal(0.02)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -12,11 +35,27 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def sine_cosine(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+    """Initializer of a position table [1 + g * g, C]: MAE's, zero for the class token.
+
+    Sines and cosines of the column, at C / 4 frequencies, fill the first half, of the row the
+    second.
+    """
+    del key
+    length, width = shape
+    angle = np.arange(isqrt(length - 1))[:, None] / 1e4 ** (4 * np.arange(width // 4) / width)
+    wave = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)  # [g, C / 2]
+    column, row = np.tile(wave, (len(wave), 1)), np.repeat(wave, len(wave), axis=0)
+    table = np.concatenate([column, row], axis=1)
+    return jnp.asarray(np.concatenate([np.zeros((1, width)), table]), dtype)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block over [M, S, C]."""
 
     heads: int
     mlp: int
+    clip: bool
     epsilon: float
     dtype: jnp.dtype
 
@@ -24,53 +63,70 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns float[M, S, C] for float[M, S, C]."""
         width = x.shape[-1]
-
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, name=name)
-
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
+        dense = partial(nn.Dense, dtype=self.dtype)
+        layer_norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
         def split(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
-        y = norm("norm_1")(x)
-        query, key, value = (split(dense(width, n)(y)) for n in ("query", "key", "value"))
+        y = layer_norm(name="norm_1")(x)
+        query, key, value = (split(dense(width, name=n)(y)) for n in ("query", "key", "value"))
         context = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
-        x = x + dense(width, "out")(context)
-        y = quick_gelu(dense(self.mlp, "mlp_in")(norm("norm_2")(x)))
-        return x + dense(width, "mlp_out")(y)
+        x = x + dense(width, name="out")(context)
+        y = dense(self.mlp, name="mlp_in")(layer_norm(name="norm_2")(x))
+        y = quick_gelu(y) if self.clip else nn.gelu(y, approximate=False)
+        return x + dense(width, name="mlp_out")(y)
 
 
-class Stem(nn.Module):
-    """Patches, class token, position embedding and the layer norm before the first block."""
+class PatchEmbedding(nn.Module):
+    """Cuts an image into patches and projects each.
+
+    A convolution whose stride is its kernel is one matrix product over flattened patches.
+    """
 
     width: int
     patch: int
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Returns float[M, rows, columns, C] for float[M, H, W, 3]."""
+        m, height, breadth, channels = image.shape
+        p, rows, columns = self.patch, height // self.patch, breadth // self.patch
+        x = image.reshape(m, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(m, rows, columns, p * p * channels)
+        return nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="patch")(x)
+
+
+class Stem(nn.Module):
+    """Patches, class token, position embedding and, in CLIP, a layer norm."""
+
+    width: int
+    patch: int
+    clip: bool
     epsilon: float
+    position_init: nn.initializers.Initializer
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
-        m, height, breadth, channels = image.shape
-        p, rows, columns = self.patch, height // self.patch, breadth // self.patch
-        # A convolution whose stride is its kernel is one matrix product over flattened patches.
-        x = image.reshape(m, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(m, rows * columns, p * p * channels)
-        x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patch")(x)
-        init = nn.initializers.normal(0.02)
-        token = self.param("class_token", init, (self.width,), jnp.float32)
-        token = jnp.broadcast_to(token.astype(x.dtype), (m, 1, self.width))
+        x = PatchEmbedding(self.width, self.patch, not self.clip, self.dtype, name="embed")(image)
+        x = x.reshape(len(x), -1, self.width)
+        token = self.param("class_token", _normal, (self.width,), jnp.float32)
+        token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
-        position = self.param("position", init, (x.shape[1], self.width), jnp.float32)
-        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(
-            x + position.astype(x.dtype)
-        )
+        shape = (x.shape[1], self.width)
+        position = self.param("position", self.position_init, shape, jnp.float32)
+        x = x + position.astype(x.dtype)
+        if not self.clip:
+            return x
+        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
 
 class VisionTransformer(nn.Module):
-    """Maps images to tokens, class token first.
+    """Maps images to tokens, class token first, or to one vector.
 
     Attributes:
       width: C.
@@ -78,9 +134,13 @@ class VisionTransformer(nn.Module):
       heads: attention heads.
       patch: side of a square patch in pixels; divides the image's sides.
       mlp: width of the hidden layer of each block.
-      final_norm: layer norm after the last block. Not for CLIP: the reference reads its last
-        hidden state, which comes before that norm.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      clip: the form of OpenAI's CLIP: a layer norm ahead of the blocks, quick GELU (LAION's models
+        have plain GELU), and no norm after them, because the reference reads the last hidden state,
+        which comes before that norm.
+      epsilon: of the layer norms.
+      position_init: of the position embedding float32[S, C], which is a parameter also in MAE.
+      pool: "tokens", "cls" or "mean", see `layers.pool_tokens`.
+      live, remat, dtype: see `Vision.trunk`; no block differs in train mode.
     """
 
     width: int
@@ -88,8 +148,11 @@ class VisionTransformer(nn.Module):
     heads: int
     patch: int
     mlp: int
-    epsilon: float = 1e-5
-    final_norm: bool = False
+    clip: bool = False
+    epsilon: float = 1e-6
+    position_init: nn.initializers.Initializer = _normal
+    pool: str = "tokens"
+    live: tuple[str, ...] = ()
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -97,47 +160,138 @@ class VisionTransformer(nn.Module):
     def blocks(self) -> tuple[str, ...]:
         """Names of the parts from pixels to tokens, the unit of freezing."""
         blocks = ("stem", *(f"block_{n}" for n in range(self.depth)))
-        return (*blocks, "norm") if self.final_norm else blocks
+        return blocks if self.clip else (*blocks, "norm")
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """Returns float[M, S, C] for float[M, H, W, 3]."""
-        x = Stem(self.width, self.patch, self.epsilon, self.dtype, name="stem")(image)
+    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
+        del context
+        x = Stem(
+            self.width,
+            self.patch,
+            self.clip,
+            self.epsilon,
+            self.position_init,
+            self.dtype,
+            name="stem",
+        )(image)
         block = nn.remat(Block) if self.remat else Block
         for n in range(self.depth):
-            x = block(self.heads, self.mlp, self.epsilon, self.dtype, name=f"block_{n}")(x)
-        if self.final_norm:
+            name = f"block_{n}"
+            x = block(self.heads, self.mlp, self.clip, self.epsilon, self.dtype, name=name)(x)
+        if not self.clip:
             x = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
-        return x
+        return pool_tokens(x, self.pool)
 
 
-# transformers 4 and the hub write the prefix, transformers 5 saves a vision model without it.
-_TOWER = r"(?:vision_model\.)?"
-_LAYER = rf"{_TOWER}encoder\.layers\.(\d+)"
-CLIP_RULES = (
-    Rule(rf"{_TOWER}embeddings\.class_embedding", "stem/class_token"),
-    Rule(rf"{_TOWER}embeddings\.patch_embedding\.weight", "stem/patch/kernel", "patchify"),
-    Rule(rf"{_TOWER}embeddings\.position_embedding\.weight", "stem/position"),
-    Rule(rf"{_TOWER}pre_layrnorm\.weight", "stem/norm/scale"),  # the misspelling is CLIP's
-    Rule(rf"{_TOWER}pre_layrnorm\.bias", "stem/norm/bias"),
-    *(
-        rule
-        for source, target in {
-            "self_attn.q_proj": "query",
-            "self_attn.k_proj": "key",
-            "self_attn.v_proj": "value",
-            "self_attn.out_proj": "out",
-            "mlp.fc1": "mlp_in",
-            "mlp.fc2": "mlp_out",
-        }.items()
-        for rule in (
-            Rule(rf"{_LAYER}\.{source}\.weight", rf"block_\1/{target}/kernel", "transpose"),
-            Rule(rf"{_LAYER}\.{source}\.bias", rf"block_\1/{target}/bias"),
-        )
+_CLIP = "encoder.layers.{n}"
+CLIP_HUGGINGFACE = Port(
+    "huggingface",
+    rules=(
+        Rule("embeddings.class_embedding", "stem/class_token"),
+        Rule("embeddings.patch_embedding.weight", "stem/embed/patch/kernel", PATCHES),
+        Rule("embeddings.position_embedding.weight", "stem/position", POSITION),
+        *norm("pre_layrnorm", "stem/norm"),  # the misspelling is CLIP's
+        *linear(f"{_CLIP}.self_attn.q_proj", "block_{n}/query"),
+        *linear(f"{_CLIP}.self_attn.k_proj", "block_{n}/key"),
+        *linear(f"{_CLIP}.self_attn.v_proj", "block_{n}/value"),
+        *linear(f"{_CLIP}.self_attn.out_proj", "block_{n}/out"),
+        *linear(f"{_CLIP}.mlp.fc1", "block_{n}/mlp_in"),
+        *linear(f"{_CLIP}.mlp.fc2", "block_{n}/mlp_out"),
+        *norm(f"{_CLIP}.layer_norm1", "block_{n}/norm_1"),
+        *norm(f"{_CLIP}.layer_norm2", "block_{n}/norm_2"),
     ),
-    Rule(rf"{_LAYER}\.layer_norm([12])\.weight", r"block_\1/norm_\2/scale"),
-    Rule(rf"{_LAYER}\.layer_norm([12])\.bias", r"block_\1/norm_\2/bias"),
-    # Not part of the tokens: CLIP's text tower, its projections and its final norm.
-    Rule(rf"{_TOWER}post_layernorm\..*", None),
-    Rule(r"text_model\..*|(visual|text)_projection\..*|logit_scale|.*\.position_ids", None),
+    # transformers 4 and the hub write the prefix, transformers 5 saves a vision model without it.
+    prefixes=("vision_model.",),
+    # The text tower, the projections and the final norm come after the tokens.
+    ignored=(
+        r"(vision_model\.)?post_layernorm\..*",
+        r"text_model\..*|(visual|text)_projection\..*|logit_scale|.*\.position_ids",
+    ),
 )
+
+_OPENAI = "visual.transformer.resblocks.{n}"
+_PARTS = ("query", "key", "value")
+# The prefix is part of the names: without it they are the text tower's.
+CLIP_OPENAI = Port(
+    "openai",
+    rules=(
+        Rule("visual.class_embedding", "stem/class_token"),
+        Rule("visual.conv1.weight", "stem/embed/patch/kernel", PATCHES),
+        Rule("visual.positional_embedding", "stem/position", POSITION),
+        *norm("visual.ln_pre", "stem/norm"),
+        Rule(
+            f"{_OPENAI}.attn.in_proj_weight",
+            tuple(f"block_{{n}}/{part}/kernel" for part in _PARTS),
+            LINEAR,
+        ),
+        Rule(f"{_OPENAI}.attn.in_proj_bias", tuple(f"block_{{n}}/{part}/bias" for part in _PARTS)),
+        *linear(f"{_OPENAI}.attn.out_proj", "block_{n}/out"),
+        *linear(f"{_OPENAI}.mlp.c_fc", "block_{n}/mlp_in"),
+        *linear(f"{_OPENAI}.mlp.c_proj", "block_{n}/mlp_out"),
+        *norm(f"{_OPENAI}.ln_1", "block_{n}/norm_1"),
+        *norm(f"{_OPENAI}.ln_2", "block_{n}/norm_2"),
+    ),
+    ignored=(
+        r"visual\.(ln_post\..*|proj)",
+        r"transformer\..*|token_embedding\.weight|positional_embedding|ln_final\..*",
+        r"text_projection|logit_scale|input_resolution|context_length|vocab_size",
+    ),
+)
+
+_VIT = "encoder.layer.{n}"
+# Of plain ViT and of MAE, whose files add a decoder.
+VIT_HUGGINGFACE = Port(
+    "huggingface",
+    rules=(
+        Rule("embeddings.cls_token", "stem/class_token", TOKEN),
+        Rule("embeddings.patch_embeddings.projection.weight", "stem/embed/patch/kernel", PATCHES),
+        Rule("embeddings.patch_embeddings.projection.bias", "stem/embed/patch/bias"),
+        Rule("embeddings.position_embeddings", "stem/position", BATCHED_POSITION),
+        *linear(f"{_VIT}.attention.attention.query", "block_{n}/query"),
+        *linear(f"{_VIT}.attention.attention.key", "block_{n}/key"),
+        *linear(f"{_VIT}.attention.attention.value", "block_{n}/value"),
+        *linear(f"{_VIT}.attention.output.dense", "block_{n}/out"),
+        *linear(f"{_VIT}.intermediate.dense", "block_{n}/mlp_in"),
+        *linear(f"{_VIT}.output.dense", "block_{n}/mlp_out"),
+        *norm(f"{_VIT}.layernorm_before", "block_{n}/norm_1"),
+        *norm(f"{_VIT}.layernorm_after", "block_{n}/norm_2"),
+        *norm("layernorm", "norm"),
+    ),
+    prefixes=("vit.",),
+    ignored=(
+        r"(vit\.)?(pooler\..*|embeddings\.mask_token)",
+        r"classifier\..*|decoder\..*",
+    ),
+)
+
+_SMALL = {"width": 384, "depth": 12, "heads": 6, "mlp": 1536}
+_BASE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072}
+_LARGE = {"width": 1024, "depth": 24, "heads": 16, "mlp": 4096}
+
+_clip = partial(VisionTransformer, clip=True, epsilon=1e-5)
+_vit = partial(VisionTransformer, epsilon=1e-12)  # that of the published configs
+_TOKENS = ("tokens", "cls", "mean")
+_of_clip = partial(
+    Vision, pools=_TOKENS, normalisation="clip", ports=(CLIP_HUGGINGFACE, CLIP_OPENAI)
+)
+_of_vit = partial(Vision, pools=("cls", "mean", "tokens"), ports=(VIT_HUGGINGFACE,))
+ENCODERS = {
+    "clip_vit_b32": _of_clip(partial(_clip, **_BASE, patch=32), multiple=32),
+    "clip_vit_b16": _of_clip(partial(_clip, **_BASE, patch=16), multiple=16),
+    "clip_vit_l14": _of_clip(partial(_clip, **_LARGE, patch=14), multiple=14),
+    "vit_s16": _of_vit(partial(_vit, **_SMALL, patch=16), multiple=16),
+    "vit_b16": _of_vit(partial(_vit, **_BASE, patch=16), multiple=16),
+    "vit_l16": _of_vit(partial(_vit, **_LARGE, patch=16), multiple=16),
+    "mae_b16": _of_vit(
+        partial(_vit, **_BASE, patch=16, position_init=sine_cosine),
+        multiple=16,
+        normalisation="imagenet",
+    ),
+    # Small enough to learn from scratch on a laptop; the default of the toy dataset.
+    "vit_toy": Vision(
+        partial(VisionTransformer, width=64, depth=2, heads=4, patch=8, mlp=256),
+        multiple=8,
+        pools=_TOKENS,
+    ),
+}

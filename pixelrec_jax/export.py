@@ -1,0 +1,75 @@
+"""Writes the vision encoder of a trained model as a file that other programs load.
+
+python -m pixelrec_jax.export --workdir=runs/pixel --out=encoder.safetensors [--names=torchvision]
+
+The tensors carry the names of the architecture's published checkpoints, so that PyTorch code loads
+them, and so does another run with --config.item.weights=encoder.safetensors.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from pixelrec_jax import errors, freeze
+from pixelrec_jax import workdir as workdirs
+from pixelrec_jax.checkpoint import Checkpoints
+from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.items import uses_pixels
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.state import trunk_variables
+from pixelrec_jax.weights.files import write
+from pixelrec_jax.weights.port import write_weights
+
+
+def export(workdir: Path, out: Path, names: str | None = None) -> int:
+    """Writes the encoder of the best checkpoint; returns the number of tensors.
+
+    Args:
+      workdir: folder of a trained run.
+      out: the file to write.
+      names: name of one of the encoder's ports, by default its first.
+
+    Raises:
+      UserError: the run has no vision encoder or no evaluated checkpoint, or no such names exist.
+    """
+    config = workdirs.read_config(workdir)
+    if not uses_pixels(config.item):
+        raise UserError(f"{workdir} trained item={config.item.name}, which has no vision encoder")
+    ports = {port.name: port for port in VISION[config.item.name].ports}
+    if not ports:
+        raise UserError(
+            f"{config.item.name} has no published form, so other programs cannot load its weights"
+        )
+    names = names or next(iter(ports))
+    if names not in ports:
+        raise UserError(f"unknown --names={names!r}{nearest(names, ports)}")
+    directory = workdir / "checkpoints"
+    with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
+        if checkpoints.best is None:
+            raise UserError(f"{workdir} holds no evaluated checkpoint yet; train it first")
+        parts = ("trainable", "frozen", "model_state")
+        state = checkpoints.read(checkpoints.best, parts)
+    params = freeze.merge(state["trainable"], state["frozen"])
+    trunk = trunk_variables({"params": params, **state["model_state"]})
+    tensors = write_weights(trunk, ports[names])
+    write(out, tensors)
+    return len(tensors)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "folder of the trained run", required=True)
+    flags.DEFINE_string("out", None, "safetensors file to write", required=True)
+    flags.DEFINE_string("names", None, "huggingface, torchvision, openai or timm")
+
+
+def main(_: Sequence[str]) -> None:
+    """Exports the encoder that the flags name."""
+    values = flags.FLAGS
+    count = export(Path(values.workdir), Path(values.out), values.names)
+    print(f"{values.out}: {count} tensors")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

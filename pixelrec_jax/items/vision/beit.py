@@ -1,0 +1,163 @@
+"""BEiT (Bao et al. 2022, arXiv 2106.08254): a vision transformer with relative positions."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.layers import Context, DropPath, pool_tokens
+from pixelrec_jax.items.vision.relative import RelativeAttention
+from pixelrec_jax.items.vision.vit import PatchEmbedding
+from pixelrec_jax.weights.port import PATCHES, RELATIVE, TOKEN, Port, Rule, linear, norm
+
+
+class Stem(nn.Module):
+    """Class token and patches, without positions."""
+
+    width: int
+    patch: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
+        embed = PatchEmbedding(
+            self.width, self.patch, use_bias=True, dtype=self.dtype, name="embed"
+        )
+        x = embed(image).reshape(len(image), -1, self.width)
+        token = self.param("class_token", nn.initializers.normal(0.02), (self.width,), jnp.float32)
+        token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
+        return jnp.concatenate([token, x], axis=1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with layer scale (Touvron et al. 2021) and stochastic depth."""
+
+    heads: int
+    mlp: int
+    side: int
+    epsilon: float
+    drop_path: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, S, C] for float[M, S, C]."""
+        width = x.shape[-1]
+        dense = partial(nn.Dense, dtype=self.dtype)
+        layer_norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+
+        def branch(y: jax.Array, n: int) -> jax.Array:
+            scale = self.param(f"scale_{n}", nn.initializers.constant(0.1), (width,), jnp.float32)
+            return DropPath(self.drop_path, name=f"drop_{n}")(y * scale.astype(y.dtype), context)
+
+        attention = RelativeAttention(
+            heads=self.heads,
+            side=self.side,
+            class_token=True,
+            key_bias=False,
+            dtype=self.dtype,
+            name="attention",
+        )
+        y = attention(layer_norm(name="norm_1")(x)[:, None])[:, 0]  # one window
+        x = x + branch(y, 1)
+        y = dense(self.mlp, name="mlp_in")(layer_norm(name="norm_2")(x))
+        y = dense(width, name="mlp_out")(nn.gelu(y, approximate=False))
+        return x + branch(y, 2)
+
+
+class Beit(nn.Module):
+    """Maps square images to tokens, class token first, or to one vector.
+
+    The paper's form with a shared table or absolute positions is that of masked pretraining; the
+    published classifiers have a table per block and no absolute positions, and so has this.
+
+    Attributes:
+      width: C.
+      depth: number of blocks.
+      heads: attention heads.
+      patch: side of a square patch in pixels; divides the image's side.
+      mlp: width of the hidden layer of each block.
+      epsilon: of the layer norms.
+      drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first.
+      pool: "mean", "tokens" or "cls", see `layers.pool_tokens`; the norm comes after it.
+      live, remat, dtype: see `Vision.trunk`.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    mlp: int
+    epsilon: float = 1e-12
+    drop_path: float = 0.1
+    pool: str = "mean"
+    live: tuple[str, ...] = ()
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the parts from pixels to vector, the unit of freezing."""
+        return ("stem", *(f"block_{n}" for n in range(self.depth)), "norm")
+
+    @nn.compact
+    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+        """Returns float[M, S, C] or float[M, C] for float[M, H, H, 3]."""
+        context = context or Context()
+        x = Stem(self.width, self.patch, self.dtype, name="stem")(image)
+        block = partial(
+            nn.remat(Block) if self.remat else Block,
+            heads=self.heads,
+            mlp=self.mlp,
+            side=image.shape[1] // self.patch,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )
+        for n, rate in enumerate(np.linspace(0, self.drop_path, self.depth).tolist()):
+            name = f"block_{n}"
+            x = block(drop_path=rate, name=name)(x, context.only(name in self.live))
+        x = pool_tokens(x, self.pool)
+        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+
+
+_LAYER = "encoder.layer.{n}"
+_ATTENTION = f"{_LAYER}.attention.attention"
+HUGGINGFACE = Port(
+    "huggingface",
+    rules=(
+        Rule("embeddings.cls_token", "stem/class_token", TOKEN),
+        Rule("embeddings.patch_embeddings.projection.weight", "stem/embed/patch/kernel", PATCHES),
+        Rule("embeddings.patch_embeddings.projection.bias", "stem/embed/patch/bias"),
+        *norm(f"{_LAYER}.layernorm_before", "block_{n}/norm_1"),
+        Rule(
+            f"{_ATTENTION}.relative_position_bias.relative_position_bias_table",
+            "block_{n}/attention/relative",
+            RELATIVE,
+        ),
+        *linear(f"{_ATTENTION}.query", "block_{n}/attention/query"),
+        *linear(f"{_ATTENTION}.key", "block_{n}/attention/key"),
+        *linear(f"{_ATTENTION}.value", "block_{n}/attention/value"),
+        *linear(f"{_LAYER}.attention.output.dense", "block_{n}/attention/out"),
+        Rule(f"{_LAYER}.lambda_1", "block_{n}/scale_1"),
+        *norm(f"{_LAYER}.layernorm_after", "block_{n}/norm_2"),
+        *linear(f"{_LAYER}.intermediate.dense", "block_{n}/mlp_in"),
+        *linear(f"{_LAYER}.output.dense", "block_{n}/mlp_out"),
+        Rule(f"{_LAYER}.lambda_2", "block_{n}/scale_2"),
+        *norm("pooler.layernorm", "norm"),
+    ),
+    prefixes=("beit.",),
+    ignored=(r"classifier\..*", r".*\.relative_position_index"),
+)
+
+ENCODERS = {
+    "beit_b16": Vision(
+        partial(Beit, width=768, depth=12, heads=12, patch=16, mlp=3072),
+        multiple=16,
+        pools=("mean", "tokens", "cls"),
+        ports=(HUGGINGFACE,),
+    ),
+}

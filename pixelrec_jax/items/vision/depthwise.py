@@ -1,0 +1,133 @@
+"""Depthwise convolution, one filter per channel, in the form that is fast on the device."""
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def pads(size: tuple[int, int], kernel: int, stride: int, padding: str) -> Pads:
+    """Returns the zeros before and after each side of an image of `size` pixels.
+
+    "torch" puts half a kernel on every side; "same", TensorFlow's, as little as gives ceil(size /
+    stride) outputs, and an odd zero goes after.
+    """
+    if padding == "torch":
+        return (((kernel - 1) // 2,) * 2,) * 2
+    height, width = jax.lax.padtype_to_pads(size, (kernel,) * 2, (stride,) * 2, "SAME")
+    return height, width
+
+
+class Depthwise(nn.Module):
+    """Depthwise convolution with a square kernel and no bias.
+
+    Attributes:
+      kernel: its side.
+      stride: in pixels, in both directions.
+      padding: see `pads`.
+      dtype: of computation.
+    """
+
+    kernel: int
+    stride: int
+    padding: Literal["torch", "same"]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns dtype[M, H', W', C] for float[M, H, W, C]."""
+        shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        sides = pads(x.shape[1:3], self.kernel, self.stride, self.padding)
+        return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
+    """Convolves x [M, H, W, C] with kernel [k, k, 1, C].
+
+    XLA's CPU backend has no fast convolution with groups, so there it is a sum of shifted images
+    (8 times as fast), and its gradient is our own (see `shifted_gradients`).
+    """
+    # The choice lies inside the custom derivative: differentiating it would keep the residuals of
+    # both forms.
+    forward = {"cpu": shifted, "default": grouped}
+    return _on_platform(forward, stride, sides)(x, kernel)
+
+
+def grouped(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
+    """`depthwise` as XLA's convolution with one group per channel."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        sides,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def grouped_gradients(
+    x: jax.Array, kernel: jax.Array, out: jax.Array, stride: int, sides: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of x and kernel for that of the result, `out`, by XLA's convolutions."""
+    return jax.vjp(partial(grouped, stride=stride, sides=sides), x, kernel)[1](out)
+
+
+def shifted(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
+    """`depthwise` as a sum over the kernel's elements of shifted images, one loop when compiled."""
+    padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    side = len(kernel)
+    rows, columns = ((size - side) // stride + 1 for size in padded.shape[1:3])
+    terms = (
+        padded[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
+        * kernel[i, j, 0].astype(jnp.float32)
+        for i in range(side)
+        for j in range(side)
+    )
+    return sum(terms).astype(x.dtype)
+
+
+def shifted_gradients(
+    x: jax.Array, kernel: jax.Array, out: jax.Array, stride: int, sides: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of x and kernel for that of the result, `out`, fast on CPU.
+
+    The kernel's gradient sums over all pixels. It does so row by row, which stays in the cache.
+    """
+    (x_gradient,) = jax.vjp(lambda x: shifted(x, kernel, stride, sides), x)[1](out)
+    side, columns = len(kernel), out.shape[2]
+    padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+
+    def add_row(row: int, sums: list[jax.Array]) -> list[jax.Array]:
+        above = jax.lax.dynamic_slice_in_dim(padded, row * stride, side, axis=1)
+        below = jax.lax.dynamic_index_in_dim(out, row, axis=1, keepdims=False).astype(jnp.float32)
+        shifts = (
+            above[:, i, j : j + columns * stride : stride] for i in range(side) for j in range(side)
+        )
+        return [total + (shift * below).sum(1) for total, shift in zip(sums, shifts, strict=True)]
+
+    zeros = [jnp.zeros((len(x), x.shape[-1]), jnp.float32)] * side**2
+    sums = jnp.stack(jax.lax.fori_loop(0, out.shape[1], add_row, zeros)).sum(1)
+    return x_gradient, sums.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _on_platform(forms, stride: int, sides: Pads):
+    chosen = {name: partial(form, stride=stride, sides=sides) for name, form in forms.items()}
+    return partial(jax.lax.platform_dependent, **chosen)
+
+
+def _forward(x, kernel, stride, sides):
+    return depthwise(x, kernel, stride, sides), (x, kernel)
+
+
+def _backward(stride, sides, residuals, out):
+    gradients = {"cpu": shifted_gradients, "default": grouped_gradients}
+    return _on_platform(gradients, stride, sides)(*residuals, out)
+
+
+depthwise.defvjp(_forward, _backward)

@@ -1,0 +1,81 @@
+"""EfficientNet-Lite0 (Tan & Le 2019; the Lite form: github.com/tensorflow/tpu, efficientnet/lite).
+
+The Lite form leaves squeeze-and-excitation out and has ReLU6 in the place of swish. That makes it a
+MobileNetV2 with other sizes, TensorFlow's padding and its epsilon. The published weights were
+trained with stochastic depth, which fine-tuning goes without here.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.mobilenet import (
+    Body,
+    Layer,
+    MobileNet,
+    layer_rules,
+    repeat,
+    unit_rules,
+)
+from pixelrec_jax.weights.port import CONV, POINTWISE, Port
+
+_TRACKED = r".*\.num_batches_tracked"
+
+
+def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
+    """Makes a block of every stage."""
+    return tuple((f"stage_{n}", tuple(layers)) for n, layers in enumerate(stages))
+
+
+TIMM = Port(
+    "timm",
+    rules=(
+        *unit_rules("conv_stem", "bn1", "stem", CONV),
+        *layer_rules("blocks.0.{i}", "stage_0/layer_{i}", ("conv_dw", "bn1", "conv_pw", "bn2")),
+        *layer_rules(
+            "blocks.{s}.{i}",
+            "stage_{s}/layer_{i}",
+            ("conv_dw", "bn2", "conv_pwl", "bn3", "conv_pw", "bn1"),
+        ),
+        *unit_rules("conv_head", "bn2", "head", POINTWISE),
+    ),
+    ignored=(r"classifier\..*", _TRACKED),
+)
+
+
+def efficientnet_pytorch(body: Body) -> Port:
+    """Names of the package efficientnet-pytorch, which counts layers through all stages."""
+    names = ("_depthwise_conv", "_bn1", "_project_conv", "_bn2", "_expand_conv", "_bn0")
+    layers = [f"{block}/layer_{n}" for block, layers in body for n in range(len(layers))]
+    rules = (layer_rules(f"_blocks.{n}", layer, names) for n, layer in enumerate(layers))
+    return Port(
+        "efficientnet-pytorch",
+        rules=(
+            *unit_rules("_conv_stem", "_bn0", "stem", CONV),
+            *(rule for layer in rules for rule in layer),
+            *unit_rules("_conv_head", "_bn1", "head", POINTWISE),
+        ),
+        ignored=(r"_fc\..*", _TRACKED),
+    )
+
+
+LITE = partial(MobileNet, padding="same", epsilon=1e-3)
+_STAGES = by_stage(
+    (
+        repeat(1, 16, 1, 1),
+        repeat(6, 24, 2, 2),
+        repeat(6, 40, 2, 2, kernel=5),
+        repeat(6, 80, 3, 2),
+        repeat(6, 112, 3, 1, kernel=5),
+        repeat(6, 192, 4, 2, kernel=5),
+        repeat(6, 320, 1, 1),
+    )
+)
+ENCODERS = {
+    "efficientnet_lite0": Vision(
+        partial(LITE, _STAGES),
+        multiple=1,
+        pools=("mean", "tokens"),
+        ports=(TIMM, efficientnet_pytorch(_STAGES)),
+    ),
+}

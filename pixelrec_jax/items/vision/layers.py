@@ -1,0 +1,114 @@
+"""What vision encoders share: how a trunk runs, batch norm, stochastic depth, pooling."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from pixelrec_jax.data.types import Array
+
+
+@struct.dataclass
+class Context:
+    """How a trunk runs on M images; the default is evaluation.
+
+    Attributes:
+      train: whether batch norm uses and updates batch statistics and stochastic depth drops paths.
+      item: int32[M], what each image shows. Random decisions are made per item, so that they do not
+        depend on where in the batch, or on which device, an item lies.
+      weight: float32[M], how much each image counts in batch statistics, 0 for padding.
+    """
+
+    train: bool = struct.field(pytree_node=False, default=False)
+    item: Array | None = None
+    weight: Array | None = None
+
+    def only(self, condition: bool) -> "Context":
+        """This context, in train mode only if the condition holds, too."""
+        return self.replace(train=self.train and condition)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm (Ioffe & Szegedy 2015) over all but the last axis, with weighted images.
+
+    Mean and variance are computed in float32 over the images of all devices. As in PyTorch, the
+    running variance is the unbiased one and `momentum` is the share of the new batch.
+
+    Attributes:
+      epsilon: added to the variance.
+      momentum: share of a batch in the running statistics.
+      dtype: of the result.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns dtype[M, ..., C] for float[M, ..., C]."""
+        width = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, width, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, width, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if context.train:
+            mean, var, count = _statistics(x, context.weight)
+            share = self.momentum
+            if not self.is_initializing():
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                running_mean.value = (1 - share) * running_mean.value + share * mean
+                running_var.value = (1 - share) * running_var.value + share * unbiased
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
+def _statistics(x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns mean float32[C], biased variance float32[C] and the number of values float32[]."""
+    x = x.astype(jnp.float32)
+    weight = jnp.ones(len(x)) if weight is None else weight
+    axes = tuple(range(x.ndim - 1))
+    count = weight.sum() * x[0, ..., 0].size
+    weight = weight.reshape(-1, *[1] * (x.ndim - 1))
+    mean = jnp.sum(weight * x, axes) / count
+    return mean, jnp.sum(weight * jnp.square(x - mean), axes) / count, count
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch of an item, in train mode.
+
+    Attributes:
+      rate: probability of dropping; what stays is scaled by 1 / (1 - rate).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, ...] for float[M, ...]."""
+        if not context.train or self.rate == 0:
+            return x
+        key = self.make_rng("dropout")
+        item = jnp.arange(len(x)) if context.item is None else context.item
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, item)
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate))(keys)
+        keep = keep.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+def pool_map(x: jax.Array, pool: str) -> jax.Array:
+    """Returns a map float[M, H, W, C] as tokens [M, H * W, C], or its "mean" [M, C]."""
+    tokens = x.reshape(len(x), -1, x.shape[-1])
+    return tokens if pool == "tokens" else tokens.mean(axis=1)
+
+
+def pool_tokens(x: jax.Array, pool: str) -> jax.Array:
+    """Returns tokens float[M, 1 + S, C] as they are, the class token, or the mean of the others."""
+    match pool:
+        case "tokens":
+            return x
+        case "cls":
+            return x[:, 0]
+        case _:
+            return x[:, 1:].mean(axis=1)

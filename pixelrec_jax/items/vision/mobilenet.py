@@ -1,0 +1,229 @@
+"""MobileNetV2 (Sandler et al. 2018), and what its descendants share with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.items.vision.depthwise import Depthwise, pads
+from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
+from pixelrec_jax.weights.port import CONV, POINTWISE, Port, Rule, Transform, batch_norm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An inverted residual of the table in a paper.
+
+    Attributes:
+      expansion: width of the depthwise convolution, in multiples of the layer's input.
+      width: of the output.
+      stride, kernel: of the depthwise convolution.
+    """
+
+    expansion: int
+    width: int
+    stride: int = 1
+    kernel: int = 3
+
+
+def repeat(expansion: int, width: int, count: int, stride: int, kernel: int = 3) -> list[Layer]:
+    """A row of such a table: `count` layers, the first of which has the stride."""
+    first, others = (Layer(expansion, width, s, kernel) for s in (stride, 1))
+    return [first] + [others] * (count - 1)
+
+
+# Name and layers of each block between the stem and the head.
+Body = tuple[tuple[str, tuple[Layer, ...]], ...]
+
+
+def layer_by_layer(layers: Sequence[Layer]) -> Body:
+    """Makes a block of every layer."""
+    return tuple((f"block_{n}", (layer,)) for n, layer in enumerate(layers, 1))
+
+
+class Unit(nn.Module):
+    """Convolution without bias, batch norm and, unless `linear`, ReLU6.
+
+    Attributes:
+      width: of the output; None is a depthwise convolution, which keeps it.
+      kernel, stride: of the convolution.
+      linear: leaves ReLU6 out.
+      padding: see `depthwise.pads`.
+      epsilon: of the batch norm.
+      dtype: of computation.
+    """
+
+    width: int | None
+    kernel: int = 1
+    stride: int = 1
+    linear: bool = False
+    padding: Literal["torch", "same"] = "torch"
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H', W', width] for float[M, H, W, C]."""
+        x = self._convolution(x.shape[1:3])(x)
+        x = BatchNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x, context)
+        return x if self.linear else nn.relu6(x)
+
+    def _convolution(self, size: tuple[int, int]) -> nn.Module:
+        if self.width is None:
+            return Depthwise(self.kernel, self.stride, self.padding, self.dtype, name="conv")
+        options = {
+            "use_bias": False,
+            "kernel_init": nn.initializers.he_normal(),
+            "dtype": self.dtype,
+            "name": "conv",
+        }
+        if self.kernel == 1:
+            return nn.Dense(self.width, **options)  # faster on CPU than a 1 x 1 convolution
+        sides = pads(size, self.kernel, self.stride, self.padding)
+        return nn.Conv(self.width, (self.kernel,) * 2, self.stride, sides, **options)
+
+
+class InvertedResidual(nn.Module):
+    """Expands the channels, convolves each, projects them and adds what came in, if that fits.
+
+    Attributes:
+      layer: its sizes.
+      unit: `Unit` with the settings that are common to a network.
+    """
+
+    layer: Layer
+    unit: Callable[..., Unit]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H', W', C'] for float[M, H, W, C]."""
+        layer, y = self.layer, x
+        if layer.expansion != 1:
+            y = self.unit(x.shape[-1] * layer.expansion, name="expand")(y, context)
+        y = self.unit(None, layer.kernel, layer.stride, name="depthwise")(y, context)
+        y = self.unit(layer.width, linear=True, name="project")(y, context)
+        return x + y if y.shape == x.shape else y
+
+
+class Block(nn.Module):
+    """Inverted residuals one after the other."""
+
+    layers: tuple[Layer, ...]
+    unit: Callable[..., Unit]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H', W', C'] for float[M, H, W, C]."""
+        for n, layer in enumerate(self.layers):
+            x = InvertedResidual(layer, self.unit, name=f"layer_{n}")(x, context)
+        return x
+
+
+class MobileNet(nn.Module):
+    """Maps images to the last map's pixels or to their mean.
+
+    Attributes:
+      body: the blocks between the stem and the head.
+      stem: width of the first convolution, which halves the image.
+      head: C, width of the last one.
+      padding, epsilon: see `Unit`.
+      pool: "mean" or "tokens".
+      live, remat, dtype: see `Vision.trunk`.
+    """
+
+    body: Body
+    stem: int = 32
+    head: int = 1280
+    padding: str = "torch"
+    epsilon: float = 1e-5
+    pool: str = "mean"
+    live: tuple[str, ...] = ()
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the parts from pixels to vector, the unit of freezing."""
+        return ("stem", *(name for name, _ in self.body), "head")
+
+    @nn.compact
+    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
+        context = context or Context()
+        settings = {"padding": self.padding, "epsilon": self.epsilon, "dtype": self.dtype}
+        unit = partial(Unit, **settings)
+        end, block = (nn.remat(part) if self.remat else part for part in (Unit, Block))
+        parts = (
+            end(self.stem, 3, 2, name="stem", **settings),
+            *(block(layers, unit, name=name) for name, layers in self.body),
+            end(self.head, name="head", **settings),
+        )
+        x = image
+        for part in parts:
+            x = part(x, context.only(part.name in self.live))
+        return pool_map(x, self.pool)
+
+
+def unit_rules(conv: str, norm: str, target: str, transform: Transform) -> tuple[Rule, ...]:
+    """Rules of a `Unit`, whose convolution and batch norm a checkpoint names separately."""
+    kernel = Rule(f"{conv}.weight", f"{target}/conv/kernel", transform)
+    return (kernel, *batch_norm(norm, f"{target}/norm"))
+
+
+def layer_rules(source: str, target: str, names: Sequence[str]) -> tuple[Rule, ...]:
+    """Rules of an inverted residual.
+
+    Args:
+      source, target: the layer's names.
+      names: of convolution and batch norm in turn, of the depthwise convolution, the projection
+        and, if there is one, the expansion.
+    """
+    units = (("depthwise", CONV), ("project", POINTWISE), ("expand", POINTWISE))
+    names = [f"{source}.{name}" for name in names]
+    return tuple(
+        rule
+        for conv, norm, (unit, transform) in zip(names[::2], names[1::2], units, strict=False)
+        for rule in unit_rules(conv, norm, f"{target}/{unit}", transform)
+    )
+
+
+def torchvision(depth: int) -> Port:
+    """Names of torchvision's checkpoints of a MobileNetV2 with `depth` inverted residuals."""
+    first = ("conv.0.0", "conv.0.1", "conv.1", "conv.2")
+    others = ("conv.1.0", "conv.1.1", "conv.2", "conv.3", "conv.0.0", "conv.0.1")
+    head = f"features.{depth + 1}"
+    return Port(
+        "torchvision",
+        rules=(
+            *unit_rules("features.0.0", "features.0.1", "stem", CONV),
+            *layer_rules("features.1", "block_1/layer_0", first),
+            *layer_rules("features.{n}", "block_{n}/layer_0", others),
+            *unit_rules(f"{head}.0", f"{head}.1", "head", POINTWISE),
+        ),
+        ignored=(r"classifier\..*", r".*\.num_batches_tracked"),
+    )
+
+
+_LAYERS = (  # Table 2
+    *repeat(1, 16, 1, 1),
+    *repeat(6, 24, 2, 2),
+    *repeat(6, 32, 3, 2),
+    *repeat(6, 64, 4, 2),
+    *repeat(6, 96, 3, 1),
+    *repeat(6, 160, 3, 2),
+    *repeat(6, 320, 1, 1),
+)
+ENCODERS = {
+    "mobilenet_v2": Vision(
+        partial(MobileNet, layer_by_layer(_LAYERS)),
+        multiple=1,
+        pools=("mean", "tokens"),
+        normalisation="imagenet",
+        ports=(torchvision(len(_LAYERS)),),
+    ),
+}

@@ -1,0 +1,66 @@
+"""Self-attention with a learned bias per relative position, as in Swin and BEiT."""
+
+from functools import partial
+from math import isqrt
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention within square windows (Liu et al. 2021, arXiv 2103.14030).
+
+    How much a query's attention to a key is raised depends on the head and on the rows and columns
+    between the two. The biases stay float32.
+
+    Attributes:
+      heads: attention heads.
+      side: of the largest window; the table has a row for each of the (2 side - 1)^2 offsets in it.
+      class_token: whether each window starts with a class token. It has no place: the table's last
+        three rows are its bias as a query, as a key, and to itself (Bao et al. 2022).
+      key_bias: whether the projection to keys has a bias.
+      dtype: of computation.
+    """
+
+    heads: int
+    side: int
+    class_token: bool
+    key_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: np.ndarray | None = None) -> jax.Array:
+        """Returns float[M, W, S, C] for M images of W windows of S tokens.
+
+        `mask` float[W, 1, S, S] is added to the attention of query and key.
+        """
+        width = x.shape[-1]
+        index = _offsets(isqrt(x.shape[2] - self.class_token), self.side, self.class_token)
+        shape = ((2 * self.side - 1) ** 2 + 3 * self.class_token, self.heads)
+        table = self.param("relative", nn.initializers.normal(0.02), shape, jnp.float32)
+        bias = table[index].transpose(2, 0, 1)[None]  # [1, heads, S, S]
+        bias = bias if mask is None else bias + mask
+
+        def project(name: str, *, use_bias: bool = True) -> jax.Array:
+            y = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)(x)
+            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+
+        query, value = project("query"), project("value")
+        key = project("key", use_bias=self.key_bias)
+        attend = jax.vmap(partial(jax.nn.dot_product_attention, bias=bias))
+        context = attend(query, key, value).reshape(x.shape)
+        return nn.Dense(width, dtype=self.dtype, name="out")(context)
+
+
+def _offsets(side: int, table: int, class_token: bool) -> np.ndarray:
+    """int[S, S]: the row of a table of side `table` for each query and key of a square window."""
+    place = np.stack(np.divmod(np.arange(side * side), side))
+    row, column = place[:, :, None] - place[:, None] + table - 1
+    rows = (2 * table - 1) ** 2
+    index = row * (2 * table - 1) + column
+    if class_token:
+        index = np.pad(index, ((1, 0), (1, 0)))
+        index[0], index[:, 0], index[0, 0] = rows, rows + 1, rows + 2
+    return index

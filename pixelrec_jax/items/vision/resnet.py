@@ -1,0 +1,227 @@
+"""Residual networks (He et al. 2016), and the frame that CLIP's form of them shares."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.freeze import ATTENTION_POOL
+from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
+from pixelrec_jax.weights.port import CONV, POINTWISE, TRACKED, Port, Rule, Transform, batch_norm
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch norm.
+
+    Attributes:
+      features: channels that come out.
+      kernel: side of the kernel, odd; the border is padded by half of it.
+      stride: step of the kernel.
+      dtype: of computation.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H / stride, W / stride, features] for float[M, H, W, C]."""
+        # He et al. 2015, as in torchvision.
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        options = {"use_bias": False, "dtype": self.dtype, "kernel_init": init, "name": "conv"}
+        if self.kernel == 1:  # faster as a matrix product
+            x = nn.Dense(self.features, **options)(x[:, :: self.stride, :: self.stride])
+        else:
+            window = (self.kernel, self.kernel)
+            padding = self.kernel // 2
+            x = nn.Conv(self.features, window, self.stride, padding=padding, **options)(x)
+        return BatchNorm(dtype=self.dtype, name="norm")(x, context)
+
+
+class Stem(nn.Module):
+    """A convolution of seven pixels and max pooling, each of stride 2."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H / 4, W / 4, width] for float[M, H, W, 3]."""
+        x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="conv_1")(image, context))
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
+class Basic(nn.Module):
+    """Residual unit of two convolutions; `width` channels come out."""
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H / stride, W / stride, width] for float[M, H, W, C]."""
+        conv = partial(ConvNorm, self.width, dtype=self.dtype)
+        y = nn.relu(conv(3, self.stride, name="conv_1")(x, context))
+        y = conv(3, 1, name="conv_2")(y, context)
+        if x.shape != y.shape:
+            x = conv(1, self.stride, name="shortcut")(x, context)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """Residual unit that computes its inner convolution on `width` channels; 4 * width come out.
+
+    The stride is that of the inner convolution, as in all published weights; in the paper it is
+    that of the first one.
+    """
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H / stride, W / stride, 4 * width] for float[M, H, W, C]."""
+        conv = partial(ConvNorm, dtype=self.dtype)
+        y = nn.relu(conv(self.width, 1, 1, name="conv_1")(x, context))
+        y = nn.relu(conv(self.width, 3, self.stride, name="conv_2")(y, context))
+        y = conv(4 * self.width, 1, 1, name="conv_3")(y, context)
+        if x.shape != y.shape:
+            x = conv(4 * self.width, 1, self.stride, name="shortcut")(x, context)
+        return nn.relu(x + y)
+
+
+class Layer(nn.Module):
+    """Residual units of one width; the first of them has the stride."""
+
+    unit: type[nn.Module]
+    units: int
+    width: int
+    stride: int
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H / stride, W / stride, C'] for float[M, H, W, C]."""
+        unit = nn.remat(self.unit) if self.remat else self.unit
+        for n in range(self.units):
+            stride = self.stride if n == 0 else 1
+            x = unit(self.width, stride, self.dtype, name=f"unit_{n}")(x, context)
+        return x
+
+
+class ResNet(nn.Module):
+    """Maps images to the map of the last layer, or to one vector.
+
+    Attributes:
+      unit: residual unit, made of (width, stride, dtype).
+      units: how many of them each layer has.
+      width: of the first layer; each further layer doubles it and halves the map.
+      stem: what comes before the layers, made of (width, dtype).
+      attention: makes the attention pooling, for `pool` = "attention".
+      pool: "mean", "tokens" or "attention".
+      live, remat, dtype: see `Vision.trunk`.
+    """
+
+    unit: type[nn.Module]
+    units: tuple[int, ...]
+    width: int
+    stem: type[nn.Module] = Stem
+    attention: Callable[..., nn.Module] | None = None
+    pool: str = "mean"
+    live: tuple[str, ...] = ()
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(f"layer{n + 1}" for n in range(len(self.units)))
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the parts from pixels to vector, the unit of freezing."""
+        return ("stem", *self.layers, *([ATTENTION_POOL] if self.pool == "attention" else []))
+
+    @nn.compact
+    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
+        context = Context() if context is None else context
+        stem = nn.remat(self.stem) if self.remat else self.stem
+        x = stem(self.width, self.dtype, name="stem")(image, context.only("stem" in self.live))
+        layer = partial(Layer, self.unit, remat=self.remat, dtype=self.dtype)
+        for n, (name, units) in enumerate(zip(self.layers, self.units, strict=True)):
+            stage = layer(units, self.width * 2**n, 2 if n else 1, name=name)
+            x = stage(x, context.only(name in self.live))
+        if self.pool == "attention":
+            return self.attention(dtype=self.dtype, name=ATTENTION_POOL)(x)
+        return pool_map(x, self.pool)
+
+
+# Of one pixel or of more: the parameter says which.
+_KERNEL = Transform(
+    lambda x, shape: (POINTWISE if len(shape) == 2 else CONV).read(x, shape),
+    lambda x: (POINTWISE if x.ndim == 2 else CONV).write(x),
+)
+
+
+def _conv_norm(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
+    kernel = Rule(f"{conv}.weight", f"{target}/conv/kernel", _KERNEL)
+    return kernel, *batch_norm(norm, f"{target}/norm")
+
+
+_UNIT, _OURS = "layer{s}.{n}", "layer{s}/unit_{n}"
+NAMES = (  # of torchvision, and of CLIP
+    *_conv_norm("conv{c}", "bn{c}", "stem/conv_{c}"),
+    *_conv_norm(f"{_UNIT}.conv{{c}}", f"{_UNIT}.bn{{c}}", f"{_OURS}/conv_{{c}}"),
+    *_conv_norm(f"{_UNIT}.downsample.0", f"{_UNIT}.downsample.1", f"{_OURS}/shortcut"),
+)
+TORCHVISION = Port("torchvision", NAMES, ignored=(TRACKED, r"fc\..*"))
+
+
+def _huggingface(source: str, target: str) -> tuple[Rule, ...]:
+    return _conv_norm(f"{source}.convolution", f"{source}.normalization", target)
+
+
+def _huggingface_layer(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        *_huggingface(f"{source}.layer.0", f"{target}/conv_1"),
+        *_huggingface(f"{source}.layer.1", f"{target}/conv_2"),
+        *_huggingface(f"{source}.layer.2", f"{target}/conv_3"),
+        *_huggingface(f"{source}.shortcut", f"{target}/shortcut"),
+    )
+
+
+HUGGINGFACE = Port(
+    "huggingface",
+    rules=(
+        *_huggingface("embedder.embedder", "stem/conv_1"),
+        *_huggingface_layer("encoder.stages.0.layers.{n}", "layer1/unit_{n}"),
+        *_huggingface_layer("encoder.stages.1.layers.{n}", "layer2/unit_{n}"),
+        *_huggingface_layer("encoder.stages.2.layers.{n}", "layer3/unit_{n}"),
+        *_huggingface_layer("encoder.stages.3.layers.{n}", "layer4/unit_{n}"),
+    ),
+    prefixes=("resnet.",),
+    ignored=(TRACKED, r"classifier\..*"),
+)
+
+_vision = partial(
+    Vision,
+    multiple=1,
+    pools=("mean", "tokens"),
+    normalisation="imagenet",
+    ports=(TORCHVISION, HUGGINGFACE),
+    head_init="torch",
+)
+ENCODERS = {
+    "resnet18": _vision(partial(ResNet, Basic, (2, 2, 2, 2), 64)),
+    "resnet34": _vision(partial(ResNet, Basic, (3, 4, 6, 3), 64)),
+    "resnet50": _vision(partial(ResNet, Bottleneck, (3, 4, 6, 3), 64)),
+}

@@ -1,0 +1,247 @@
+"""Swin transformers (Liu et al. 2021, arXiv 2103.14030): attention in shifted windows."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixelrec_jax.data.types import Array
+from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.layers import Context, DropPath, pool_map
+from pixelrec_jax.items.vision.relative import RelativeAttention
+from pixelrec_jax.items.vision.vit import PatchEmbedding
+from pixelrec_jax.weights.port import LINEAR, PATCHES, Port, Rule, linear, norm
+
+_EPSILON = 1e-5
+_MLP_RATIO = 4
+_FAR = -100.0  # added to the attention of places that only the cyclic shift makes neighbours
+
+
+def _split(x: Array, window: int) -> Array:
+    """[M, H, W, C] -> [M, windows, window * window, C]."""
+    m, height, width, channels = x.shape
+    x = x.reshape(m, height // window, window, width // window, window, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(m, -1, window * window, channels)
+
+
+def _join(x: jax.Array, shape: tuple[int, ...], window: int) -> jax.Array:
+    """The inverse of `_split` for maps of the given shape."""
+    m, height, width, channels = shape
+    x = x.reshape(m, height // window, width // window, window, window, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
+
+
+def _mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
+    """float32[windows, 1, S, S]: `_FAR` where a shifted window joins opposite ends of the map."""
+    wrapped = np.add.outer(
+        2 * (np.arange(height) >= height - shift), 1 * (np.arange(width) >= width - shift)
+    )
+    side = _split(wrapped[None, :, :, None], window)[0, :, :, 0]
+    return np.where(side[:, :, None] == side[:, None], 0, _FAR).astype(np.float32)[:, None]
+
+
+def _in_windows(
+    attention: Callable[[jax.Array, Array | None], jax.Array],
+    x: jax.Array,
+    *,
+    window: int,
+    shifted: bool,
+) -> jax.Array:
+    """Runs `attention` within the windows of a map float[M, H, W, C].
+
+    Where the window does not divide the map, zeros are put at its bottom and right; they take part.
+    A map that is not larger than the window is one window and is not shifted.
+    """
+    height, width = x.shape[1:3]
+    window = min(window, height, width)
+    shift = window // 2 if shifted and window < min(height, width) else 0
+    x = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
+    padded = x.shape
+    mask = _mask(*padded[1:3], window, shift) if shift else None
+    x = attention(_split(jnp.roll(x, (-shift, -shift), (1, 2)), window), mask)
+    x = jnp.roll(_join(x, padded, window), (shift, shift), (1, 2))
+    return x[:, :height, :width]
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer; stochastic depth drops its attention.
+
+    The authors' code drops the MLP, too; transformers, which the reference runs, does not.
+    """
+
+    heads: int
+    window: int
+    shifted: bool
+    drop_path: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H, W, C] for float[M, H, W, C]."""
+        width = x.shape[-1]
+        dense = partial(nn.Dense, dtype=self.dtype)
+        layer_norm = partial(nn.LayerNorm, epsilon=_EPSILON, dtype=self.dtype)
+        attention = RelativeAttention(
+            heads=self.heads,
+            side=self.window,
+            class_token=False,
+            key_bias=True,
+            dtype=self.dtype,
+            name="attention",
+        )
+        y = layer_norm(name="norm_1")(x)
+        y = _in_windows(attention, y, window=self.window, shifted=self.shifted)
+        x = x + DropPath(self.drop_path, name="drop")(y, context)
+        y = dense(_MLP_RATIO * width, name="mlp_in")(layer_norm(name="norm_2")(x))
+        return x + dense(width, name="mlp_out")(nn.gelu(y, approximate=False))
+
+
+class Stage(nn.Module):
+    """Layers, every other one with shifted windows, and the merging of patches for the next stage.
+
+    The paper counts the merging to the stage after it, the published weights to the one before.
+
+    Attributes:
+      heads: attention heads.
+      window: side of a window.
+      drop_paths: rate of stochastic depth of each layer.
+      merge: whether 2 x 2 patches of width C become one of width 2 C at the end.
+      remat, dtype: see `Vision.trunk`.
+    """
+
+    heads: int
+    window: int
+    drop_paths: tuple[float, ...]
+    merge: bool
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """Returns float[M, H / 2, W / 2, 2 C] if `merge`, else [M, H, W, C], for [M, H, W, C]."""
+        layer = nn.remat(Layer) if self.remat else Layer
+        for n, rate in enumerate(self.drop_paths):
+            shifted = n % 2 == 1
+            x = layer(self.heads, self.window, shifted, rate, self.dtype, name=f"layer_{n}")(
+                x, context
+            )
+        if not self.merge:
+            return x
+        m, height, width, channels = x.shape
+        x = x.reshape(m, height // 2, 2, width // 2, 2, channels)
+        x = x.transpose(0, 1, 3, 4, 2, 5).reshape(m, height // 2, width // 2, 4 * channels)
+        x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="merge_norm")(x)
+        return nn.Dense(2 * channels, use_bias=False, dtype=self.dtype, name="merge")(x)
+
+
+class Stem(nn.Module):
+    """Patches with a norm."""
+
+    width: int
+    patch: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Returns float[M, rows, columns, C] for float[M, H, W, 3]."""
+        embed = PatchEmbedding(
+            self.width, self.patch, use_bias=True, dtype=self.dtype, name="embed"
+        )
+        return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(embed(image))
+
+
+class Swin(nn.Module):
+    """Maps images to the tokens of the last stage or to their mean.
+
+    Attributes:
+      width: of the tokens of the first stage; it doubles from stage to stage.
+      depths: layers per stage.
+      heads: attention heads per stage.
+      window: side of the windows in tokens.
+      patch: side of a square patch in pixels; it times 2^(stages - 1) divides the image's sides.
+      drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
+      pool: "mean" or "tokens", see `layers.pool_map`.
+      live, remat, dtype: see `Vision.trunk`.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int = 7
+    patch: int = 4
+    drop_path: float = 0.1
+    pool: str = "mean"
+    live: tuple[str, ...] = ()
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the parts from pixels to tokens, the unit of freezing."""
+        return ("stem", *(f"stage_{n}" for n in range(len(self.depths))), "norm")
+
+    @nn.compact
+    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
+        context = context or Context()
+        x = Stem(self.width, self.patch, self.dtype, name="stem")(image)
+        rates = tuple(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
+        for n, end in enumerate(accumulate(self.depths)):
+            name = f"stage_{n}"
+            stage = Stage(
+                heads=self.heads[n],
+                window=self.window,
+                drop_paths=rates[end - self.depths[n] : end],
+                merge=end < sum(self.depths),
+                remat=self.remat,
+                dtype=self.dtype,
+                name=name,
+            )
+            x = stage(x, context.only(name in self.live))
+        x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(x)
+        return pool_map(x, self.pool)
+
+
+_SOURCE, _TARGET = "encoder.layers.{n}.blocks.{m}", "stage_{n}/layer_{m}"
+_ATTENTION = f"{_TARGET}/attention"
+HUGGINGFACE = Port(
+    "huggingface",
+    rules=(
+        Rule("embeddings.patch_embeddings.projection.weight", "stem/embed/patch/kernel", PATCHES),
+        Rule("embeddings.patch_embeddings.projection.bias", "stem/embed/patch/bias"),
+        *norm("embeddings.norm", "stem/norm"),
+        *norm(f"{_SOURCE}.layernorm_before", f"{_TARGET}/norm_1"),
+        Rule(f"{_SOURCE}.attention.self.relative_position_bias_table", f"{_ATTENTION}/relative"),
+        *linear(f"{_SOURCE}.attention.self.query", f"{_ATTENTION}/query"),
+        *linear(f"{_SOURCE}.attention.self.key", f"{_ATTENTION}/key"),
+        *linear(f"{_SOURCE}.attention.self.value", f"{_ATTENTION}/value"),
+        *linear(f"{_SOURCE}.attention.output.dense", f"{_ATTENTION}/out"),
+        *norm(f"{_SOURCE}.layernorm_after", f"{_TARGET}/norm_2"),
+        *linear(f"{_SOURCE}.intermediate.dense", f"{_TARGET}/mlp_in"),
+        *linear(f"{_SOURCE}.output.dense", f"{_TARGET}/mlp_out"),
+        *norm("encoder.layers.{n}.downsample.norm", "stage_{n}/merge_norm"),
+        Rule("encoder.layers.{n}.downsample.reduction.weight", "stage_{n}/merge/kernel", LINEAR),
+        *norm("layernorm", "norm"),
+    ),
+    prefixes=("swin.",),
+    ignored=(r"classifier\..*", r".*\.(relative_position_index|attn_mask)"),
+)
+
+_DEFAULTS = {
+    "multiple": 32,
+    "pools": ("mean", "tokens"),
+    "normalisation": "imagenet",
+    "ports": (HUGGINGFACE,),
+}
+ENCODERS = {
+    "swin_t": Vision(
+        partial(Swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)), **_DEFAULTS
+    ),
+    "swin_b": Vision(
+        partial(Swin, width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)), **_DEFAULTS
+    ),
+}

@@ -1,0 +1,141 @@
+"""Our vision trunks beside a PyTorch module with the same weights."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from pixelrec_jax.items.vision.layers import Context
+from pixelrec_jax.weights.files import read
+from pixelrec_jax.weights.port import Port, read_weights
+
+
+def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:
+    """Gives every parameter and running statistic a size at which a wrong port shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator) * scale
+            # Scales of norms and running variances stay near one.
+            near_one = name.endswith("running_var") or (
+                name.endswith("weight") and tensor.ndim == 1
+            )
+            tensor.copy_(1 + noise.clamp(-0.5, 0.5) if near_one else noise)
+    return module
+
+
+def random_image(size: int, count: int = 2, seed: int = 0) -> np.ndarray:
+    """Normalised images float32[count, size, size, 3]."""
+    return np.random.default_rng(seed).normal(size=(count, size, size, 3)).astype(np.float32)
+
+
+def as_torch(image: np.ndarray) -> torch.Tensor:
+    """The same images in PyTorch's layout [M, 3, H, W]."""
+    return torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+
+
+def saved(module: torch.nn.Module, folder) -> dict[str, np.ndarray]:
+    """The tensors of a transformers model by the names of its checkpoints."""
+    module.save_pretrained(folder)
+    return read(folder / "model.safetensors")
+
+
+def state_dict(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The tensors of any other module, as they are now."""
+    return {name: x.detach().numpy().copy() for name, x in module.state_dict().items()}
+
+
+def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The gradients of any other module by parameter name."""
+    return {n: p.grad.numpy() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def saved_gradients(module: torch.nn.Module, folder) -> dict[str, np.ndarray]:
+    """The gradients of a transformers model by the names of its checkpoints (it is changed)."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.zeros(()) if parameter.grad is None else parameter.grad)
+    return saved(module, folder)
+
+
+class Trunk:
+    """One of our trunks with the weights of a PyTorch module."""
+
+    def __init__(self, trunk: nn.Module, ports: tuple[Port, ...], tensors: Mapping, *, size: int):
+        """Args: `tensors` is a checkpoint; `size` is the side of the images."""
+        self.trunk, self.ports = trunk, ports
+        image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+        shapes = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), x), image)
+        self.collections = {name: flatten_dict(tree) for name, tree in shapes.items()}
+        merged = {path: x for tree in self.collections.values() for path, x in tree.items()}
+        self.variables = self.split(
+            read_weights(tensors, ports, unflatten_dict(merged), origin="PyTorch")
+        )
+
+    def split(self, tree: Mapping) -> dict:
+        """Sorts a tree as read from a checkpoint into parameters and running statistics."""
+        flat = flatten_dict(tree)
+        return {
+            name: unflatten_dict({path: flat[path] for path in paths if path in flat})
+            for name, paths in self.collections.items()
+        }
+
+    def __call__(self, image: np.ndarray) -> jax.Array:
+        """The output in evaluation."""
+        return jax.jit(self.trunk.apply)(self.variables, image)
+
+    def layers(self, image: np.ndarray) -> dict[str, jax.Array]:
+        """The output of every block in evaluation."""
+        run = partial(self.trunk.apply, capture_intermediates=True, mutable=["intermediates"])
+        captured = jax.jit(run)(self.variables, image)[1]["intermediates"]
+        return {name: captured[name]["__call__"][0] for name in self.trunk.blocks}
+
+    def gradients(
+        self, image: np.ndarray, direction: np.ndarray, *, train: bool
+    ) -> tuple[dict, dict]:
+        """Gradients of sum(output * direction), and the variables a training step changes."""
+        trunk = self.trunk.clone(live=self.trunk.blocks)
+        state = {name: tree for name, tree in self.variables.items() if name != "params"}
+
+        def loss(params):
+            output, changed = trunk.apply(
+                {"params": params, **state},
+                image,
+                Context(train=train),
+                mutable=list(state),
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return (output * direction).sum(), changed
+
+        return jax.jit(jax.grad(loss, has_aux=True))(self.variables["params"])
+
+    def read_gradients(self, tensors: Mapping) -> dict:
+        """PyTorch's gradients as a tree of our parameters."""
+        template = unflatten_dict(self.collections["params"])
+        return read_weights(tensors, self.ports, template, origin="gradients")
+
+
+def assert_close(ours, theirs, tolerance: float = 1e-5) -> None:
+    """Differences are at most `tolerance` of the largest magnitude."""
+    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
+    assert np.shape(ours) == theirs.shape
+    difference = np.abs(np.asarray(ours) - theirs).max()
+    assert difference <= tolerance * np.abs(theirs).max()
+
+
+def assert_trees_close(ours: Mapping, theirs: Mapping, tolerance: float = 1e-5) -> None:
+    """Tensor by tensor; the bound is relative to the largest magnitude of all tensors.
+
+    Some gradients, such as that of a key's bias, are zero but for rounding.
+    """
+    ours, theirs = flatten_dict(ours), flatten_dict(theirs)
+    assert ours.keys() == theirs.keys()
+    bound = tolerance * max(np.abs(x).max() for x in theirs.values())
+    for path, value in theirs.items():
+        assert np.abs(ours[path] - value).max() <= bound, path

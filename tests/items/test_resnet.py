@@ -1,0 +1,197 @@
+"""Residual networks against torchvision's and transformers' PyTorch ones."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torchvision
+from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
+
+from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.items.vision.layers import Context
+from pixelrec_jax.items.vision.resnet import (
+    ENCODERS,
+    HUGGINGFACE,
+    TORCHVISION,
+    Basic,
+    Bottleneck,
+    ResNet,
+)
+from pixelrec_jax.weights.port import write_weights
+from tests.items import parity
+
+PORTS = (TORCHVISION, HUGGINGFACE)
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+# Our unit, torchvision's, and by how much it widens.
+UNITS = {
+    "basic": (Basic, torchvision.models.resnet.BasicBlock, 1),
+    "bottleneck": (Bottleneck, torchvision.models.resnet.Bottleneck, 4),
+}
+UNUSED = ("num_batches_tracked", "fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias")
+
+
+def _of_torchvision(kind):
+    ours, theirs, _ = UNITS[kind]
+    module = torchvision.models.ResNet(theirs, [1, 2, 1, 1])
+    module = parity.randomise(module, scale=0.05).eval()
+    trunk = ResNet(ours, (1, 2, 1, 1), 64)
+    return module, parity.Trunk(trunk, PORTS, parity.state_dict(module), size=32)
+
+
+def _of_transformers(kind, *, size, make=ResNetModel):
+    ours, _, expansion = UNITS[kind]
+    config = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8 * expansion * 2**n for n in range(4)],
+        depths=[1, 2, 1, 1],
+        layer_type=kind,
+    )
+    module = parity.randomise(make(config)).eval()
+    trunk = ResNet(ours, (1, 2, 1, 1), 8)
+    return module, parity.Trunk(trunk, PORTS, parity.state_dict(module), size=size)
+
+
+def _map(x):
+    """A map of PyTorch's as [M, H, W, C]."""
+    return x.detach().permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_every_block_equals_torchvisions(kind):
+    module, trunk = _of_torchvision(kind)
+    image = parity.random_image(32)
+    layers = trunk.layers(image)
+    x = module.maxpool(module.relu(module.bn1(module.conv1(parity.as_torch(image)))))
+    parity.assert_close(layers["stem"], _map(x))
+    for name in LAYERS:
+        x = getattr(module, name)(x)
+        parity.assert_close(layers[name], _map(x))
+    parity.assert_close(trunk(image), module.avgpool(x).flatten(1))
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
+    module, trunk = _of_transformers(kind, size=45)
+    image = parity.random_image(45)
+    theirs = module(parity.as_torch(image), output_hidden_states=True)
+    for layer, hidden in zip(trunk.layers(image).values(), theirs.hidden_states, strict=True):
+        parity.assert_close(layer, _map(hidden))
+    parity.assert_close(trunk(image), theirs.pooler_output.flatten(1))
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_training_step_equals_pytorchs(kind):
+    # With 32 pixels the last batch norm would see four values and amplify rounding so much that
+    # PyTorch's gradients in float32 and in float64, too, differ by 7e-5.
+    module, trunk = _of_transformers(kind, size=64)
+    image = parity.random_image(64, count=4, seed=1)
+    output = module.train()(parity.as_torch(image)).pooler_output.flatten(1)
+    direction = np.random.default_rng(2).normal(size=output.shape).astype(np.float32)
+    (output * torch.from_numpy(direction)).sum().backward()
+    ours, changed = trunk.gradients(image, direction, train=True)
+    parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(module)))
+    after = parity.Trunk(trunk.trunk, PORTS, parity.state_dict(module), size=64)
+    parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("make", "port"),
+    [
+        (_of_torchvision, TORCHVISION),
+        (partial(_of_transformers, size=32, make=ResNetForImageClassification), HUGGINGFACE),
+    ],
+)
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_classifiers_checkpoint_is_read_and_written_back(kind, make, port, tmp_path):
+    module, trunk = make(kind)
+    tensors = parity.state_dict(module)
+    if port is HUGGINGFACE:
+        tensors = parity.saved(module, tmp_path)
+    tensors = {
+        name.removeprefix("resnet."): tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(UNUSED)
+    }
+    written = write_weights(merge(*trunk.variables.values()), port)
+    assert written.keys() == tensors.keys()
+    jax.tree.map(np.testing.assert_array_equal, written, tensors)
+    body = getattr(module, "resnet", module)
+    written = {name: torch.from_numpy(tensor) for name, tensor in written.items()}
+    keys = body.load_state_dict(written, strict=False)
+    assert not keys.unexpected_keys
+    assert all(name.endswith(UNUSED) for name in keys.missing_keys)
+
+
+SMALL = ResNet(Basic, (2, 1), 4)
+
+
+def _step(trunk, dtype=jnp.float32):
+    """Output, gradients and new statistics of one step in train mode."""
+    image = parity.random_image(16)
+    variables = jax.jit(SMALL.init)(jax.random.key(0), image)
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def gradients(params):
+        state = {"params": params, "batch_stats": variables["batch_stats"]}
+        output, changed = trunk.apply(
+            state, image.astype(dtype), Context(train=True), mutable=["batch_stats"]
+        )
+        return jnp.square(output.astype(jnp.float32)).sum(), (output, changed["batch_stats"])
+
+    grads, (output, changed) = gradients(variables["params"])
+    return output, grads, changed, variables["batch_stats"]
+
+
+def test_recomputation_changes_nothing():
+    plain, recomputed = (
+        _step(SMALL.clone(live=SMALL.blocks, remat=remat)) for remat in (False, True)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), plain, recomputed)
+
+
+def test_only_live_blocks_use_the_statistics_of_the_batch():
+    _, _, after, before = _step(SMALL.clone(live=("layer2",)))
+    for name in SMALL.blocks:
+        equal = jax.tree.map(np.array_equal, after[name], before[name])
+        assert any(jax.tree.leaves(equal)) == all(jax.tree.leaves(equal)) == (name != "layer2")
+
+
+def test_bfloat16_keeps_gradients_and_statistics_in_float32():
+    output, gradients, statistics, _ = _step(
+        SMALL.clone(live=SMALL.blocks, dtype=jnp.bfloat16), jnp.bfloat16
+    )
+    assert output.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves((gradients, statistics))} == {jnp.dtype("float32")}
+
+
+def test_tokens_are_the_places_of_the_map():
+    image = parity.random_image(64)
+    variables = jax.jit(SMALL.init)(jax.random.key(0), image)
+    tokens = jax.jit(SMALL.clone(pool="tokens").apply)(variables, image)
+    assert tokens.shape == (2, 64, 8)
+    mean = jax.jit(SMALL.apply)(variables, image)
+    np.testing.assert_allclose(tokens.mean(axis=1), mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_sizes_are_those_of_torchvision(name):
+    trunk = ENCODERS[name].trunk()
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    params = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
+    with torch.device("meta"):
+        module = getattr(torchvision.models, name)()
+
+    def count(prefixes):
+        return sum(p.numel() for n, p in module.named_parameters() if n.startswith(prefixes))
+
+    def size(blocks):
+        return sum(x.size for block in blocks for x in jax.tree.leaves(params[block]))
+
+    assert size(["stem"]) == count(("conv1", "bn1"))
+    for n in range(1, 5):
+        assert trainable_blocks(f"last:{n}", trunk.blocks) == LAYERS[-n:]
+        assert size(LAYERS[-n:]) == count(LAYERS[-n:])

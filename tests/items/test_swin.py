@@ -1,0 +1,193 @@
+"""Swin against transformers' PyTorch one, through safetensors files."""
+
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import SwinConfig, SwinForImageClassification, SwinModel
+from transformers.models.swin.modeling_swin import SwinRelativePositionBias
+
+from pixelrec_jax.freeze import trainable_blocks
+from pixelrec_jax.items.vision.layers import Context, DropPath
+from pixelrec_jax.items.vision.swin import ENCODERS, HUGGINGFACE, Swin
+from pixelrec_jax.weights.files import write
+from pixelrec_jax.weights.port import write_weights
+from tests.items import parity
+
+# Maps of 16, 8 and 4 tokens: the first two are shifted, the last is one window.
+SIZES = {
+    "embed_dim": 8,
+    "depths": [2, 2, 2],
+    "num_heads": [1, 2, 4],
+    "window_size": 4,
+    "patch_size": 2,
+    "image_size": 32,
+    "drop_path_rate": 0.0,
+}
+TRUNK = Swin(width=8, depths=(2, 2, 2), heads=(1, 2, 4), window=4, patch=2, drop_path=0.0)
+
+
+def make(**changed) -> SwinModel:
+    """A random model in evaluation."""
+    return parity.randomise(SwinModel(SwinConfig(**{**SIZES, **changed})).eval())
+
+
+@cache
+def loaded() -> tuple[SwinModel, dict, parity.Trunk]:
+    """A random model, its checkpoint and our trunk with these weights."""
+    module = make()
+    with TemporaryDirectory() as folder:
+        tensors = parity.saved(module, Path(folder))
+    return module, tensors, parity.Trunk(TRUNK, (HUGGINGFACE,), tensors, size=32)
+
+
+def test_every_block_equals_pytorch():
+    module, _, trunk = loaded()
+    image = parity.random_image(32)
+    output = module(parity.as_torch(image), output_hidden_states=True)
+    expected = (*output.hidden_states, output.last_hidden_state)
+    layers = trunk.layers(image)
+    for name, hidden in zip(TRUNK.blocks, expected, strict=True):
+        parity.assert_close(layers[name].reshape(hidden.shape), hidden)
+    parity.assert_close(trunk(image), output.pooler_output)
+    tokens = jax.jit(TRUNK.clone(pool="tokens").apply)(trunk.variables, image)
+    parity.assert_close(tokens, output.last_hidden_state)
+
+
+def test_maps_that_the_window_does_not_divide_are_padded(tmp_path):
+    """Maps of 14 and 7 tokens become 16 and 8, both shifted."""
+    module = make(depths=[2, 2], num_heads=[1, 2])
+    trunk = TRUNK.clone(depths=(2, 2), heads=(1, 2))
+    tensors = parity.saved(module, tmp_path)
+    image = parity.random_image(28)
+    ours = parity.Trunk(trunk, (HUGGINGFACE,), tensors, size=28)(image)
+    parity.assert_close(ours, module(parity.as_torch(image)).pooler_output)
+
+
+def test_a_map_smaller_than_the_window_is_one_window():
+    """Transformers fails on maps of 2 tokens here, unless its table has the offsets of 2."""
+    _, _, trunk = loaded()
+    image = parity.random_image(16)
+    module = make()
+    for layer in module.encoder.layers[2].blocks:
+        table = layer.attention.relative_position_bias.relative_position_bias_table
+        inner = table.reshape(7, 7, 4)[2:5, 2:5].reshape(9, 4)
+        layer.attention.relative_position_bias = SwinRelativePositionBias(4, (2, 2))
+        layer.attention.relative_position_bias.relative_position_bias_table.data = inner
+    parity.assert_close(trunk(image), module(parity.as_torch(image)).pooler_output)
+
+
+def test_gradients_equal_pytorch(tmp_path):
+    _, _, trunk = loaded()
+    module = make().train()
+    image = parity.random_image(32, seed=1)
+    direction = np.random.default_rng(2).normal(size=(2, 32)).astype(np.float32)
+    ours, _ = trunk.gradients(image, direction, train=True)
+    pooled = module(parity.as_torch(image)).pooler_output
+    (pooled * torch.from_numpy(direction)).sum().backward()
+    theirs = trunk.read_gradients(parity.saved_gradients(module, tmp_path))
+    parity.assert_trees_close(ours, theirs)
+
+
+def test_weights_are_written_as_they_were_read(tmp_path):
+    module, tensors, trunk = loaded()
+    written = write_weights(trunk.variables["params"], HUGGINGFACE)
+    assert written.keys() == tensors.keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(written[name], value)
+    module.config.save_pretrained(tmp_path)
+    write(tmp_path / "model.safetensors", written)
+    _, report = SwinModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[key] for key in ("unexpected_keys", "missing_keys", "mismatched_keys"))
+
+
+def test_a_whole_classifier_is_read(tmp_path):
+    """With the head and with the buffers of older files."""
+    tensors = parity.saved(SwinForImageClassification(SwinConfig(**SIZES)), tmp_path)
+    layer = "swin.encoder.layers.0.blocks.1"
+    tensors[f"{layer}.attention.self.relative_position_index"] = np.zeros((16, 16), np.int64)
+    tensors[f"{layer}.attn_mask"] = np.zeros((4, 16, 16), np.float32)
+    params = parity.Trunk(TRUNK, (HUGGINGFACE,), tensors, size=32).variables["params"]
+    for name, value in write_weights(params, HUGGINGFACE).items():
+        np.testing.assert_array_equal(value, tensors[f"swin.{name}"])
+
+
+def _items(trunk: parity.Trunk, item: np.ndarray, live: tuple[str, ...]) -> np.ndarray:
+    """Vectors of one image for each item in a training step."""
+    image = np.repeat(parity.random_image(16, count=1), len(item), axis=0)
+    module = TRUNK.clone(drop_path=0.5, live=live)
+    context = Context(train=True, item=item)
+    rngs = {"dropout": jax.random.key(0)}
+    return np.asarray(jax.jit(partial(module.apply, rngs=rngs))(trunk.variables, image, context))
+
+
+def test_an_item_loses_the_same_paths_wherever_it_lies():
+    _, _, trunk = loaded()
+    output = _items(trunk, np.arange(20), TRUNK.blocks)
+    parity.assert_close(_items(trunk, np.arange(20)[::-1], TRUNK.blocks)[::-1], output)
+    assert len(np.unique(output[:, 0].round(3))) > 5
+
+
+def test_frozen_blocks_drop_nothing():
+    _, _, trunk = loaded()
+    expected = np.repeat(trunk(parity.random_image(16, count=1)), 4, axis=0)
+    parity.assert_close(_items(trunk, np.arange(4), ("stem", "norm")), expected)
+
+
+def test_recomputing_activations_changes_no_gradient():
+    _, tensors, _ = loaded()
+    kept, recomputed = (
+        parity.Trunk(
+            TRUNK.clone(remat=remat, drop_path=0.5), (HUGGINGFACE,), tensors, size=16
+        ).gradients(parity.random_image(16, count=4), 1.0, train=True)[0]
+        for remat in (False, True)
+    )
+    parity.assert_trees_close(recomputed, kept, 1e-6)
+
+
+def test_bfloat16_computes_beside_float32_parameters():
+    _, _, trunk = loaded()
+    image = parity.random_image(16)
+    half = TRUNK.clone(dtype=jnp.bfloat16)
+    output = jax.jit(half.apply)(trunk.variables, image)
+    assert output.dtype == jnp.bfloat16
+    parity.assert_close(output.astype(jnp.float32), np.asarray(trunk(image)), 0.05)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), image)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "millions"),
+    [("swin_t", SwinConfig(), 26.03), ("swin_b", SwinConfig(**BASE), 84.10)],
+)
+def test_published_sizes_and_what_the_reference_trains(name, published, millions):
+    trunk = ENCODERS[name].trunk()
+    rates = []
+
+    def record(run, args, kwargs, context):
+        if isinstance(context.module, DropPath):
+            rates.append(context.module.rate)
+        return run(*args, **kwargs)
+
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    with nn.intercept_methods(record):
+        shapes = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
+    count = {n: sum(x.size for x in jax.tree.leaves(block)) for n, block in shapes.items()}
+    with torch.device("meta"):
+        theirs = SwinModel(published)
+    assert sum(count.values()) == sum(p.numel() for p in theirs.parameters())
+    assert trunk.heads == tuple(published.num_heads)
+    layers = [layer for stage in theirs.encoder.layers for layer in stage.blocks]
+    assert rates == pytest.approx([getattr(x.drop_path, "drop_prob", 0) for x in layers])
+    tuned = trainable_blocks("last:2", trunk.blocks)
+    assert tuned == ("stage_2", "stage_3", "norm")
+    assert sum(count[block] for block in tuned) == pytest.approx(millions * 1e6, abs=5e3)

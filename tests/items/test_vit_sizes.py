@@ -1,0 +1,71 @@
+"""The published sizes of vision transformers and what of them is trained."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
+)
+
+from pixelrec_jax.freeze import trainable_blocks
+from pixelrec_jax.items.vision.vit import ENCODERS, VisionTransformer
+
+
+def _parameters(trunk: VisionTransformer) -> dict[str, int]:
+    """Number of parameters of each block at 224 pixels."""
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
+    return {
+        name: sum(x.size for x in flatten_dict(block).values()) for name, block in shapes.items()
+    }
+
+
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("clip_vit_b32", CLIPVisionConfig()),
+        ("clip_vit_b16", CLIPVisionConfig(patch_size=16)),
+        ("clip_vit_l14", CLIPVisionConfig(**_LARGE, intermediate_size=4096, patch_size=14)),
+        ("vit_s16", ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)),
+        ("vit_b16", ViTConfig()),
+        ("vit_l16", ViTConfig(**_LARGE, intermediate_size=4096)),
+        ("mae_b16", ViTMAEConfig()),
+    ],
+)
+def test_published_sizes(name, published):
+    make = {
+        CLIPVisionConfig: CLIPVisionModel,
+        ViTConfig: partial(ViTModel, add_pooling_layer=False),
+        ViTMAEConfig: ViTMAEModel,
+    }[type(published)]
+    with torch.device("meta"):
+        theirs = make(published).named_parameters()
+        count = sum(p.numel() for n, p in theirs if not n.startswith("post_layernorm"))
+    trunk = ENCODERS[name].trunk()
+    assert sum(_parameters(trunk).values()) == count
+    assert trunk.heads == published.num_attention_heads
+    assert trunk.epsilon == published.layer_norm_eps
+    assert ENCODERS[name].multiple == trunk.patch == published.patch_size
+
+
+def test_the_last_two_blocks_are_what_the_reference_trains():
+    trunk = ENCODERS["clip_vit_b32"].trunk()
+    assert trunk.blocks == ("stem", *(f"block_{n}" for n in range(12)))
+    blocks = trainable_blocks("last:2", trunk.blocks)
+    assert blocks == ("block_10", "block_11")
+    sizes = _parameters(trunk)
+    assert sum(sizes[name] for name in blocks) == 14_175_744  # 14.18 M
+    of_vit = ENCODERS["vit_b16"].trunk()
+    assert trainable_blocks("last:2", of_vit.blocks) == ("block_10", "block_11", "norm")
