@@ -9,15 +9,14 @@ step includes making its batch. The batches are the reference's: 64 sequences fo
 
 import json
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.timing import seconds_per_call
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
 from pixelrec_jax.data.interactions import Interactions
@@ -60,16 +59,6 @@ def random_interactions(users: int, items: int) -> Interactions:
     return Interactions(offsets, ids, np.arange(len(ids)), manifest, Path())
 
 
-def seconds_per_call(call: Callable[[], Any], calls: int, warmup: int = 2) -> float:
-    """Returns the median time of a call that waits for its result."""
-    times = []
-    for _ in range(warmup + calls):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[warmup:]))
-
-
 def measure(item: str) -> dict[str, float]:
     """Measures one item encoder under SASRec."""
     config = load_config(f"{_CONFIG}:user=sasrec,item={item},dataset=pixel200k").unlock()
@@ -98,7 +87,7 @@ def measure(item: str) -> dict[str, float]:
         step()
     result = {"step_seconds": seconds_per_call(step, _STEPS.value)}
     result["sequences_per_second"] = config.train.batch_size / result["step_seconds"]
-    params = state.params
+    variables = state.variables
     if pixels:
         distinct = float(np.mean(encoded[-_STEPS.value :]))
         result["distinct_images_per_step"] = distinct
@@ -109,7 +98,7 @@ def measure(item: str) -> dict[str, float]:
         few = build_experiment(
             config, interactions=random_interactions(64, _ENCODE.value - 1), images=images
         ).evaluator
-        seconds = seconds_per_call(lambda: few.encode_catalog(params), 2, warmup=1)
+        seconds = seconds_per_call(lambda: few.encode_catalog(variables), 2, warmup=1)
         result["catalog_images_per_second"] = _ENCODE.value / seconds
         evaluator.encode_catalog = lambda _: jax.jit(
             lambda: jax.random.normal(
@@ -117,7 +106,7 @@ def measure(item: str) -> dict[str, float]:
                 (evaluator.source.num_shards, evaluator.source.rows_per_shard, config.width),
             )
         )()
-    seconds = seconds_per_call(lambda: evaluator.rank(params, "test").rank, 3, warmup=1)
+    seconds = seconds_per_call(lambda: evaluator.rank(variables, "test").rank, 3, warmup=1)
     result["ranked_users_per_second"] = _USERS.value / seconds
     return result
 

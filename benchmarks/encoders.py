@@ -1,0 +1,160 @@
+"""Speed, size, work and memory of every vision encoder on the present device.
+
+python -m benchmarks.encoders [--items=clip_vit_b32,swin_t] [--batch=16] [--csv=encoders.csv]
+
+Weights and images are random, of the size and with the trainable blocks that the encoder's config
+names. The forward pass is that of the catalogue (evaluation), the backward pass that of training:
+only the trainable blocks and the projection get gradients. FLOPs (two per multiply-add) are counted
+by the compiler for one image; memory is what a compiled pass needs at its peak beside its inputs.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import seconds_per_call
+from pixelrec_jax import errors, freeze
+from pixelrec_jax.config import load_config
+from pixelrec_jax.data.types import Items
+from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.recommender import build
+from pixelrec_jax.state import trainable_filter
+
+_CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
+_COLUMNS = {
+    "encoder": "{}",
+    "pixels": "{}",
+    "parameters M": "{:.2f}",
+    "trained": "{}",
+    "trained M": "{:.2f}",
+    "forward GFLOP": "{:.2f}",
+    "training GFLOP": "{:.2f}",
+    "forward images/s": "{:.1f}",
+    "training images/s": "{:.1f}",
+    "forward MiB": "{:.0f}",
+    "training MiB": "{:.0f}",
+}
+
+
+def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) -> dict[str, Any]:
+    """Measures one encoder.
+
+    Args:
+      name: of the encoder.
+      batch: images a call.
+      calls: timed calls, of which the median counts.
+      trainable: as `item.trainable`; empty for that of the config.
+      dtype: of computation.
+    """
+    config = load_config(f"{_CONFIG}:user=sasrec,item={name},dataset=pixel200k").unlock()
+    config.item.dtype = dtype
+    config.item.trainable = trainable or config.item.trainable
+    model = build(config, num_items=batch + 1)
+    size = config.item.image_size
+    rng = np.random.default_rng(0)
+    items = Items(
+        id=jnp.arange(1, batch + 1)[None],
+        image=jnp.asarray(rng.integers(0, 256, (1, batch, size, size, 3)), jnp.uint8),
+        weight=jnp.ones((1, batch)),
+    )
+    variables = jax.jit(
+        lambda: model.init(jax.random.key(0), items.replace(weight=None), method="encode_items")
+    )()
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    trained, frozen = freeze.partition(variables["params"], trainable_filter(model))
+
+    def forward(variables: dict, items: Items) -> jax.Array:
+        return model.apply(variables, items, method="encode_items")
+
+    def training(trained: dict, frozen: dict, items: Items) -> Any:
+        def loss(trained: dict) -> tuple[jax.Array, Any]:
+            vectors, changed = model.apply(
+                {"params": freeze.merge(trained, frozen), **state},
+                items,
+                train=True,
+                method="encode_items",
+                mutable=list(state),
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return vectors.sum(), changed
+
+        return jax.grad(loss, has_aux=True)(trained)
+
+    # As constants, images would be computed with at compile time.
+    passes = {
+        "forward": (jax.jit(forward), (variables, items)),
+        "training": (jax.jit(training), (trained, frozen, items)),
+    }
+    row = {
+        "encoder": name,
+        "pixels": size,
+        "parameters M": _millions(variables["params"]),
+        "trained": config.item.trainable,
+        "trained M": _millions(trained),
+    }
+    for which, (function, arguments) in passes.items():
+        compiled = function.lower(*arguments).compile()
+        seconds = seconds_per_call(lambda c=compiled, a=arguments: c(*a), calls, warmup=1)
+        memory = compiled.memory_analysis()
+        row[f"{which} GFLOP"] = compiled.cost_analysis()["flops"] / batch / 1e9
+        row[f"{which} images/s"] = batch / seconds
+        row[f"{which} MiB"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
+    return row
+
+
+def _millions(params: dict) -> float:
+    return sum(x.size for x in jax.tree.leaves(params)) / 1e6
+
+
+def _define_flags() -> None:
+    flags.DEFINE_list("items", None, "encoders to measure; default all")
+    flags.DEFINE_integer("batch", 16, "images a call", lower_bound=1)
+    flags.DEFINE_integer("calls", 3, "timed calls, after one to warm up", lower_bound=1)
+    flags.DEFINE_string("trainable", "", "blocks to train, as item.trainable")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
+    flags.DEFINE_string("csv", None, "file to write the table to, too")
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints one row per encoder, and writes them to --csv as they come."""
+    values = flags.FLAGS
+    device = jax.devices()[0]
+    table = Table(
+        *_COLUMNS,
+        box=box.SIMPLE,
+        title=f"{device.device_kind}, jax {jax.__version__}, {values.dtype}, {values.batch} images",
+    )
+    rows = []
+    for name in values["items"].value or VISION:
+        if name not in VISION:
+            raise UserError(f"--items: unknown encoder {name!r}{nearest(name, VISION)}")
+        row = measure(
+            name,
+            batch=values.batch,
+            calls=values.calls,
+            trainable=values.trainable,
+            dtype=values.dtype,
+        )
+        rows.append(row)
+        table.add_row(*(form.format(row[key]) for key, form in _COLUMNS.items()))
+        if values.csv:
+            with open(values.csv, "w", newline="") as file:
+                writer = csv.DictWriter(file, list(_COLUMNS))
+                writer.writeheader()
+                writer.writerows(rows)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)
