@@ -1,11 +1,13 @@
 """Speed, size, work and memory of every vision encoder on the present device.
 
 python -m benchmarks.encoders [--items=clip_vit_b32,swin_t] [--batch=16] [--csv=encoders.csv]
+    [--pytorch]
 
 Weights and images are random, of the size and with the trainable blocks that the encoder's config
 names. The forward pass is that of the catalogue (evaluation), the backward pass that of training:
 only the trainable blocks and the projection get gradients. FLOPs (two per multiply-add) are counted
 by the compiler for one image; memory is what a compiled pass needs at its peak beside its inputs.
+--pytorch times the forward pass of the same network in PyTorch on CPU (requirements-test.txt).
 """
 
 import csv
@@ -26,6 +28,7 @@ from pixelrec_jax import errors, freeze
 from pixelrec_jax.config import load_config
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.files import replaced_file
 from pixelrec_jax.items.vision import VISION
 from pixelrec_jax.recommender import build
 from pixelrec_jax.state import trainable_filter
@@ -44,6 +47,7 @@ _COLUMNS = {
     "forward MiB": "{:.0f}",
     "training MiB": "{:.0f}",
 }
+_PYTORCH = {"PyTorch forward images/s": "{:.1f}", "ratio": "{:.2f}"}
 
 
 def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) -> dict[str, Any]:
@@ -122,22 +126,26 @@ def _define_flags() -> None:
     flags.DEFINE_integer("calls", 3, "timed calls, after one to warm up", lower_bound=1)
     flags.DEFINE_string("trainable", "", "blocks to train, as item.trainable")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
+    flags.DEFINE_bool("pytorch", False, "compare with PyTorch on CPU")
     flags.DEFINE_string("csv", None, "file to write the table to, too")
 
 
 def main(_: Sequence[str]) -> None:
     """Prints one row per encoder, and writes them to --csv as they come."""
     values = flags.FLAGS
+    names = values["items"].value or list(VISION)
+    for name in names:
+        if name not in VISION:
+            raise UserError(f"--items: unknown encoder {name!r}{nearest(name, VISION)}")
     device = jax.devices()[0]
+    columns = _COLUMNS | (_PYTORCH if values.pytorch else {})
     table = Table(
-        *_COLUMNS,
+        *columns,
         box=box.SIMPLE,
         title=f"{device.device_kind}, jax {jax.__version__}, {values.dtype}, {values.batch} images",
     )
     rows = []
-    for name in values["items"].value or VISION:
-        if name not in VISION:
-            raise UserError(f"--items: unknown encoder {name!r}{nearest(name, VISION)}")
+    for name in names:
         row = measure(
             name,
             batch=values.batch,
@@ -145,14 +153,27 @@ def main(_: Sequence[str]) -> None:
             trainable=values.trainable,
             dtype=values.dtype,
         )
+        if values.pytorch:
+            row |= _compare(row, batch=values.batch, calls=values.calls)
         rows.append(row)
-        table.add_row(*(form.format(row[key]) for key, form in _COLUMNS.items()))
+        cells = (columns[key].format(row[key]) if key in row else "" for key in columns)
+        table.add_row(*cells)
         if values.csv:
-            with open(values.csv, "w", newline="") as file:
-                writer = csv.DictWriter(file, list(_COLUMNS))
+            with replaced_file(Path(values.csv)) as path, path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(columns))
                 writer.writeheader()
                 writer.writerows(rows)
-    Console(width=160).print(table)
+    Console(width=180).print(table)
+
+
+def _compare(row: dict[str, Any], *, batch: int, calls: int) -> dict[str, float]:
+    from benchmarks import pytorch  # only here: it needs the tests' requirements
+
+    if row["encoder"] not in pytorch.MODULES:
+        return {}
+    call = pytorch.forward(row["encoder"], batch=batch, size=row["pixels"])
+    rate = batch / seconds_per_call(call, calls, warmup=1)
+    return {"PyTorch forward images/s": rate, "ratio": row["forward images/s"] / rate}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Depthwise convolution, one filter per channel, in the form that is fast on the device."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -51,12 +52,14 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.
     """Convolves x [M, H, W, C] with kernel [k, k, 1, C].
 
     XLA's CPU backend has no fast convolution with groups, so there it is a sum of shifted images
-    (8 times as fast), and its gradient is our own (see `shifted_gradients`).
+    (about 8 times as fast), and its gradient is our own (see `shifted_gradients`).
     """
     # The choice lies inside the custom derivative: differentiating it would keep the residuals of
     # both forms.
-    forward = {"cpu": shifted, "default": grouped}
-    return _on_platform(forward, stride, sides)(x, kernel)
+    settings = {"stride": stride, "sides": sides}
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(shifted, **settings), default=partial(grouped, **settings)
+    )
 
 
 def grouped(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
@@ -97,37 +100,50 @@ def shifted_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of x and kernel for that of the result, `out`, fast on CPU.
 
-    The kernel's gradient sums over all pixels. It does so row by row, which stays in the cache.
+    The kernel's gradient is a sum over all pixels for each of its elements. They are added up
+    together and row by row, because a row stays in the cache.
     """
     (x_gradient,) = jax.vjp(lambda x: shifted(x, kernel, stride, sides), x)[1](out)
-    side, columns = len(kernel), out.shape[2]
     padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    side, columns = len(kernel), out.shape[2]
+    zeros = [jnp.float32(0)] * side**2
+
+    def add(sums: Sequence[jax.Array], terms: Sequence[jax.Array]) -> list[jax.Array]:
+        return [total + term for total, term in zip(sums, terms, strict=True)]
 
     def add_row(row: int, sums: list[jax.Array]) -> list[jax.Array]:
-        above = jax.lax.dynamic_slice_in_dim(padded, row * stride, side, axis=1)
-        below = jax.lax.dynamic_index_in_dim(out, row, axis=1, keepdims=False).astype(jnp.float32)
-        shifts = (
-            above[:, i, j : j + columns * stride : stride] for i in range(side) for j in range(side)
-        )
-        return [total + (shift * below).sum(1) for total, shift in zip(sums, shifts, strict=True)]
+        window = jax.lax.dynamic_slice_in_dim(padded, row * stride, side, axis=1)
+        gradient = jax.lax.dynamic_index_in_dim(out, row, axis=1, keepdims=False)
+        gradient = gradient.astype(jnp.float32)
+        terms = [
+            window[:, i, j : j + columns * stride : stride] * gradient
+            for i in range(side)
+            for j in range(side)
+        ]
+        return add(sums, jax.lax.reduce(terms, zeros, add, dimensions=(1,)))
 
-    zeros = [jnp.zeros((len(x), x.shape[-1]), jnp.float32)] * side**2
-    sums = jnp.stack(jax.lax.fori_loop(0, out.shape[1], add_row, zeros)).sum(1)
+    # Images are added up last: they may lie on several devices.
+    sums = [jnp.zeros((len(x), x.shape[-1]), jnp.float32)] * side**2
+    sums = jnp.stack(jax.lax.fori_loop(0, out.shape[1], add_row, sums)).sum(1)
     return x_gradient, sums.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _on_platform(forms, stride: int, sides: Pads):
-    chosen = {name: partial(form, stride=stride, sides=sides) for name, form in forms.items()}
-    return partial(jax.lax.platform_dependent, **chosen)
-
-
-def _forward(x, kernel, stride, sides):
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, sides: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return depthwise(x, kernel, stride, sides), (x, kernel)
 
 
-def _backward(stride, sides, residuals, out):
-    gradients = {"cpu": shifted_gradients, "default": grouped_gradients}
-    return _on_platform(gradients, stride, sides)(*residuals, out)
+def _backward(
+    stride: int, sides: Pads, inputs: tuple[jax.Array, jax.Array], out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    settings = {"stride": stride, "sides": sides}
+    return jax.lax.platform_dependent(
+        *inputs,
+        out,
+        cpu=partial(shifted_gradients, **settings),
+        default=partial(grouped_gradients, **settings),
+    )
 
 
 depthwise.defvjp(_forward, _backward)

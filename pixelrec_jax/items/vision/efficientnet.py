@@ -17,9 +17,7 @@ from pixelrec_jax.items.vision.mobilenet import (
     repeat,
     unit_rules,
 )
-from pixelrec_jax.weights.port import CONV, POINTWISE, Port
-
-_TRACKED = r".*\.num_batches_tracked"
+from pixelrec_jax.weights.port import CONV, POINTWISE, TRACKED, Port
 
 
 def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
@@ -39,7 +37,7 @@ TIMM = Port(
         ),
         *unit_rules("conv_head", "bn2", "head", POINTWISE),
     ),
-    ignored=(r"classifier\..*", _TRACKED),
+    ignored=(r"classifier\..*", TRACKED),
 )
 
 
@@ -55,7 +53,7 @@ def efficientnet_pytorch(body: Body) -> Port:
             *(rule for layer in rules for rule in layer),
             *unit_rules("_conv_head", "_bn1", "head", POINTWISE),
         ),
-        ignored=(r"_fc\..*", _TRACKED),
+        ignored=(r"_fc\..*", TRACKED),
     )
 
 

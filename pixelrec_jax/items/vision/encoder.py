@@ -22,7 +22,7 @@ class Vision:
         mode when the context is; `remat`, to recompute blocks in the backward pass instead of
         keeping their activations; `dtype` of computation; and options of its own.
       multiple: the image's sides must be multiples of it.
-      pools: what `pool` may be; the first is the reference's (REFERENCE: REC/model/load.py).
+      pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
       ports: names of published checkpoints; empty for encoders that start from random weights.
       head_init: initial projection: Xavier normal, or PyTorch's default for linear layers.

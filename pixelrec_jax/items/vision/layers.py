@@ -68,11 +68,15 @@ def _statistics(x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.
     """Returns mean float32[C], biased variance float32[C] and the number of values float32[]."""
     x = x.astype(jnp.float32)
     weight = jnp.ones(len(x)) if weight is None else weight
-    axes = tuple(range(x.ndim - 1))
+    pixels = tuple(range(1, x.ndim - 1))
     count = weight.sum() * x[0, ..., 0].size
-    weight = weight.reshape(-1, *[1] * (x.ndim - 1))
-    mean = jnp.sum(weight * x, axes) / count
-    return mean, jnp.sum(weight * jnp.square(x - mean), axes) / count, count
+
+    def total(values: jax.Array) -> jax.Array:
+        # Each image first: on CPU that is twice as fast as one sum over everything.
+        return jnp.sum(weight[:, None] * values.sum(pixels), axis=0)
+
+    mean = total(x) / count
+    return mean, total(jnp.square(x - mean)) / count, count
 
 
 class DropPath(nn.Module):

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
 from pixelrec_jax.items.vision.encoder import Vision
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
-from pixelrec_jax.weights.port import CONV, POINTWISE, Port, Rule, Transform, batch_norm
+from pixelrec_jax.weights.port import (
+    CONV,
+    POINTWISE,
+    TRACKED,
+    Port,
+    Rule,
+    Transform,
+    batch_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,7 @@ def torchvision(depth: int) -> Port:
             *layer_rules("features.{n}", "block_{n}/layer_0", others),
             *unit_rules(f"{head}.0", f"{head}.1", "head", POINTWISE),
         ),
-        ignored=(r"classifier\..*", r".*\.num_batches_tracked"),
+        ignored=(r"classifier\..*", TRACKED),
     )
 
 

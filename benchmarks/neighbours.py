@@ -1,0 +1,169 @@
+"""How much pretrained features know of a catalogue: has the most similar photo the same label?
+
+python -m benchmarks.neighbours --images=DIR --labels=CSV --item=efficientnet_lite0 [--weights=...]
+
+The CSV has the columns item_id and label, such as the product type; --label names another column.
+For every photo the one with the most similar features (cosine of the trunk's output, mean over its
+tokens) is looked up among all others. The accuracy is the share of photos for which that one has
+the same label; photos whose label no other has do not count. Random weights and the photos
+themselves at 16 x 16 pixels say what is to be beaten. Nothing is trained.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+from absl import flags
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from pixelrec_jax import errors
+from pixelrec_jax.config import load_config
+from pixelrec_jax.data.images import decode, find
+from pixelrec_jax.data.types import Items
+from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.items import build_item_encoder
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.state import read_trunk
+
+_CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
+_BATCH = 16
+
+
+def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of rows whose nearest other row by cosine has their label.
+
+    Args:
+      features: float[N, C].
+      labels: [N]; rows with a label of their own are neighbours but not counted.
+
+    Raises:
+      UserError: no two rows have the same label.
+    """
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    counted = counts[place] > 1
+    if not counted.any():
+        raise UserError(
+            "no two photos have the same label; take another column or a larger --limit"
+        )
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return float(np.mean(labels[similarity.argmax(axis=1)][counted] == labels[counted]))
+
+
+def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
+    """Returns the trunk's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
+    encoder = build_item_encoder(item, num_items=1, width=1)
+
+    def items(images: np.ndarray) -> Items:
+        return Items(id=jnp.ones(len(images), jnp.int32), image=jnp.asarray(images))
+
+    variables = jax.jit(lambda: encoder.init(jax.random.key(0), items(images[:1]), train=False))()
+    if item.weights:
+        flat = {name: flatten_dict(tree.get("trunk", {})) for name, tree in variables.items()}
+        template = {path: leaf for leaves in flat.values() for path, leaf in leaves.items()}
+        read = flatten_dict(read_trunk(item, unflatten_dict(template)))
+        variables = {
+            name: {**variables[name], "trunk": unflatten_dict({p: read[p] for p in leaves})}
+            for name, leaves in flat.items()
+        }
+
+    @jax.jit
+    def features(variables: dict, items: Items) -> jax.Array:
+        _, captured = encoder.apply(
+            variables,
+            items,
+            train=False,
+            mutable="intermediates",
+            capture_intermediates=lambda module, _: module.name == "trunk",
+        )
+        x = captured["intermediates"]["trunk"]["__call__"][0].astype(jnp.float32)
+        return x if x.ndim == 2 else x.mean(axis=1)
+
+    batches = []
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        full = np.resize(batch, (_BATCH, *batch.shape[1:]))  # one shape to compile
+        batches.append(np.asarray(features(variables, items(full)))[: len(batch)])
+    return np.concatenate(batches)
+
+
+def read_labels(
+    table: Path, folder: Path, *, column: str, limit: int
+) -> tuple[list[Path], np.ndarray]:
+    """Returns the photos of at most `limit` labelled items, drawn at random, and their labels.
+
+    Raises:
+      UserError: the table cannot be read or names no photo of the folder.
+    """
+    files = find(folder)
+    try:
+        frame = pl.read_csv(table, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"--labels={table}: {errors.reason(error)}") from None
+    for name in ("item_id", column):
+        if name not in frame.columns:
+            raise UserError(f"{table} has no column {name!r}{nearest(name, frame.columns)}")
+    frame = frame.drop_nulls(["item_id", column]).unique("item_id", maintain_order=True)
+    frame = frame.filter(pl.col("item_id").is_in(list(files)))
+    if frame.is_empty():
+        raise UserError(f"no item_id of {table} has a photo <item_id>.jpg in {folder}")
+    frame = frame.sample(min(limit, len(frame)), seed=0)
+    return [folder / files[name] for name in frame["item_id"]], frame[column].to_numpy()
+
+
+def read_photos(paths: Sequence[Path], size: int) -> np.ndarray:
+    """Returns photos uint8[N, size, size, 3].
+
+    Raises:
+      UserError: one of them cannot be decoded.
+    """
+    photos = []
+    for path in paths:
+        try:
+            photos.append(decode(path.read_bytes(), size))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}; repair or remove it") from None
+    return np.stack(photos)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("images", None, "folder of <item_id>.jpg", required=True)
+    flags.DEFINE_string("labels", None, "CSV with the columns item_id and label", required=True)
+    flags.DEFINE_string("label", "label", "another name of the label's column")
+    flags.DEFINE_string("item", None, "vision encoder", required=True)
+    flags.DEFINE_string("weights", None, "as item.weights; default those of the config")
+    flags.DEFINE_integer("limit", 1200, "photos to use; their pixels are in memory", lower_bound=2)
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints one JSON line for trained weights, random weights and small photos."""
+    values = flags.FLAGS
+    if values.item not in VISION:
+        raise UserError(f"--item: unknown encoder {values.item!r}{nearest(values.item, VISION)}")
+    item = load_config(f"{_CONFIG}:item={values.item}").unlock().item
+    item.normalisation = "checkpoint"
+    trained = item.weights if values.weights is None else values.weights
+    paths, labels = read_labels(
+        Path(values.labels), Path(values.images), column=values.label, limit=values.limit
+    )
+    photos = read_photos(paths, item.image_size)
+
+    def report(features: np.ndarray, name: str) -> None:
+        share = round(accuracy(features, labels), 4)
+        print(json.dumps({"features": name, "accuracy": share, "photos": len(labels)}), flush=True)
+
+    for weights in filter(None, (trained, "random")):
+        item.weights = "" if weights == "random" else weights
+        report(encode(item, photos), f"{values.item}, {weights}")
+    report(read_photos(paths, 16).reshape(len(paths), -1) / 255, "16 x 16 pixels")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

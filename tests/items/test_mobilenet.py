@@ -1,0 +1,120 @@
+"""MobileNetV2 against torchvision's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+from torchvision.models import MobileNetV2, mobilenet_v2
+
+from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.items.vision.layers import Context
+from pixelrec_jax.items.vision.mobilenet import (
+    ENCODERS,
+    MobileNet,
+    layer_by_layer,
+    repeat,
+    torchvision,
+)
+from pixelrec_jax.weights.port import write_weights
+from tests.items import parity
+
+TABLE = [[1, 8, 1, 1], [3, 16, 2, 2], [2, 24, 1, 2]]  # expansion, width, layers, stride
+TRUNK = MobileNet(layer_by_layer([layer for row in TABLE for layer in repeat(*row)]))
+PORT = torchvision(depth=4)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return parity.randomise(MobileNetV2(num_classes=5, inverted_residual_setting=TABLE).eval())
+
+
+@pytest.fixture(scope="module")
+def trunk(network):
+    return parity.Trunk(TRUNK, (PORT,), parity.state_dict(network), size=32)
+
+
+def test_every_block_equals_pytorch(network, trunk):
+    image = parity.random_image(32)
+    layers = trunk.layers(image)
+    assert tuple(layers) == TRUNK.blocks
+    hidden = parity.as_torch(image)
+    for layer, module in zip(layers.values(), network.features, strict=True):
+        hidden = module(hidden)
+        parity.assert_close(layer, hidden.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("size", [32, 45])
+def test_pooling_equals_pytorch_at_any_size(network, trunk, size):
+    image = parity.random_image(size)
+    parity.assert_close(trunk(image), network.features(parity.as_torch(image)).mean((2, 3)))
+
+
+def test_gradients_and_running_statistics_of_training_equal_pytorch(trunk):
+    network = parity.randomise(MobileNetV2(num_classes=5, inverted_residual_setting=TABLE)).train()
+    image = parity.random_image(32, count=4, seed=1)
+    direction = np.random.default_rng(2).normal(size=(4, 1280)).astype(np.float32)
+    ours, changed = trunk.gradients(image, direction, train=True)
+    vectors = network.features(parity.as_torch(image)).mean((2, 3))
+    (vectors * torch.from_numpy(direction)).sum().backward()
+    parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(network)))
+    after = parity.Trunk(TRUNK, (PORT,), parity.state_dict(network), size=32)
+    parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
+
+
+def test_written_weights_are_those_that_were_read(network, trunk):
+    tree = merge(trunk.variables["params"], trunk.variables["batch_stats"])
+    tensors = write_weights(tree, PORT)
+    source = parity.state_dict(network)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, source[name])
+    unused = source.keys() - tensors.keys()
+    assert all(n.startswith("classifier.") or n.endswith("num_batches_tracked") for n in unused)
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    assert not network.load_state_dict(state, strict=False).unexpected_keys
+
+
+def test_only_live_blocks_change_their_statistics(trunk):
+    image = parity.random_image(32)
+    live = TRUNK.clone(live=("block_4", "head"))
+    apply = jax.jit(lambda v, x: live.apply(v, x, Context(train=True), mutable="batch_stats"))
+    before = flatten_dict(trunk.variables["batch_stats"])
+    after = flatten_dict(apply(trunk.variables, image)[1]["batch_stats"])
+    assert {path[0] for path in before if np.any(before[path] != after[path])} == set(live.live)
+
+
+def test_recomputation_changes_no_gradient(network, trunk):
+    image = parity.random_image(32)
+    direction = np.random.default_rng(0).normal(size=(2, 1280)).astype(np.float32)
+    kept, changed = trunk.gradients(image, direction, train=True)
+    remat = TRUNK.clone(remat=True)
+    remat = parity.Trunk(remat, (PORT,), parity.state_dict(network), size=32)
+    recomputed, changed_again = remat.gradients(image, direction, train=True)
+    parity.assert_trees_close(recomputed, kept)
+    parity.assert_trees_close(changed_again["batch_stats"], changed["batch_stats"])
+
+
+def test_tokens_in_bfloat16(trunk):
+    image = parity.random_image(32)
+    half = TRUNK.clone(dtype=jnp.bfloat16, pool="tokens")
+    tokens = jax.jit(half.apply)(trunk.variables, image)
+    assert tokens.shape == (2, 16, 1280)
+    assert tokens.dtype == jnp.bfloat16
+    variables = jax.eval_shape(lambda: half.init(jax.random.key(0), image))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    parity.assert_close(tokens.astype(jnp.float32).mean(1), trunk(image), 0.05)
+
+
+def test_sizes_are_the_published_ones():
+    with torch.device("meta"):
+        features = mobilenet_v2().features
+    trunk = ENCODERS["mobilenet_v2"].trunk()
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    params = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), x), image)["params"]
+    assert trunk.blocks == ("stem", *(f"block_{n}" for n in range(1, 18)), "head")
+    for block, module in zip(trunk.blocks, features, strict=True):
+        ours = sum(x.size for x in jax.tree.leaves(params[block]))
+        assert ours == sum(x.numel() for x in module.parameters())
+    assert sum(x.size for x in jax.tree.leaves(params)) == 2_223_872
+    assert trainable_blocks("last:2", trunk.blocks) == ("block_17", "head")
