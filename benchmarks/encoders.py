@@ -63,7 +63,7 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
     config = load_config(f"{_CONFIG}:user=sasrec,item={name},dataset=pixel200k").unlock()
     config.item.dtype = dtype
     config.item.trainable = trainable or config.item.trainable
-    model = build(config, num_items=batch + 1)
+    model = build(config, num_items=batch + 1, num_users=2)
     size = config.item.image_size
     rng = np.random.default_rng(0)
     items = Items(

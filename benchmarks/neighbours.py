@@ -58,7 +58,7 @@ def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 
 def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
     """Returns the trunk's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
-    encoder = build_item_encoder(item, num_items=1, width=1)
+    encoder = build_item_encoder(item, num_items=1, has_mask=False, width=1)
 
     def items(images: np.ndarray) -> Items:
         return Items(id=jnp.ones(len(images), jnp.int32), image=jnp.asarray(images))

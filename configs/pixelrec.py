@@ -23,7 +23,10 @@ def base() -> ConfigDict:
             "user": {},
             "item": {},
             # 0 is the stable form; 1e-8 reproduces the reference's -log(sigmoid(x) + 1e-8).
-            "loss": {"epsilon": 0.0},
+            "loss": {
+                "epsilon": 0.0,
+                "single_row": False,  # True: only the first row of a batch, as the reference's FM
+            },
             "optim": {
                 "lr": 1e-4,  # of everything but the item encoder
                 "weight_decay": 0.1,
@@ -61,26 +64,123 @@ def base() -> ConfigDict:
     )
 
 
-def sasrec(config: ConfigDict) -> None:
-    """SASRec of Table 5 and 6: D 512, 2 layers, 4 heads, dropout 0.1, batch 64."""
-    config.user = ConfigDict(
-        {
-            "name": "sasrec",
-            "layers": 2,
-            "heads": 4,
-            "inner": 2,
-            "dropout": 0.1,
-            "init_std": 0.02,
-            "dtype": "float32",
-        }
-    )
+def _user(
+    config: ConfigDict,
+    *,
+    name: str,
+    task: str,
+    width: int,
+    ids: tuple[float, float, int],
+    pixels: tuple[float, float, int],
+    init: str = "normal",
+    task_options: dict | None = None,
+    **options: float,
+) -> None:
+    """A recommender of `RECOMMENDERS`; `options` are those of the user encoder."""
+    config.width = width
+    config.task.name = task
+    config.task.update(task_options or {})
+    config.user = ConfigDict({"name": name, "dtype": "float32", **options})
+    config.tuned = {"ids": ids, "pixels": pixels, "init": init}
+
+
+def _optimum(config: ConfigDict, lr: float, weight_decay: float, batch_size: int) -> None:
+    config.optim.lr = config.optim.item_lr = lr
+    config.optim.weight_decay = config.optim.item_weight_decay = weight_decay
+    config.train.batch_size = batch_size
+
+
+_TRANSFORMER = {"heads": 4, "dropout": 0.1, "init_std": 0.02}
+# Settings of Table 5 (`ids`) and Table 6 (`pixels`): learning rate, weight decay, examples a batch,
+# from the table in the reference's README, which is what its authors found best.
+RECOMMENDERS = {
+    "mf": {
+        "task": "pairs",
+        "width": 4096,
+        "ids": (1e-4, 0.0, 512),
+        "pixels": (1e-4, 0.0, 512),
+        "init": "xavier_normal",
+    },
+    "fm": {
+        "task": "leave_one_out",
+        "width": 4096,
+        "ids": (5e-5, 0.0, 64),
+        "pixels": (5e-5, 0.0, 64),
+        "init": "xavier_normal",
+    },
+    "dssm": {
+        "task": "leave_one_out",
+        "width": 4096,
+        "ids": (1e-4, 0.0, 64),
+        "pixels": (1e-4, 0.0, 64),
+        "init": "xavier_normal",
+    },
+    "sasrec": {
+        "task": "next_item",
+        "width": 512,
+        "ids": (5e-5, 0.1, 64),
+        "pixels": (1e-4, 0.1, 64),
+        "layers": 2,
+        "inner": 2,
+        **_TRANSFORMER,
+    },
+    "gru4rec": {
+        "task": "next_item",
+        "width": 2048,
+        "ids": (1e-4, 0.01, 64),
+        "pixels": (1e-4, 0.01, 64),
+        "init": "xavier_normal",
+        "hidden_multiple": 2,
+        "show_padding": False,  # True is the reference's
+    },
+    "nextitnet": {
+        "task": "next_item",
+        "width": 1024,
+        "ids": (5e-4, 0.01, 64),
+        "pixels": (1e-4, 0.01, 64),
+        "init": "uniform_items",
+        "kernel_size": 3,
+        "dilations": (1, 4),
+        "repeats": 3,
+        "show_padding": False,  # True is the reference's
+    },
+    "srgnn": {
+        "task": "prefixes",
+        "width": 512,
+        "ids": (5e-5, 0.01, 64),
+        "pixels": (1e-4, 0.01, 512),
+        "init": "uniform_width",
+        "steps": 2,
+    },
+    "bert4rec": {
+        "task": "cloze",
+        "task_options": {"mask_ratio": 0.6},
+        "width": 512,
+        "ids": (5e-5, 0.1, 64),
+        "pixels": (1e-4, 0.1, 64),
+        "layers": 2,
+        "inner": 1,
+        **_TRANSFORMER,
+    },
+    "lightsans": {
+        "task": "prefixes",
+        "width": 512,
+        "ids": (5e-5, 0.1, 512),
+        "pixels": (1e-4, 0.1, 512),
+        "layers": 1,
+        "interests": 3,
+        "inner": 2,
+        **_TRANSFORMER,
+        "query_softmax": False,  # True is the reference's
+        "show_padding": False,  # True is the reference's
+    },
+}
 
 
 def id_table(config: ConfigDict) -> None:
-    """IDNet of Table 5: SASRec with learning rate 5e-5 and weight decay 0.1."""
-    config.item = ConfigDict({"name": "id", "init_std": 0.02})
-    config.optim.lr = config.optim.item_lr = 5e-5
-    config.optim.weight_decay = config.optim.item_weight_decay = 0.1
+    """IDNet of Table 5."""
+    config.item = ConfigDict({"name": "id", "init": config.tuned.init, "init_std": 0.02})
+    _optimum(config, *config.tuned.ids)
 
 
 def _pixels(
@@ -112,7 +212,8 @@ def _pixels(
             **options,
         }
     )
-    config.optim.item_weight_decay = weight_decay
+    _optimum(config, *config.tuned.pixels)
+    config.optim.item_lr, config.optim.item_weight_decay = 1e-4, weight_decay
     config.data.slot_buckets = 16
     config.data.workers = 1
 
@@ -201,7 +302,7 @@ def toy(config: ConfigDict) -> None:
     config.data.workers = 0  # a worker process takes seconds to start
 
 
-USERS = {"sasrec": sasrec}
+USERS = {name: partial(_user, name=name, **settings) for name, settings in RECOMMENDERS.items()}
 ITEMS = {"id": id_table} | {
     name: partial(_pixels, name=name, **settings) for name, settings in ENCODERS.items()
 }
@@ -224,4 +325,5 @@ def get_config(words: str = "") -> ConfigDict:
                 f"--config: unknown {key}={chosen[key]!r}{nearest(chosen[key], choices)}"
             )
         choices[chosen[key]](config)
+    del config.tuned  # for the item encoder to choose from
     return config.lock()

@@ -16,6 +16,7 @@ from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.pipeline import CatalogBatches, iterate
 from pixelrec_jax.data.split import Queries, Split, ranking_queries, training_counts
+from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, History, Items
 from pixelrec_jax.sharding import AXES, ROWS, local_shards, num_shards, replicate, to_global
 
@@ -145,8 +146,9 @@ class Evaluator:
         self.num_items = interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+        self._masks = task_of(config).masks
         self.source = CatalogBatches(
-            self.num_items,
+            self.num_items + self._masks,
             images,
             chunk=config.eval.encode_batch_size,
             num_shards=num_shards(mesh, ROWS),
@@ -159,7 +161,7 @@ class Evaluator:
 
         def rank(variables, catalog: jax.Array, user, history, seen, target):
             vector = lookup(catalog, history, mesh=mesh)
-            history = History(vector=vector, mask=history != PAD, user=user)
+            history = History(vector=vector, item=history, mask=history != PAD, user=user)
             state = model.apply(variables, history, method="encode_users")[:, -1]
             return self._retrieve(state, catalog, seen, target)
 
@@ -226,6 +228,10 @@ class Evaluator:
             filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
             length = self.config.task.history_length
             queries = ranking_queries(self.interactions, filled, split, history_length=length)
+            if self._masks:  # the place of the item to predict
+                mask = np.full((len(filled), 1), self.num_items, np.int32)
+                history = np.concatenate([queries.history, mask], axis=1)
+                queries = queries.replace(history=history)
             yield queries, len(chosen)
 
     def _collect(self, split: Split, rank_batch) -> Ranking:

@@ -13,8 +13,7 @@ from pixelrec_jax.config import check_values
 from pixelrec_jax.data.images import RECORDS, ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.pipeline import TrainBatches
-from pixelrec_jax.data.tasks import TASKS
-from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.evaluate import Evaluator
 from pixelrec_jax.items import uses_pixels
 from pixelrec_jax.optim import build_optimizer
@@ -69,18 +68,13 @@ def build_experiment(
       images: default those of the same folder, if the item encoder looks at pixels.
     """
     check_values(config)
-    if config.task.name not in TASKS:
-        raise UserError(f"unknown task {config.task.name!r}{nearest(config.task.name, TASKS)}")
     mesh = build_mesh(config.mesh, devices)
     interactions = load(config.dataset.path) if interactions is None else interactions
-    model = build(config, num_items=interactions.num_items)
+    model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
     if images is None and uses_pixels(config.item):
         images = ImageStore(interactions.directory, size=config.item.image_size)
-    task = TASKS[config.task.name](
-        interactions,
-        history_length=config.task.history_length,
-        negatives=config.task.negatives,
-    )
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    task = task_of(config)(interactions, **options)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -91,7 +85,7 @@ def build_experiment(
         batches=TrainBatches(
             task,
             images,
-            num_items=interactions.num_items,
+            num_items=interactions.num_items + task.masks,
             batch_size=config.train.batch_size,
             epochs=config.train.epochs,
             seed=config.seed,

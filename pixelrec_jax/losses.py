@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from pixelrec_jax.data.types import PAD, Batch
+
 
 def bpr(
     positive: jax.Array, negative: jax.Array, weight: jax.Array, rows: jax.Array, *, epsilon: float
@@ -26,3 +28,16 @@ def bpr(
     else:
         loss = -jax.nn.log_sigmoid(difference)
     return jnp.sum(jnp.mean(loss, axis=-1) * weight) / rows
+
+
+def only_first_row(batch: Batch) -> Batch:
+    """Returns the batch with all rows but the first turned to padding.
+
+    So the reference's FM and DSSM train, by an oversight: on one row of every batch.
+    """
+    shards, rows = batch.user.shape
+    first = jnp.zeros((shards, rows), bool).at[0, 0].set(True)
+    return batch.replace(
+        user=jnp.where(first, batch.user, PAD),
+        weight=jnp.where(first[..., None], batch.weight, 0),
+    )

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, Batch, History, Items
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder
@@ -43,7 +44,10 @@ class Recommender(nn.Module):
         take = jax.vmap(lambda table, slot: table[slot])
         shards, rows, targets = batch.positive.shape
         history = History(
-            vector=take(item, batch.history), mask=batch.history != PAD, user=batch.user
+            vector=take(item, batch.history),
+            item=batch.history,
+            mask=batch.history != PAD,
+            user=batch.user,
         )
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
         state = self.encode_users(flat, train=train)[:, -targets:]
@@ -52,15 +56,23 @@ class Recommender(nn.Module):
         return positive, self.score(state[..., None, :], take(item, batch.negative))
 
 
-def build(config: ConfigDict, *, num_items: int) -> Recommender:
-    """Builds the recommender that a config describes, for N = `num_items`."""
+def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
+    """Builds the recommender that a config describes, for N = `num_items` and its users.
+
+    Both numbers count padding. Tasks that mask items add the mask as item N.
+    """
     user = config.user
     if user.name not in USER_ENCODERS:
         raise UserError(f"unknown user encoder {user.name!r}{nearest(user.name, USER_ENCODERS)}")
     options = {key: value for key, value in user.items() if key not in ("name", "dtype")}
     return Recommender(
-        item_encoder=build_item_encoder(config.item, num_items=num_items, width=config.width),
+        item_encoder=build_item_encoder(
+            config.item,
+            num_items=num_items,
+            has_mask=task_of(config).masks,
+            width=config.width,
+        ),
         user_encoder=USER_ENCODERS[user.name](
-            history_length=config.task.history_length, dtype=jnp.dtype(user.dtype), **options
+            num_users=num_users, dtype=jnp.dtype(user.dtype), **options
         ),
     )

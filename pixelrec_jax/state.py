@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from pixelrec_jax import freeze
+from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, Items
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment
@@ -61,7 +62,8 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
     config, model = experiment.config, experiment.model
     size = config.item.image_size if experiment.images else 0
     image = jnp.zeros((1, 1, size, size, 3), jnp.uint8) if experiment.images else None
-    slot = jnp.zeros((1, 1, config.task.history_length), jnp.int32)
+    length = config.task.history_length + task_of(config).masks
+    slot = jnp.zeros((1, 1, length), jnp.int32)
     batch = Batch(
         items=Items(id=jnp.zeros((1, 1), jnp.int32), image=image),
         user=jnp.zeros((1, 1), jnp.int32),

@@ -17,7 +17,7 @@ from pixelrec_jax.data.types import PAD, Batch
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.files import write_json
-from pixelrec_jax.losses import bpr
+from pixelrec_jax.losses import bpr, only_first_row
 from pixelrec_jax.progress import Speed, TrainingProgress
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.signals import stop_request
@@ -29,6 +29,7 @@ def make_train_step(experiment: Experiment):
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        batch = only_first_row(batch) if config.loss.single_row else batch
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_of(trainable: dict) -> tuple[jax.Array, dict]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from configs import pixelrec
 from pixelrec_jax.data.types import Batch, History, Items
@@ -21,7 +22,7 @@ from pixelrec_jax.state import init_state, state_template, trainable_filter
 from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import TINY, ArrayImages, tiny_config, use_tiny_encoders
 
-CAUSAL = ("sasrec",)
+CAUSAL = ("sasrec", "gru4rec", "nextitnet")
 NUM_ITEMS = 30
 
 
@@ -58,24 +59,29 @@ def test_every_config_builds(user, item, dataset):
         id=jax.ShapeDtypeStruct((1, 2), jnp.int32),
         image=jax.ShapeDtypeStruct(shape, jnp.uint8) if size else None,
     )
-    slots = jax.ShapeDtypeStruct((1, 3, 10), jnp.int32)
+    targets = num_targets(config)
     batch = Batch(
         items=items,
         user=jax.ShapeDtypeStruct((1, 3), jnp.int32),
-        history=slots,
-        positive=slots,
-        negative=jax.ShapeDtypeStruct((1, 3, 10, 1), jnp.int32),
-        weight=jax.ShapeDtypeStruct((1, 3, 10), jnp.float32),
+        history=jax.ShapeDtypeStruct((1, 3, 10), jnp.int32),
+        positive=jax.ShapeDtypeStruct((1, 3, targets), jnp.int32),
+        negative=jax.ShapeDtypeStruct((1, 3, targets, 1), jnp.int32),
+        weight=jax.ShapeDtypeStruct((1, 3, targets), jnp.float32),
     )
-    model = build(config, num_items=100)
+    model = build(config, num_items=100, num_users=5)
 
     def scores(batch):
         variables = model.init(jax.random.key(0), batch, train=False)
         return model.apply(variables, batch, train=False)
 
     positive, negative = jax.eval_shape(scores, batch)
-    assert positive.shape == (1, 3, 10)
-    assert negative.shape == (1, 3, 10, 1)
+    assert positive.shape == (1, 3, targets)
+    assert negative.shape == (1, 3, targets, 1)
+
+
+def num_targets(config: ConfigDict) -> int:
+    """T for histories of 10."""
+    return 10 if config.task.name in ("next_item", "cloze") else 1
 
 
 class Case:
@@ -83,20 +89,22 @@ class Case:
 
     def __init__(self, user: str, item: str):
         self.config = tiny_config(f"user={user},item={item},dataset=toy")
-        self.model = build(self.config, num_items=NUM_ITEMS)
+        self.model = build(self.config, num_items=NUM_ITEMS, num_users=5)
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (NUM_ITEMS, 16, 16, 3)).astype(np.uint8)
         self.images = ArrayImages(pixels) if item != "id" else None
         ids = np.concatenate([[0], rng.permutation(np.arange(1, NUM_ITEMS))])[None].astype(np.int32)
         history = rng.integers(1, NUM_ITEMS, (1, 4, 10)).astype(np.int32)
         history[0, 1, :7] = 0  # left-padded
+        self.targets = num_targets(self.config)
+        shape = (1, 4, self.targets)
         self.batch = Batch(
             items=self.items(ids),
             user=np.arange(1, 5, dtype=np.int32)[None],
             history=history,
-            positive=rng.integers(1, NUM_ITEMS, (1, 4, 10)).astype(np.int32),
-            negative=rng.integers(1, NUM_ITEMS, (1, 4, 10, 2)).astype(np.int32),
-            weight=(history > 0).astype(np.float32),
+            positive=rng.integers(1, NUM_ITEMS, shape).astype(np.int32),
+            negative=rng.integers(1, NUM_ITEMS, (*shape, 2)).astype(np.int32),
+            weight=(history[..., -self.targets :] > 0).astype(np.float32),
         )
         init = jax.jit(lambda: self.model.init(jax.random.key(0), self.batch, train=False))
         self.variables = dict(init())
@@ -124,8 +132,8 @@ each_model = pytest.mark.parametrize(
 def test_scores_are_finite_and_of_the_right_shape(user, item):
     this = case(user, item)
     positive, negative = this.scores(this.variables, this.batch)
-    assert positive.shape == (1, 4, 10)
-    assert negative.shape == (1, 4, 10, 2)
+    assert positive.shape == (1, 4, this.targets)
+    assert negative.shape == (1, 4, this.targets, 2)
     assert positive.dtype == negative.dtype == jnp.float32
     assert np.isfinite(positive).all()
     assert np.isfinite(negative).all()
@@ -158,7 +166,12 @@ def test_a_state_does_not_depend_on_later_items(user):
     vector = rng.normal(size=(1, 10, 16)).astype(np.float32)
 
     def state(vector):
-        history = History(vector=vector, mask=np.ones((1, 10), bool), user=np.ones(1, np.int32))
+        history = History(
+            vector=vector,
+            item=np.arange(1, 11)[None],
+            mask=np.ones((1, 10), bool),
+            user=np.ones(1, np.int32),
+        )
         return this.model.apply(this.variables, history, method="encode_users")[0]
 
     # [state position, feature, input position, feature] -> which inputs a state depends on
@@ -175,11 +188,35 @@ def test_padding_is_invisible(user):
     mask = np.arange(10)[None] >= 6
 
     def state(vector):
-        history = History(vector=vector, mask=mask, user=np.ones(1, np.int32))
-        return this.model.apply(this.variables, history, method="encode_users")[0, 6:]
+        item = np.where(mask, np.arange(10), 0)
+        history = History(vector=vector, item=item, mask=mask, user=np.ones(1, np.int32))
+        return this.model.apply(this.variables, history, method="encode_users")[0, -4:]
 
     other = np.where(mask[..., None], vector, 1e3).astype(np.float32)
     np.testing.assert_array_equal(jax.jit(state)(vector), jax.jit(state)(other))
+
+
+@pytest.mark.parametrize("user", USER_ENCODERS)
+def test_a_padded_history_is_like_a_short_one(user):
+    this = case(user, "id")
+    encoder = dict(this.variables["params"].get("user_encoder", {}))
+    if "position" in encoder:  # those of the last slots
+        encoder["position"] = encoder["position"][6:]
+    cut = {"params": {**this.variables["params"], "user_encoder": encoder}}
+    vector = np.random.default_rng(1).normal(size=(1, 10, 16)).astype(np.float32)
+    padded = History(
+        vector=vector,
+        item=np.where(np.arange(10) >= 6, np.arange(10), 0)[None],
+        mask=np.arange(10)[None] >= 6,
+        user=np.ones(1, np.int32),
+    )
+    short = jax.tree.map(lambda x: x[:, 6:] if x.ndim > 1 else x, padded)
+
+    def last_state(variables, history):
+        return this.model.apply(variables, history, method="encode_users")[:, -1]
+
+    expected = last_state(cut, short)
+    np.testing.assert_allclose(last_state(this.variables, padded), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("_tiny_encoders")
@@ -193,7 +230,7 @@ def test_training_scores_are_catalogue_scores(user, item):
     target = this.batch.items.id[0][this.batch.positive[0]]
     states = this.model.apply(
         this.variables,
-        History(vector=catalog[history], mask=history > 0, user=this.batch.user[0]),
+        History(vector=catalog[history], item=history, mask=history > 0, user=this.batch.user[0]),
         method="encode_users",
     )
     last = np.einsum("bd,bd->b", states[:, -1], catalog[target[:, -1]])
@@ -205,7 +242,7 @@ def test_training_scores_are_catalogue_scores(user, item):
 def test_bf16_compute_keeps_float32_parameters_and_vectors(item):
     config = tiny_config(f"user=sasrec,item={item},dataset=toy")
     config.item.dtype = config.user.dtype = "bfloat16"
-    model = build(config, num_items=NUM_ITEMS)
+    model = build(config, num_items=NUM_ITEMS, num_users=5)
     items = Items(id=np.ones((1, 2), np.int32), image=np.zeros((1, 2, 16, 16, 3), np.uint8))
 
     def encode(items):
@@ -261,7 +298,7 @@ def test_what_is_trained_is_what_the_reference_trains(item, blocks, millions):
     """The reference, whose sets give the numbers of Table 9."""
     config = pixelrec.get_config(f"user=sasrec,item={item},dataset=pixel200k")
     size = config.item.image_size
-    model = build(config, num_items=2)
+    model = build(config, num_items=2, num_users=2)
     items = Items(
         id=jax.ShapeDtypeStruct((1, 1), jnp.int32),
         image=jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.uint8),

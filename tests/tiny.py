@@ -64,7 +64,8 @@ def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
     """A config small enough to train in a test: D 16, no dropout, covers of 16 pixels."""
     config = load_config(f"{ROOT / 'configs' / 'pixelrec.py'}:{words}").unlock()
     config.width = 16
-    config.user.dropout = 0.0
+    if "dropout" in config.user:
+        config.user.dropout = 0.0
     config.dataset.path = str(dataset)
     if config.item.name != "id":
         config.item.image_size = 16
@@ -92,9 +93,12 @@ def interactions_of(sequences: list[np.ndarray], num_items: int) -> Interactions
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """An image store over uint8[N, H, W, 3] in memory; row 0 is padding."""
+    """An image store over uint8[N, H, W, 3] in memory; row 0 is padding, past the end is black."""
 
     pixels: np.ndarray
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        return self.pixels[ids]
+        pixels = np.zeros((*ids.shape, *self.pixels.shape[1:]), np.uint8)
+        known = ids < len(self.pixels)
+        pixels[known] = self.pixels[ids[known]]
+        return pixels

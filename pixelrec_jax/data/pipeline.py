@@ -48,7 +48,7 @@ class TrainBatches:
         local_shards: Sequence[int],
         slot_buckets: int,
     ):
-        """Args: `batch_size` is global; `slot_buckets` is how many sizes U may take."""
+        """Args: `batch_size`, in examples, is global; `slot_buckets`: how many sizes U may take."""
         if batch_size % num_shards:
             raise UserError(
                 f"train.batch_size={batch_size} is not divisible by the {num_shards} data shards of"
@@ -94,7 +94,8 @@ class TrainBatches:
 
     def _by_shard(self, rows: np.ndarray) -> np.ndarray:
         """[b, ...] -> [G, B, ...]; the last batch of an epoch is filled up with padding rows."""
-        padding = [(0, self.batch_size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        missing = self.batch_size * self.task.rows_per_example - len(rows)
+        padding = [(0, missing)] + [(0, 0)] * (rows.ndim - 1)
         rows = np.pad(rows, padding, constant_values=PAD)
         return rows.reshape(self.num_shards, -1, *rows.shape[1:])
 

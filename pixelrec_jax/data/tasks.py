@@ -7,10 +7,11 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.split import Windows, read_windows, training_windows
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.errors import UserError, nearest
 
 
 class Rows(NamedTuple):
@@ -28,20 +29,30 @@ class Rows(NamedTuple):
 
 
 class Task(Protocol):
-    """The training examples 0 .. len - 1 of a dataset."""
+    """The training examples 0 .. len - 1 of a dataset.
+
+    Attributes:
+      rows_per_example: R; some rows of an example may be padding.
+      masks: whether histories hold the mask item, whose id is N.
+    """
+
+    rows_per_example: int
+    masks: bool
 
     def __len__(self) -> int: ...
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
-        """Returns the rows of these examples (int[B]); `rng` is the source of all randomness."""
+        """Returns the rows of b examples (int[b]), B = b * R; `rng` is the only randomness."""
 
 
-class NextItem:
-    """Predicts at every position of a window the item that follows (SASRec section III).
+class _WindowTask:
+    """What tasks over windows of L + 1 training interactions share.
 
-    An example is a window of L + 1 training interactions; as in the reference, a negative may be
-    any item outside its window.
+    As in the reference, a negative may be any item outside its window.
     """
+
+    rows_per_example = 1
+    masks = False
 
     def __init__(self, interactions: Interactions, *, history_length: int, negatives: int):
         """Args: `history_length` is L and `negatives` is K.
@@ -70,20 +81,31 @@ class NextItem:
 
     def __getstate__(self) -> dict:
         # Worker processes build the windows themselves: at full size they are very large.
-        return {name: value for name, value in vars(self).items() if name != "windows"}
+        properties = ("windows", "_first_example")
+        return {name: value for name, value in vars(self).items() if name not in properties}
 
     def __len__(self) -> int:
         return len(self.windows)
 
+    def _read(self, windows: np.ndarray) -> np.ndarray:
+        return read_windows(self.interactions, self.windows, windows, size=self.size)
+
+    def _draw(
+        self, rng: np.random.Generator, shape: tuple[int, ...], exclude: np.ndarray
+    ) -> np.ndarray:
+        shape = (*shape, self.negatives)
+        return sample_negatives(rng, shape, exclude=exclude, num_items=self.interactions.num_items)
+
+
+class NextItem(_WindowTask):
+    """Predicts at every position of a window the item that follows (SASRec section III)."""
+
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = L targets."""
-        window = read_windows(self.interactions, self.windows, chosen, size=self.size)
+        window = self._read(chosen)
         history, positive = window[:, :-1], window[:, 1:]
         real = history > 0
-        shape = (*positive.shape, self.negatives)
-        negative = sample_negatives(
-            rng, shape, exclude=window, num_items=self.interactions.num_items
-        )
+        negative = self._draw(rng, positive.shape, window)
         return Rows(
             user=self.windows.user[chosen],
             history=history,
@@ -91,6 +113,156 @@ class NextItem:
             negative=np.where(real[..., None], negative, 0),
             weight=real.astype(np.float32),
         )
+
+
+class Prefixes(_WindowTask):
+    """Predicts the last item of every prefix of a window from the items before it (SRGNN)."""
+
+    @cached_property
+    def _first_example(self) -> np.ndarray:
+        """int64[W + 1]: examples of window w are those from the w-th to the next number."""
+        return np.concatenate([[0], np.cumsum(np.maximum(self.windows.length - 1, 0))])
+
+    def __len__(self) -> int:
+        return int(self._first_example[-1])
+
+    def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
+        """Returns rows with T = 1; negatives lie outside the prefix, its target included."""
+        number = np.searchsorted(self._first_example, chosen, side="right") - 1
+        length = chosen - self._first_example[number] + 2  # of the prefix
+        window = self._read(number)
+        # Left-padded windows end at the right: a prefix is a window moved to the right.
+        shift = self.windows.length[number] - length
+        column = np.arange(self.size) - shift[:, None]
+        prefix = np.take_along_axis(window, np.maximum(column, 0), axis=1)
+        prefix = np.where(column >= 0, prefix, 0)
+        return _one_target(
+            self.windows.user[number],
+            history=prefix[:, :-1],
+            positive=prefix[:, -1],
+            negative=self._draw(rng, (len(chosen), 1), prefix),
+        )
+
+
+class LeaveOneOut(_WindowTask):
+    """Predicts every item of a window from all others of it, later ones too (DSSM, FM).
+
+    An example is a window and makes L + 1 rows, so that its items are encoded once.
+    """
+
+    @property
+    def rows_per_example(self) -> int:
+        """L + 1."""
+        return self.size
+
+    def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
+        """Returns rows with T = 1, in the order of the window's positions."""
+        window = self._read(chosen)  # [b, L + 1]
+        # The other positions, oldest first: those before the target move one to the right.
+        column = np.arange(1, self.size)
+        others = column - (column <= np.arange(self.size)[:, None])
+        history = window[:, others].reshape(-1, self.size - 1)
+        positive = window.reshape(-1)
+        negative = self._draw(rng, (len(chosen), self.size), window)
+        return _one_target(
+            np.repeat(self.windows.user[chosen], self.size),
+            history=history,
+            positive=positive,
+            negative=negative.reshape(-1, 1, self.negatives),
+        )
+
+
+class Cloze(_WindowTask):
+    """Predicts the masked items of a window from the others (BERT4Rec section 3.6).
+
+    As in the reference, items are masked independently, perhaps none of a window.
+    """
+
+    masks = True
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        *,
+        history_length: int,
+        negatives: int,
+        mask_ratio: float,
+    ):
+        """Args: `mask_ratio` is the probability that an item is masked."""
+        super().__init__(interactions, history_length=history_length, negatives=negatives)
+        self.mask_ratio = mask_ratio
+
+    def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
+        """Returns rows with a history of L + 1 and as many targets."""
+        window = self._read(chosen)
+        masked = (rng.random(window.shape) < self.mask_ratio) & (window > 0)
+        negative = self._draw(rng, window.shape, window)
+        return Rows(
+            user=self.windows.user[chosen],
+            history=np.where(masked, self.interactions.num_items, window),
+            positive=np.where(masked, window, 0),
+            negative=np.where(masked[..., None], negative, 0),
+            weight=masked.astype(np.float32),
+        )
+
+
+class Pairs:
+    """Tells a user's items from others, without order (BPR, Rendle et al. 2009).
+
+    An example is a training interaction; a negative is no training item of the user.
+    """
+
+    rows_per_example = 1
+    masks = False
+
+    def __init__(self, interactions: Interactions, *, history_length: int, negatives: int):
+        """Args: histories of `history_length` are empty, as these models have users only."""
+        self.interactions, self.negatives = interactions, negatives
+        self.history_length = history_length
+        self._train_length = np.maximum(np.diff(interactions.offsets) - 2, 0)
+        self._first_example = np.concatenate([[0], np.cumsum(self._train_length)])
+        longest = int(self._train_length.max(initial=0))
+        if longest == 0:
+            raise UserError("no user has three interactions or more; the last two are held out")
+        if longest >= interactions.num_items - 1:
+            raise UserError("a user has every item, so that there is nothing to tell them from")
+
+    def __len__(self) -> int:
+        return int(self._first_example[-1])
+
+    def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
+        """Returns rows with T = 1."""
+        interactions = self.interactions
+        user = np.searchsorted(self._first_example, chosen, side="right") - 1
+        start = np.asarray(interactions.offsets)[user]
+        length = self._train_length[user]
+        column = np.arange(length.max())
+        row = np.where(column < length[:, None], start[:, None] + column, start[:, None])
+        positive = interactions.items[start + chosen - self._first_example[user]]
+        shape = (len(chosen), 1, self.negatives)
+        negative = sample_negatives(
+            rng, shape, exclude=interactions.items[row], num_items=interactions.num_items
+        )
+        return _one_target(
+            user.astype(np.int32),
+            history=np.zeros((len(chosen), self.history_length), np.int32),
+            positive=positive.astype(np.int32),
+            negative=negative,
+        )
+
+
+def _one_target(
+    user: np.ndarray, *, history: np.ndarray, positive: np.ndarray, negative: np.ndarray
+) -> Rows:
+    """Rows with T = 1; a row without a target is padding."""
+    real = positive > 0
+    return Rows(
+        user=np.where(real, user, 0),
+        history=np.where(real[:, None], history, 0),
+        positive=positive[:, None],
+        negative=np.where(real[:, None, None], negative, 0),
+        weight=real[:, None].astype(np.float32),
+    )
 
 
 def sample_negatives(
@@ -114,4 +286,22 @@ def sample_negatives(
         flat[pending] = rng.integers(1, num_items, size=pending.size, dtype=np.int32)
 
 
-TASKS: dict[str, type[Task]] = {"next_item": NextItem}
+TASKS: dict[str, type[Task]] = {
+    "next_item": NextItem,
+    "prefixes": Prefixes,
+    "leave_one_out": LeaveOneOut,
+    "cloze": Cloze,
+    "pairs": Pairs,
+}
+
+
+def task_of(config: ConfigDict) -> type[Task]:
+    """Returns the task that a config names.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    name = config.task.name
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)}")
+    return TASKS[name]

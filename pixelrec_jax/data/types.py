@@ -59,10 +59,12 @@ class History:
 
     Attributes:
       vector: float32[B, L, D], item vectors, oldest first, left-padded.
+      item: int32[B, L], ids or slots: equal within a row where the items are, PAD at padding.
       mask: bool[B, L], False at padding.
       user: int32[B], user indices.
     """
 
     vector: Array
+    item: Array
     mask: Array
     user: Array

@@ -27,14 +27,20 @@ def uses_pixels(item: ConfigDict) -> bool:
     return item.name in VISION
 
 
-def build_item_encoder(item: ConfigDict, *, num_items: int, width: int) -> nn.Module:
+def build_item_encoder(
+    item: ConfigDict, *, num_items: int, has_mask: bool, width: int
+) -> nn.Module:
     """Builds the item encoder that `config.item` describes, for D = `width`.
+
+    `has_mask` adds the mask as item N = `num_items`.
 
     Raises:
       UserError: an unknown name or choice, or an image size that the encoder cannot divide.
     """
     if item.name == "id":
-        return IdEncoder(num_items=num_items, width=width, init_std=item.init_std)
+        return IdEncoder(
+            num_items=num_items + has_mask, width=width, init=item.init, init_std=item.init_std
+        )
     if item.name not in VISION:
         raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
     vision = VISION[item.name]
@@ -56,6 +62,7 @@ def build_item_encoder(item: ConfigDict, *, num_items: int, width: int) -> nn.Mo
     return PixelEncoder(
         trunk=trunk.clone(live=trunk.blocks if item.train_frozen else tuned),
         tuned=tuned,
+        mask_item=num_items if has_mask else None,
         width=width,
         dnn_layers=tuple(item.dnn_layers),
         head_init=vision.head_init,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
+from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.items.vision.layers import Context
 
 # Mean and standard deviation of the channels of pixels in [0, 1].
@@ -28,6 +29,7 @@ class PixelEncoder(nn.Module):
     Attributes:
       trunk: maps float[M, H, W, 3] to tokens float[M, S, C] or vectors float[M, C].
       tuned: the trunk's blocks that are trained.
+      mask_item: the item that stands for a masked one, if there is one; its image is white.
       width: D.
       dnn_layers: widths of further dense layers with ReLU below the projection (Figure 10).
       head_init: see `Vision`.
@@ -36,6 +38,7 @@ class PixelEncoder(nn.Module):
 
     trunk: nn.Module
     tuned: tuple[str, ...]
+    mask_item: int | None
     width: int
     dnn_layers: tuple[int, ...] = ()
     head_init: Literal["xavier_normal", "torch"] = "xavier_normal"
@@ -49,6 +52,8 @@ class PixelEncoder(nn.Module):
         image = (items.image.astype(jnp.float32) / 255 - mean) / std
         # The reference's padding image is all zeros after normalisation, which uint8 cannot say.
         image = jnp.where((items.id == PAD)[:, None, None, None], 0, image)
+        if self.mask_item is not None:  # all ones, likewise
+            image = jnp.where((items.id == self.mask_item)[:, None, None, None], 1, image)
         context = Context(train=train, item=items.id, weight=items.weight)
         x = self.trunk(image.astype(self.dtype), context)
         names = [*(f"dense_{n}" for n in range(len(self.dnn_layers))), "head"]
@@ -61,9 +66,5 @@ class PixelEncoder(nn.Module):
         make = partial(nn.Dense, features, dtype=self.dtype, name=name)
         if self.head_init == "xavier_normal":
             return make(kernel_init=nn.initializers.xavier_normal())
-        uniform = nn.initializers.uniform(2 * fan_in**-0.5)
-
-        def symmetric(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-            return uniform(key, shape, dtype) - fan_in**-0.5
-
-        return make(kernel_init=symmetric, bias_init=symmetric)
+        init = symmetric_uniform(fan_in**-0.5)
+        return make(kernel_init=init, bias_init=init)

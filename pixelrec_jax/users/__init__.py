@@ -1,9 +1,23 @@
 """User encoders: what a user is. One file per family, one line in the registry."""
 
-import flax.linen as nn
-
+from pixelrec_jax.users.bert4rec import BERT4Rec
+from pixelrec_jax.users.encoder import UserEncoder
+from pixelrec_jax.users.gru4rec import GRU4Rec
+from pixelrec_jax.users.lightsans import LightSANs
+from pixelrec_jax.users.mf import MF
+from pixelrec_jax.users.nextitnet import NextItNet
+from pixelrec_jax.users.pooled import DSSM, FM
 from pixelrec_jax.users.sasrec import SASRec
+from pixelrec_jax.users.srgnn import SRGNN
 
-# A user encoder maps a History to states float32[B, S, D], S = L or 1; training scores the last T
-# states against the T targets of a row, ranking uses the last state.
-USER_ENCODERS: dict[str, type[nn.Module]] = {"sasrec": SASRec}
+USER_ENCODERS: dict[str, type[UserEncoder]] = {
+    "mf": MF,
+    "fm": FM,
+    "dssm": DSSM,
+    "srgnn": SRGNN,
+    "bert4rec": BERT4Rec,
+    "sasrec": SASRec,
+    "lightsans": LightSANs,
+    "gru4rec": GRU4Rec,
+    "nextitnet": NextItNet,
+}

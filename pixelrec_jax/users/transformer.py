@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixelrec_jax.data.types import History
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.users.encoder import UserEncoder
 
 LAYER_NORM_EPSILON = 1e-12  # as in BERT and in the reference
-_MASKED = -1e9  # finite, so that a row without any visible key becomes uniform and not NaN
+_MASKED = -1e9  # finite, so that a row without anything visible becomes uniform and not NaN
 
 
 def normal_init(std: float) -> nn.initializers.Initializer:
@@ -15,8 +17,13 @@ def normal_init(std: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(std)
 
 
-class TransformerLayer(nn.Module):
-    """One layer: self-attention and feed-forward, each dropout -> residual -> layer norm.
+def masked_softmax(logits: jax.Array, visible: jax.Array, *, axis: int = -1) -> jax.Array:
+    """Returns the softmax in float32 over an axis where `visible`, which broadcasts, is True."""
+    return jax.nn.softmax(logits.astype(jnp.float32) + jnp.where(visible, 0, _MASKED), axis)
+
+
+class PostNormLayer(nn.Module):
+    """What layers share: sub-layers that each end in dropout -> residual -> layer norm.
 
     Attributes:
       heads: attention heads; divides D.
@@ -29,33 +36,92 @@ class TransformerLayer(nn.Module):
     inner: int
     dropout: float
     init_std: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array, *, train: bool) -> jax.Array:
-        """Args: x [B, L, D]; visible bool[B, L, L], which keys (last axis) a query sees."""
+    def dense(self, features: int, name: str) -> nn.Dense:
+        """Returns a dense layer."""
+        init = normal_init(self.init_std)
+        return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+    def norm(self, name: str) -> nn.LayerNorm:
+        """Returns a layer norm."""
+        return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
+
+    def drop(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns x with dropout."""
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """Splits the last axis: [..., D] -> [..., heads, D / heads]."""
         width = x.shape[-1]
         if width % self.heads:
             raise UserError(f"width={width} is not divisible by user.heads={self.heads}")
-        init = normal_init(self.init_std)
+        return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
 
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+    def after_attention(self, x: jax.Array, context: jax.Array, *, train: bool) -> jax.Array:
+        """Completes a layer on x [B, L, D], given its attention's [B, L, heads, D / heads]."""
+        width = x.shape[-1]
+        context = self.dense(width, "out")(context.reshape(x.shape))
+        x = self.norm("attention_norm")(x + self.drop(context, train=train))
+        hidden = nn.gelu(self.dense(self.inner * width, "feed_in")(x), approximate=False)
+        hidden = self.dense(width, "feed_out")(hidden)
+        return self.norm("feed_norm")(x + self.drop(hidden, train=train))
 
-        def drop(y: jax.Array) -> jax.Array:
-            return nn.Dropout(self.dropout, deterministic=not train)(y)
 
-        def norm(y: jax.Array, name: str) -> jax.Array:
-            return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)(y)
+class TransformerLayer(PostNormLayer):
+    """One layer: self-attention and feed-forward."""
 
-        def split(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)  # [B, L, heads, D/h]
+    @nn.compact
+    def __call__(self, x: jax.Array, visible: jax.Array, *, train: bool) -> jax.Array:
+        """Args: x [B, L, D]; visible bool[B, L or 1, L], which keys (last axis) a query sees."""
+        width = x.shape[-1]
+        query, key, value = (
+            self.split(self.dense(width, name)(x)) for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(width // self.heads)
+        attention = masked_softmax(logits, visible[:, None])
+        attention = self.drop(attention.astype(value.dtype), train=train)
+        context = jnp.einsum("bhqk,bkhd->bqhd", attention, value)
+        return self.after_attention(x, context, train=train)
 
-        query, key, value = (split(dense(width, n)(x)) for n in ("query", "key", "value"))
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
-        logits = logits / jnp.sqrt(width // self.heads) + jnp.where(visible, 0, _MASKED)[:, None]
-        attention = drop(jax.nn.softmax(logits).astype(value.dtype))
-        context = jnp.einsum("bhqk,bkhd->bqhd", attention, value).reshape(x.shape)
-        x = norm(x + drop(dense(width, "out")(context)), "attention_norm")
-        hidden = nn.gelu(dense(self.inner * width, "feed_in")(x), approximate=False)
-        return norm(x + drop(dense(width, "feed_out")(hidden)), "feed_norm")
+
+class Transformer(UserEncoder):
+    """Item vectors with positions through transformer layers; subclasses say who sees whom.
+
+    Positions count from the left of the padded history, so that the newest has always the same.
+
+    Attributes:
+      layers: number of transformer layers.
+      heads, inner, dropout, init_std: see `TransformerLayer`.
+    """
+
+    layers: int = 2
+    heads: int = 4
+    inner: int = 2
+    dropout: float = 0.1
+    init_std: float = 0.02
+
+    def visible(self, mask: jax.Array) -> jax.Array:
+        """Returns bool[B, L or 1, L], which keys (last axis) a query sees, for mask bool[B, L]."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, L, D], a state for every slot."""
+        shape = history.vector.shape[-2:]
+        position = self.param("position", normal_init(self.init_std), shape, jnp.float32)
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
+            history.vector + position
+        )
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        visible = self.visible(history.mask)
+        for n in range(self.layers):
+            x = TransformerLayer(
+                heads=self.heads,
+                inner=self.inner,
+                dropout=self.dropout,
+                init_std=self.init_std,
+                dtype=self.dtype,
+                name=f"layer_{n}",
+            )(x, visible, train=train)
+        return x.astype(jnp.float32)

@@ -12,7 +12,7 @@ from tests.tiny import tiny_config
 
 
 def _encode(config, items, variables=None):
-    model = build(config, num_items=5)
+    model = build(config, num_items=5, num_users=5)
     if variables is None:
         variables = model.init(jax.random.key(0), items, method="encode_items")
     return model.apply(variables, items, method="encode_items"), variables
@@ -37,7 +37,7 @@ def test_the_head_projects_tokens_and_averages_them_or_projects_a_pooled_vector(
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy")
     vectors, variables = _encode(config, items)
     head = variables["params"]["item_encoder"]["head"]
-    trunk = build(config, num_items=5).item_encoder.trunk
+    trunk = build(config, num_items=5, num_users=5).item_encoder.trunk
     image = (items.image[0, 1:] / np.float32(255) - 0.5) / 0.5
     tokens = trunk.apply({"params": variables["params"]["item_encoder"]["trunk"]}, image)[0]
 
@@ -94,4 +94,4 @@ def test_wrong_settings_are_one_line(key, value, message):
     config.item.image_size = 224
     config.item[key] = value
     with pytest.raises(UserError, match=message):
-        build(config, num_items=5)
+        build(config, num_items=5, num_users=5)

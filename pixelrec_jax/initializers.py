@@ -1,0 +1,17 @@
+"""Initialisers that Flax lacks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
+    """Returns the initialiser U(-bound, bound).
+
+    With bound = 1 / sqrt(inputs of a unit) it is PyTorch's for linear layers and convolutions.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,0 +1,55 @@
+"""GRU4Rec: a gated recurrent unit over the history (Hidasi et al., ICLR 2016)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.initializers import symmetric_uniform
+from pixelrec_jax.users.encoder import UserEncoder, visible_vectors
+
+
+class GRU4Rec(UserEncoder):
+    """Encodes the user after each item of the history by a GRU without biases and a dense layer.
+
+    Gates are those of Cho et al. (2014) in PyTorch's form, in which the reset gate acts after the
+    recurrent product; kernels hold reset, update and candidate side by side, [in, 3 * H]. As
+    in the reference they are xavier uniform as a whole and the dense layer starts as in PyTorch.
+
+    Attributes:
+      hidden_multiple: H as a multiple of D.
+      show_padding: whether the GRU reads what the item encoder makes of padding, as in the
+        reference. Otherwise it reads zeros there, which leave its state at zero.
+    """
+
+    hidden_multiple: int = 1
+    show_padding: bool = False
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, L, D]; state t has seen the items up to and including slot t."""
+        x = visible_vectors(history, show_padding=self.show_padding).astype(self.dtype)
+        rows, _, width = x.shape
+        hidden = self.hidden_multiple * width
+        xavier = nn.initializers.xavier_uniform()
+        gates_in = nn.Dense(
+            3 * hidden, use_bias=False, kernel_init=xavier, dtype=self.dtype, name="input"
+        )(x)
+        recurrent = self.param("recurrent", xavier, (hidden, 3 * hidden), jnp.float32)
+        recurrent = recurrent.astype(self.dtype)
+
+        def step(state: jax.Array, gates_in: jax.Array) -> tuple[jax.Array, jax.Array]:
+            gates = state.astype(self.dtype) @ recurrent
+            # The state accumulates over steps: in float32, whatever the products are in.
+            reset_in, update_in, new_in = jnp.split(gates_in.astype(jnp.float32), 3, axis=-1)
+            reset, update, new = jnp.split(gates.astype(jnp.float32), 3, axis=-1)
+            update = nn.sigmoid(update_in + update)
+            new = nn.tanh(new_in + nn.sigmoid(reset_in + reset) * new)
+            state = (1 - update) * new + update * state
+            return state, state
+
+        start = jnp.zeros((rows, hidden), jnp.float32)
+        _, states = jax.lax.scan(step, start, gates_in.swapaxes(0, 1))  # over [L, B, 3 * H]
+        init = symmetric_uniform(hidden**-0.5)
+        out = nn.Dense(width, kernel_init=init, bias_init=init, dtype=self.dtype, name="out")
+        return out(states.swapaxes(0, 1)).astype(jnp.float32)

@@ -1,0 +1,110 @@
+"""LightSANs: attention to a few latent interests (Fan et al., SIGIR 2021)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.users.encoder import UserEncoder
+from pixelrec_jax.users.transformer import (
+    LAYER_NORM_EPSILON,
+    PostNormLayer,
+    masked_softmax,
+    normal_init,
+)
+
+
+class LightSANsLayer(PostNormLayer):
+    """Attention of items to interests plus attention of positions to positions; feed-forward.
+
+    Attributes:
+      interests: number of interests, to which keys and values are pooled.
+      query_softmax: see `LightSANs`.
+    """
+
+    interests: int
+    query_softmax: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, position: jax.Array, visible: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """Args: x [B, L, D]; position [L, D]; visible bool[B, L], which slots are seen."""
+        width = x.shape[-1]
+        query, key, value = (self.dense(width, name)(x) for name in ("query", "key", "value"))
+        query, values = self.split(query), self.split(value)
+        key = self.split(self._pool(key, visible, name="key_interests"))
+        value = self.split(self._pool(value, visible, name="value_interests"))
+        position = self.norm("position_norm")(position)
+        position_query, position_key = (
+            self.split(self.dense(width, name)(position))
+            for name in ("position_query", "position_key")
+        )
+        scale = (width // self.heads) ** -0.5
+        item = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key)
+        # Scaled twice, the second time for two kinds of attention, as in the reference.
+        order = 2**-0.5 * scale**2 * jnp.einsum("qhd,khd->hqk", position_query, position_key)
+
+        of_query, of_key = visible[:, None, :, None], visible[:, None, None, :]
+        if self.query_softmax:
+            item = masked_softmax(item, of_query, axis=-2)
+            order = masked_softmax(order, of_query, axis=-2) * of_key
+        else:
+            item = jax.nn.softmax(item.astype(jnp.float32))
+            order = masked_softmax(order, of_key)
+        item = self.drop(item.astype(value.dtype), train=train)
+        context = jnp.einsum("bhqk,bkhd->bqhd", item, value)
+        context += jnp.einsum("bhqk,bkhd->bqhd", order.astype(value.dtype), values)
+        return self.after_attention(x, context, train=train)
+
+    def _pool(self, x: jax.Array, visible: jax.Array, *, name: str) -> jax.Array:
+        """Pools [B, L, D] to [B, interests, D] by how much each slot belongs to an interest."""
+        shape = (x.shape[-1], self.interests)
+        # Much larger than the other weights: so that interests differ from the start.
+        interest = self.param(name, normal_init(1.0), shape, jnp.float32).astype(x.dtype)
+        share = masked_softmax(x @ interest, visible[..., None], axis=-2)
+        return jnp.einsum("blk,bld->bkd", share.astype(x.dtype), x)
+
+
+class LightSANs(UserEncoder):
+    """Encodes the user after the whole history; every slot attends to earlier and later ones.
+
+    Everything starts N(0, init_std^2), but the interests N(0, 1), as in the reference.
+
+    Attributes:
+      layers: number of layers.
+      interests: see `LightSANsLayer`.
+      heads, inner, dropout, init_std: see `PostNormLayer`.
+      query_softmax: whether attention sums to one over queries, as in the reference, and not over
+        keys, as in the paper.
+      show_padding: whether padding takes part in all of it, as in the reference.
+    """
+
+    layers: int = 1
+    interests: int = 3
+    heads: int = 4
+    inner: int = 2
+    dropout: float = 0.1
+    init_std: float = 0.02
+    query_softmax: bool = False
+    show_padding: bool = False
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, D]."""
+        shape = history.vector.shape[-2:]
+        position = self.param("position", normal_init(self.init_std), shape, jnp.float32)
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(history.vector)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for n in range(self.layers):
+            x = LightSANsLayer(
+                heads=self.heads,
+                inner=self.inner,
+                dropout=self.dropout,
+                init_std=self.init_std,
+                dtype=self.dtype,
+                interests=self.interests,
+                query_softmax=self.query_softmax,
+                name=f"layer_{n}",
+            )(x, position, history.mask | self.show_padding, train=train)
+        return x[:, -1:].astype(jnp.float32)

@@ -1,0 +1,19 @@
+"""Matrix factorisation: a user is a row of a table (Koren et al. 2009; BPR, Rendle et al. 2009)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.users.encoder import UserEncoder
+
+
+class MF(UserEncoder):
+    """Looks up users in a table; the history is not read."""
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, D]."""
+        shape = (self.num_users, history.vector.shape[-1])
+        table = self.param("table", nn.initializers.xavier_normal(), shape, jnp.float32)
+        return table[history.user][:, None]

@@ -1,0 +1,94 @@
+"""NextItNet: dilated causal convolutions over the history (Yuan et al., WSDM 2019)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.initializers import symmetric_uniform
+from pixelrec_jax.users.encoder import UserEncoder
+
+LAYER_NORM_EPSILON = 1e-8  # of the reference
+
+
+class CausalConv(nn.Module):
+    """A convolution over the present and past slots, with zeros before the first.
+
+    Written as one matrix product for each tap: histories are short, and taps that reach before the
+    first slot of all rows cost nothing. Initialised as in PyTorch, as in the reference.
+
+    Attributes:
+      kernel_size: number of taps.
+      dilation: slots between taps.
+    """
+
+    kernel_size: int
+    dilation: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D]."""
+        length, width = x.shape[-2:]
+        init = symmetric_uniform((self.kernel_size * width) ** -0.5)
+        shape = (self.kernel_size, width, width)
+        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", init, (width,), jnp.float32).astype(self.dtype)
+        y = bias
+        for tap in range(self.kernel_size):  # the last one sees the present
+            shift = (self.kernel_size - 1 - tap) * self.dilation
+            if shift < length:
+                past = x[:, : length - shift].astype(self.dtype) @ kernel[tap]
+                y = y + jnp.pad(past, ((0, 0), (shift, 0), (0, 0)))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, the second with twice the dilation, each followed by norm and ReLU.
+
+    Attributes:
+      kernel_size, dilation: see `CausalConv`.
+    """
+
+    kernel_size: int
+    dilation: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+        """Args: x [B, L, D]; visible bool[B, L, 1], False where convolutions see zeros."""
+        y = x
+        for n, dilation in enumerate((self.dilation, 2 * self.dilation), start=1):
+            y = CausalConv(self.kernel_size, dilation, self.dtype, name=f"conv_{n}")(
+                jnp.where(visible, y, 0)
+            )
+            norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=f"norm_{n}")
+            y = nn.relu(norm(y))
+        return x + y
+
+
+class NextItNet(UserEncoder):
+    """Encodes the user after each item of the history by residual blocks of convolutions.
+
+    Attributes:
+      kernel_size: number of taps of each convolution.
+      dilations: of the blocks.
+      repeats: how often the blocks of all dilations are repeated, each time with new parameters.
+      show_padding: whether convolutions read what the item encoder makes of padding and what the
+        layers before make of that, as in the reference. Otherwise they read zeros there, as they
+        do before the first slot.
+    """
+
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 4)
+    repeats: int = 3
+    show_padding: bool = False
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, L, D]; state t has seen the items up to and including slot t."""
+        visible = (history.mask | self.show_padding)[..., None]
+        x = history.vector
+        for n, dilation in enumerate(self.dilations * self.repeats):
+            x = ResidualBlock(self.kernel_size, dilation, self.dtype, name=f"block_{n}")(x, visible)
+        return x.astype(jnp.float32)

@@ -1,0 +1,30 @@
+"""Users as a pool of their items: factorisation machine and two-tower model without layers."""
+
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.users.encoder import UserEncoder, visible_vectors
+
+
+class FM(UserEncoder):
+    """Factorisation machine (Rendle 2010) over the items of a history and a candidate.
+
+    Its pairwise terms are the history's own, which are the same for every candidate and vanish from
+    the ranking and from BPR, and those of the candidate: its dot product with the history's sum.
+    The reference has no linear terms.
+    """
+
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, D]."""
+        return visible_vectors(history, show_padding=False).sum(axis=1, keepdims=True)
+
+
+class DSSM(UserEncoder):
+    """Two towers (Huang et al. 2013), which in the reference have no layers: the history's mean."""
+
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, D]."""
+        total = visible_vectors(history, show_padding=False).sum(axis=1, keepdims=True)
+        count = history.mask.sum(axis=1)[:, None, None]
+        return total / (count.astype(jnp.float32) + 1e-8)

@@ -1,0 +1,91 @@
+"""SR-GNN: a gated graph network over the items of a session (Wu et al., AAAI 2019)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.initializers import symmetric_uniform
+from pixelrec_jax.users.encoder import UserEncoder, visible_vectors
+
+
+def session_graph(item: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns who comes before and after whom in each history, as means over distinct items.
+
+    An item that occurs several times is one node of the graph. Every slot carries the state of its
+    item's node, and of the slots of an item the first one speaks for the node: slots are never
+    sorted or gathered, so that all shapes are static.
+
+    Args:
+      item: int32[B, L], what identifies items within a row.
+      mask: bool[B, L], False at padding, which is no node.
+
+    Returns:
+      Two float32[B, L, L]. With states h[B, L, D], the product of the first and h is, in every
+      slot, the mean over the distinct predecessors of its item, of the second the mean over its
+      successors; zero where there are none. How often items follow each other does not count.
+    """
+    same = (item[:, :, None] == item[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    first = jnp.argmax(same, axis=-1) == jnp.arange(item.shape[-1])  # its item's first slot
+    same = same.astype(jnp.float32)
+    follows = same[:, :, :-1] @ same[:, 1:] > 0  # [b, u, v]: v's item comes right after u's
+
+    def mean(edges: jax.Array) -> jax.Array:
+        edges = (edges & first[:, None, :]).astype(jnp.float32)
+        return edges / jnp.maximum(edges.sum(axis=-1, keepdims=True), 1)
+
+    return mean(follows.swapaxes(1, 2)), mean(follows)
+
+
+class SRGNN(UserEncoder):
+    """Encodes the user by the graph of the history's items and attention to them from the last.
+
+    All parameters start U(-1 / sqrt(D), 1 / sqrt(D)), as in the reference.
+
+    Attributes:
+      steps: how often states move along the edges, each time with the same parameters.
+    """
+
+    steps: int = 2
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, D]."""
+        width = history.vector.shape[-1]
+        init = symmetric_uniform(width**-0.5)
+
+        def dense(features: int, name: str, *, bias: bool = True) -> nn.Dense:
+            return nn.Dense(
+                features,
+                use_bias=bias,
+                kernel_init=init,
+                bias_init=init,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        before, after = session_graph(history.item, history.mask)
+        edges = {"incoming": before.astype(self.dtype), "outgoing": after.astype(self.dtype)}
+        along = {name: dense(width, name) for name in edges}
+        # Added to the means, also where there are none.
+        bias = {
+            name: self.param(f"{name}_bias", init, (width,), jnp.float32).astype(self.dtype)
+            for name in edges
+        }
+        gates_message, gates_state = dense(3 * width, "message"), dense(3 * width, "state")
+        state = visible_vectors(history, show_padding=False).astype(self.dtype)
+        for _ in range(self.steps):
+            message = [edges[name] @ along[name](state) + bias[name] for name in edges]
+            reset, update, new = jnp.split(gates_message(jnp.concatenate(message, -1)), 3, axis=-1)
+            reset_state, update_state, new_state = jnp.split(gates_state(state), 3, axis=-1)
+            update = nn.sigmoid(update + update_state)
+            new = nn.tanh(new + nn.sigmoid(reset + reset_state) * new_state)
+            state = new + update * (state - new)
+
+        last = state[:, -1:]
+        attention = nn.sigmoid(dense(width, "last")(last) + dense(width, "each")(state))
+        attention = dense(1, "attention", bias=False)(attention)
+        session = jnp.where(history.mask[..., None], attention * state, 0)
+        session = session.sum(axis=1, keepdims=True)
+        user = dense(width, "out")(jnp.concatenate([session, last], axis=-1))
+        return user.astype(jnp.float32)
