@@ -20,16 +20,21 @@ class LightSANsLayer(PostNormLayer):
     Attributes:
       interests: number of interests, to which keys and values are pooled.
       query_softmax: see `LightSANs`.
+      only_last: returns the last slot only, as nobody reads the others after the last layer.
     """
 
     interests: int
     query_softmax: bool
+    only_last: bool
 
     @nn.compact
     def __call__(
         self, x: jax.Array, position: jax.Array, visible: jax.Array, *, train: bool
     ) -> jax.Array:
-        """Args: x [B, L, D]; position [L, D]; visible bool[B, L], which slots are seen."""
+        """Returns [B, L or 1, D].
+
+        Args: x [B, L, D]; position [L, D]; visible bool[B, L], which slots are seen.
+        """
         width = x.shape[-1]
         query, key, value = (self.dense(width, name)(x) for name in ("query", "key", "value"))
         query, values = self.split(query), self.split(value)
@@ -55,6 +60,8 @@ class LightSANsLayer(PostNormLayer):
         item = self.drop(item.astype(value.dtype), train=train)
         context = jnp.einsum("bhqk,bkhd->bqhd", item, value)
         context += jnp.einsum("bhqk,bkhd->bqhd", order.astype(value.dtype), values)
+        if self.only_last:
+            x, context = x[:, -1:], context[:, -1:]
         return self.after_attention(x, context, train=train)
 
     def _pool(self, x: jax.Array, visible: jax.Array, *, name: str) -> jax.Array:
@@ -105,6 +112,7 @@ class LightSANs(UserEncoder):
                 dtype=self.dtype,
                 interests=self.interests,
                 query_softmax=self.query_softmax,
+                only_last=n == self.layers - 1,
                 name=f"layer_{n}",
             )(x, position, history.mask | self.show_padding, train=train)
-        return x[:, -1:].astype(jnp.float32)
+        return x.astype(jnp.float32)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import numpy as np
 
@@ -6,7 +8,7 @@ from pixelrec_jax.users.srgnn import session_graph
 
 def means_over_neighbours(items, vectors):
     """For each slot the means over distinct predecessors and over successors, in plain Python."""
-    edges = {(u, v) for u, v in zip(items[:-1], items[1:], strict=True) if u}
+    edges = {(u, v) for u, v in pairwise(items) if u}
     vector = dict(zip(items, vectors, strict=True))
 
     def mean(neighbours):
