@@ -99,7 +99,9 @@ OPENAI = Port(
         *linear("attnpool.v_proj", f"{ATTENTION_POOL}/value"),
         *linear("attnpool.c_proj", f"{ATTENTION_POOL}/out"),
     ),
+    # The prefix is missing where the tower was saved alone.
     prefixes=("visual.",),
+    written_prefix="visual.",
     # The text tower.
     ignored=(
         TRACKED,

@@ -204,8 +204,10 @@ CLIP_HUGGINGFACE = Port(
         *norm(f"{_CLIP}.layer_norm1", "block_{n}/norm_1"),
         *norm(f"{_CLIP}.layer_norm2", "block_{n}/norm_2"),
     ),
-    # transformers 4 and the hub write the prefix, transformers 5 saves a vision model without it.
+    # The hub and whole CLIP models have the prefix, transformers 5 saves a vision model without it
+    # and loads both.
     prefixes=("vision_model.",),
+    written_prefix="vision_model.",
     # The text tower, the projections and the final norm come after the tokens.
     ignored=(
         r"(vision_model\.)?post_layernorm\..*",
