@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from absl import flags
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from pixelrec_jax import errors
@@ -28,7 +27,7 @@ from pixelrec_jax.data.types import Items
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder
 from pixelrec_jax.items.vision import VISION
-from pixelrec_jax.state import read_trunk
+from pixelrec_jax.items.vision.pretrained import read_trunk
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 _BATCH = 16
@@ -65,12 +64,10 @@ def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
 
     variables = jax.jit(lambda: encoder.init(jax.random.key(0), items(images[:1]), train=False))()
     if item.weights:
-        flat = {name: flatten_dict(tree.get("trunk", {})) for name, tree in variables.items()}
-        template = {path: leaf for leaves in flat.values() for path, leaf in leaves.items()}
-        read = flatten_dict(read_trunk(item, unflatten_dict(template)))
+        trunk = {name: tree["trunk"] for name, tree in variables.items()}
         variables = {
-            name: {**variables[name], "trunk": unflatten_dict({p: read[p] for p in leaves})}
-            for name, leaves in flat.items()
+            name: {**variables[name], "trunk": tree}
+            for name, tree in read_trunk(item, trunk).items()
         }
 
     @jax.jit

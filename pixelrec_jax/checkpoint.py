@@ -33,6 +33,8 @@ class Checkpoints:
         Opening for writing removes what an interrupted save left, so only one process may.
         """
         self.directory, self._metric, self._pending = Path(directory), metric, None
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"{self.directory} does not exist; train first with --mode=train")
         best = _policies.BestN(
             get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
         )

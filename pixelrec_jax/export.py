@@ -17,6 +17,7 @@ from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import uses_pixels
 from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision.pretrained import merge_collections
 from pixelrec_jax.state import trunk_variables
 from pixelrec_jax.weights.files import write
 from pixelrec_jax.weights.port import write_weights
@@ -52,7 +53,7 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
         state = checkpoints.read(checkpoints.best, parts)
     params = freeze.merge(state["trainable"], state["frozen"])
     trunk = trunk_variables({"params": params, **state["model_state"]})
-    tensors = write_weights(trunk, ports[names])
+    tensors = write_weights(merge_collections(trunk), ports[names])
     write(out, tensors)
     return len(tensors)
 
@@ -60,7 +61,7 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the trained run", required=True)
     flags.DEFINE_string("out", None, "safetensors file to write", required=True)
-    flags.DEFINE_string("names", None, "huggingface, torchvision, openai or timm")
+    flags.DEFINE_string("names", None, "whose: huggingface, torchvision, openai, timm")
 
 
 def main(_: Sequence[str]) -> None:

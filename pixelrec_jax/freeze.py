@@ -17,7 +17,7 @@ def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tupl
     """Resolves `item.trainable` to block names, in order from pixels to tokens.
 
     Args:
-      option: "all", "none", "last:n", or block names (one string may hold several, by commas). As
+      option: "all", "none", "last:n", or block names (a string may hold several, by commas). As
         in the reference, "last:n" counts neither a final norm, which comes along, nor attention
         pooling, which stays frozen.
       blocks: the encoder's blocks.
@@ -35,11 +35,14 @@ def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tupl
             raise UserError(f"item.trainable={option!r}: the encoder has {len(counted)} blocks")
         chosen = (*counted[-int(match[1]) :], NORM)
         return tuple(name for name in blocks if name in chosen)
-    names = option.split(",") if isinstance(option, str) else list(option)
+    # Also "('block_10', 'block_11')", as a tuple arrives from a command line.
+    names = re.findall(r"[\w:.-]+", option) if isinstance(option, str) else list(option)
     for name in names:
         if name not in blocks:
-            known = [*blocks, "all", "none", "last:2"]
+            known = [*blocks, *(["all", "none", "last:2"] if len(names) == 1 else [])]
             raise UserError(f"item.trainable: unknown block {name!r}{nearest(name, known)}")
+    if not names:
+        raise UserError(f"item.trainable={option!r}; give all, none, last:2 or names of blocks")
     return tuple(name for name in blocks if name in names)
 
 

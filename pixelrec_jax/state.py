@@ -6,20 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from pixelrec_jax import freeze
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, Items
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment
 from pixelrec_jax.items.pixel import PixelEncoder
-from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision.pretrained import read_trunk
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import infer_shardings
-from pixelrec_jax.weights.files import locate, read
-from pixelrec_jax.weights.port import read_weights
 
 
 @struct.dataclass
@@ -73,9 +68,9 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
         weight=jnp.zeros((1, 1, 1)),
     )
     model_state = dict(model.init(jax.random.key(config.seed), batch, train=False))
-    params = model_state.pop("params")
     if pretrained is not None:
-        params, model_state = _with_trunk(params, model_state, pretrained)
+        model_state = _with_trunk(model_state, pretrained)
+    params = model_state.pop("params")
     trainable, frozen = freeze.partition(params, trainable_filter(model))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -123,34 +118,17 @@ def init_state(experiment: Experiment) -> TrainState:
 
 
 def trunk_variables(variables: dict) -> dict:
-    """Returns one tree of the vision trunk's parameters and running statistics."""
-    tree: dict = {}
-    for collection in variables.values():
-        tree = freeze.merge(tree, collection.get("item_encoder", {}).get("trunk", {}))
-    return tree
+    """Returns the variables of the vision trunk, by Flax collection."""
+    trunks = {name: tree.get("item_encoder", {}).get("trunk") for name, tree in variables.items()}
+    return {name: trunk for name, trunk in trunks.items() if trunk}
 
 
-def read_trunk(item: ConfigDict, template: dict) -> dict:
-    """Reads the weights that `item.weights` names into a tree like `template`.
-
-    Raises:
-      UserError: the file is not there or does not fit the encoder.
-    """
-    vision = VISION[item.name]
-    if not vision.ports:
-        raise UserError(f"{item.name} has no published weights; set item.weights=''")
-    path = locate(item.weights)
-    return read_weights(
-        read(path), vision.ports, template, origin=str(path), optional=vision.optional
-    )
-
-
-def _with_trunk(params: dict, model_state: dict, trunk: dict) -> tuple[dict, dict]:
-    """Puts a tree as made by `trunk_variables` back into its collections."""
-    collections = {"params": params, **model_state}
-    prefix = ("item_encoder", "trunk")
-    replaced = {(*prefix, *path): leaf for path, leaf in flatten_dict(trunk).items()}
-    for name, tree in collections.items():
-        flat = {path: replaced.get(path, leaf) for path, leaf in flatten_dict(tree).items()}
-        collections[name] = unflatten_dict(flat)
-    return collections.pop("params"), collections
+def _with_trunk(variables: dict, trunk: dict) -> dict:
+    """Replaces what `trunk_variables` returns."""
+    return variables | {
+        name: {
+            **variables[name],
+            "item_encoder": {**variables[name]["item_encoder"], "trunk": tree},
+        }
+        for name, tree in trunk.items()
+    }

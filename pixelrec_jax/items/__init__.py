@@ -17,8 +17,16 @@ ITEM_ENCODERS = ("id", *VISION)
 
 # What every vision encoder's config has; further keys are options of its trunk.
 _COMMON = (
-    *("name", "image_size", "weights", "trainable", "train_frozen", "pool", "normalisation"),
-    *("dnn_layers", "remat", "dtype"),
+    "name",
+    "image_size",
+    "weights",
+    "trainable",
+    "train_frozen",
+    "pool",
+    "dnn_layers",
+    "normalisation",
+    "remat",
+    "dtype",
 )
 
 
@@ -44,6 +52,16 @@ def build_item_encoder(
     if item.name not in VISION:
         raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
     vision = VISION[item.name]
+    options = {key: value for key, value in item.items() if key not in _COMMON}
+    missing = [key for key in _COMMON if key not in item]
+    unknown = [key for key in options if key not in vision.trunk.func.__dataclass_fields__]
+    if missing or unknown:
+        problems = [f"lacks item.{key}" for key in missing]
+        problems += [f"has item.{key}, which {item.name} does not know" for key in unknown]
+        raise UserError(
+            f"the config {', '.join(problems)}; it may come from another version: make it anew "
+            "from configs/pixelrec.py, in a new workdir"
+        )
     if item.image_size <= 0 or item.image_size % vision.multiple:
         possible = max(1, round(item.image_size / vision.multiple)) * vision.multiple
         raise UserError(
@@ -56,7 +74,6 @@ def build_item_encoder(
         known = ("checkpoint", *NORMALISATIONS)
         raise UserError(f"item.normalisation={item.normalisation!r}; use {', '.join(known)}")
     dtype = jnp.dtype(item.dtype)
-    options = {key: value for key, value in item.items() if key not in _COMMON}
     trunk = vision.trunk(pool=item.pool, remat=item.remat, dtype=dtype, **options)
     tuned = trainable_blocks(item.trainable, trunk.blocks)
     return PixelEncoder(

@@ -34,6 +34,7 @@ class PixelEncoder(nn.Module):
       dnn_layers: widths of further dense layers with ReLU below the projection (Figure 10).
       head_init: see `Vision`.
       normalisation: a key of `NORMALISATIONS`.
+      dtype: of computation.
     """
 
     trunk: nn.Module

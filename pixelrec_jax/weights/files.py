@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.files import replaced_file
@@ -37,8 +37,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
             )
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}); give another file or its rights"
+        ) from error
     # AttributeError: a type that numpy lacks, such as those of eight bits.
-    except (SafetensorError, OSError, AttributeError) as error:
+    except (SafetensorError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable safetensors file ({reason(error)}); fetch it again"
         ) from error
@@ -54,8 +58,9 @@ def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
         with replaced_file(path) as temporary:
-            # Without this entry transformers 4 refuses the file.
-            save_file(contiguous, temporary, metadata={"format": "pt"})
+            # Without this entry transformers 4 refuses the file. The library's own writing to a
+            # file leaves it readable by its owner alone.
+            temporary.write_bytes(save(contiguous, metadata={"format": "pt"}))
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be written ({reason(error)}); give another place"
@@ -69,7 +74,8 @@ def locate(weights: str) -> Path:
       weights: a file; a folder with one; `https://host/file[#sha256=HEX]` of a mirror;
         `package:NAME`, an installed Python package that has one; or `owner/name[@revision]` of the
         Hugging Face hub. What is fetched is kept: by the hub's client, or of a mirror in
-        $PIXELREC_CACHE (by default the user's cache folder).
+        $PIXELREC_CACHE (by default the user's cache folder). What ends as a file does is no name of
+        the hub.
 
     Raises:
       UserError: it is not there.
@@ -83,7 +89,7 @@ def locate(weights: str) -> Path:
         return _mirror(weights)
     if weights.startswith("package:"):
         return _package(weights)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):
+    if path.suffix not in _SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):
         return _hub(weights)
     raise UserError(
         f"item.weights={weights!r}: no such file; give a safetensors or PyTorch file, a folder "

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isqrt
+from math import isqrt, prod
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -41,7 +41,7 @@ def _permute(*axes: int) -> Transform:
 
 
 def _read_patches(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]) if x.ndim == 4 else x
+    return x.transpose(2, 3, 1, 0).reshape(prod(x.shape[1:]), len(x)) if x.ndim == 4 else x
 
 
 def _write_patches(x: np.ndarray) -> np.ndarray:
@@ -119,15 +119,17 @@ class Port:
     """How the checkpoints of one origin are named.
 
     Attributes:
-      name: "huggingface", "torchvision", "openai" or "timm".
+      name: "huggingface", "torchvision", "openai", "timm" or "efficientnet-pytorch".
       rules: the first one that matches a tensor decides.
       prefixes: what some files put before every name; it is taken off.
+      written_prefix: what is put before every name that is written, as most files have it.
       ignored: regular expressions of whole names that hold nothing the model uses.
     """
 
     name: str
     rules: tuple[Rule, ...]
     prefixes: tuple[str, ...] = ()
+    written_prefix: str = ""
     ignored: tuple[str, ...] = ()
 
     def find(self, name: str) -> tuple[Rule, dict[str, str]] | None:
@@ -187,35 +189,46 @@ def read_weights(
       optional: first parts of targets that the model may lack, such as an unused pooling.
 
     Raises:
-      UserError: one error that lists every source tensor without a rule, every shape that does not
-        fit and every target left empty.
+      UserError: one error that counts and lists every source tensor without a rule, every shape
+        that does not fit and every target left empty; one pattern stands for names that differ in
+        numbers only.
     """
     port = max(ports, key=lambda p: sum(p.find(name) is not None for name in source))
     targets = {"/".join(path): tuple(x.shape) for path, x in flatten_dict(template).items()}
-    filled: dict[str, np.ndarray] = {}
+    filled: dict[str, np.ndarray | None] = {}
     problems = []
     for name, array in source.items():
         found = port.find(name)
         if found is None:
             if not port.ignores(name):
-                problems.append(f"{name} {tuple(array.shape)} is unknown")
+                problems.append(("tensor{s} unknown", name, f"{array.shape}"))
             continue
         rule, numbers = found
         for target, part in zip(rule.targets, _split(array, len(rule.targets)), strict=True):
             path = target.format(**numbers)
             if path not in targets:
                 if path.split("/")[0] not in optional:
-                    problems.append(f"{name} goes to {path}, which the model lacks")
+                    problems.append(("tensor{s} for what the model lacks", name, f"to {path}"))
             elif path in filled:
-                problems.append(f"{name} goes to {path}, which another tensor fills already")
+                problems.append(("tensor{s} for what another one fills", name, f"to {path}"))
             else:
-                value = filled[path] = rule.transform.read(part, targets[path])
-                if value.shape != targets[path]:
-                    expected = f"{value.shape} instead of {targets[path]}"
-                    problems.append(f"{name} gives {path} of shape {expected}")
-    problems += [f"nothing fills {path}" for path in targets if path not in filled]
+                value = rule.transform.read(part, targets[path])
+                fits = value.shape == targets[path]
+                # Only what fits is made float32: the shape of a file may claim any size.
+                filled[path] = np.asarray(value, np.float32) if fits else None
+                if not fits:
+                    detail = f"to {path} of {value.shape} instead of {targets[path]}"
+                    problems.append(("tensor{s} of another shape", name, detail))
+    problems += [
+        ("parameter{s} unfilled", path, f"{shape}")
+        for path, shape in targets.items()
+        if path not in filled
+    ]
     if problems:
-        raise UserError(f"{origin} does not fit the model: {'; '.join(_grouped(problems))}")
+        counts, names = _summary(problems)
+        raise UserError(
+            f"{origin} does not fit the model: {counts} (is it another architecture?); {names}"
+        )
     return unflatten_dict({tuple(path.split("/")): value for path, value in filled.items()})
 
 
@@ -231,12 +244,14 @@ def write_weights(tree: Mapping, port: Port) -> dict[str, np.ndarray]:
     for path, value in flat.items():
         found = _find_target(port, path)
         if found is None:
-            unnamed.append(f"{path} {value.shape} has no name in it")
+            unnamed.append(("parameter{s} without a name", path, f"{value.shape}"))
             continue
         rule, part, numbers = found
-        parts.setdefault(rule.source.format(**numbers), {})[part] = rule.transform.write(value)
+        name = port.written_prefix + rule.source.format(**numbers)
+        parts.setdefault(name, {})[part] = rule.transform.write(value)
     if unnamed:
-        raise UserError(f"cannot write {port.name} names: {'; '.join(_grouped(unnamed))}")
+        counts, names = _summary(unnamed)
+        raise UserError(f"cannot write {port.name} names: {counts}; {names}")
     return {
         name: np.ascontiguousarray(np.concatenate([by_part[n] for n in sorted(by_part)]))
         if len(by_part) > 1
@@ -254,18 +269,30 @@ def _find_target(port: Port, path: str) -> tuple[Rule, int, dict[str, str]] | No
 
 
 def _split(array: np.ndarray, parts: int) -> list[np.ndarray]:
-    array = np.asarray(array, np.float32)
     if parts == 1 or array.ndim == 0 or len(array) % parts:
         return [array] * parts  # of a wrong shape, which is reported
     return np.split(array, parts)
 
 
-def _grouped(problems: list[str]) -> list[str]:
-    """Puts problems that differ in a block's number only into one."""
-    groups: dict[str, list[str]] = {}
-    for problem in problems:
-        groups.setdefault(re.sub(r"(?<=[._])\d+(?=[./ ]|$)", "*", problem), []).append(problem)
-    return [
-        members[0] if len(members) == 1 else f"{pattern} ({len(members)} times)"
-        for pattern, members in groups.items()
-    ]
+def _summary(problems: list[tuple[str, str, str]]) -> tuple[str, str]:
+    """How many problems of each kind there are, and which.
+
+    Args:
+      problems: a kind with {s} for its plural, a name and details, left out where one pattern
+        stands for several names that differ in numbers only.
+    """
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for kind, name, detail in problems:
+        same = kinds.setdefault(kind, {}).setdefault(re.sub(r"\d+", "*", name), [])
+        same.append(f"{name} {detail}")
+    counts, lists = [], []
+    for kind, patterns in kinds.items():
+        count = sum(map(len, patterns.values()))
+        kind = kind.format(s="" if count == 1 else "s")
+        counts.append(f"{count} {kind}")
+        names = (
+            same[0] if len(same) == 1 else f"{pattern} ({len(same)} times)"
+            for pattern, same in patterns.items()
+        )
+        lists.append(f"{kind}: {', '.join(names)}")
+    return ", ".join(counts), "; ".join(lists)

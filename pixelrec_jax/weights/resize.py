@@ -24,9 +24,10 @@ def resize_grid(x: np.ndarray, length: int, *, before: int = 0, after: int = 0) 
     if old == new or min(old, new) < 1 or isqrt(old) ** 2 != old or isqrt(new) ** 2 != new:
         return x
     weight = _bicubic(isqrt(old), isqrt(new))
-    grid = x[before : before + old].reshape(isqrt(old), isqrt(old), -1).astype(np.float64)
-    grid = np.einsum("io,jp,opc->ijc", weight, weight, grid, optimize=True).reshape(new, -1)
-    return np.concatenate([x[:before], grid.astype(x.dtype), x[before + old :]])
+    x = x.astype(np.float64)
+    grid = x[before : before + old].reshape(isqrt(old), isqrt(old), x.shape[1])
+    grid = np.einsum("io,jp,opc->ijc", weight, weight, grid, optimize=True).reshape(new, x.shape[1])
+    return np.concatenate([x[:before], grid, x[before + old :]]).astype(np.float32)
 
 
 def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:

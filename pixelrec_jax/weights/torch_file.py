@@ -8,7 +8,6 @@ modules of `torch.jit.save`, such as the files of OpenAI's CLIP.
 import math
 import pickle
 import pickletools
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from io import BytesIO
@@ -24,7 +23,10 @@ from pixelrec_jax.errors import UserError, reason
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 LEGACY = _MAGIC.to_bytes(10, "little")  # as it lies in the first pickle of a legacy file
-_MOST_ELEMENTS = 2**31  # of one tensor: an expanded one must not fill the memory of its reader
+# An expanded tensor or a module under many names must not fill the memory of whoever reads it.
+_MOST_REPEATED = 2**20  # elements of a tensor that has more of them than its storage
+_MOST_ATTRIBUTES = 100_000  # of a module and of those within it
+_LONGEST_NAME = 1000  # of such an attribute
 
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -53,8 +55,26 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+# A pickle can set the state of whatever it reaches. The two classes below decide what that does,
+# and neither they nor their instances have a dictionary it could write to.
+
+
+class _Dict(dict):
+    """An OrderedDict without attributes, such as the metadata of a state dict."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _Module:
     """A module of TorchScript: its parameters, buffers and submodules are its attributes."""
+
+    __slots__ = ("attributes",)
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -83,6 +103,15 @@ _CALLABLES = {
 }
 
 
+class _Call(NamedTuple):
+    """One of the functions above, as a value without state."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _CALLABLES[self.name](*arguments)
+
+
 class _Unpickler(pickle.Unpickler):
     """Makes nothing but plain values and the inert classes above, whose fields nobody checked."""
 
@@ -92,15 +121,14 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        # A pickle can set attributes of whatever it names: it gets copies and immutable values.
         if full == "collections.OrderedDict":
-            return OrderedDict
+            return _Dict
         if full in _DTYPES:
             return full
         if full in _CALLABLES:
-            return partial(_CALLABLES[full])
+            return _Call(full)
         if module.split(".")[0] == "__torch__":
-            return type("Module", (_Module,), {})
+            return _Module
         raise UserError(
             f"it asks for {full!r}, but only plain dense tensors are read and nothing is ever run; "
             "save the weights alone, as torch.save(model.state_dict(), ...) or safetensors"
@@ -109,7 +137,9 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         _, dtype, key, _, size, *view = pid
         if view not in ([], [None]):
-            raise ValueError(f"storage {key} is a part of another")
+            raise ValueError("a storage is a part of another")
+        if not (isinstance(dtype, str) and isinstance(key, str)):
+            raise ValueError("a storage whose name or type is no text")
         self.storages[key] = storage = _Storage(key, dtype, size)
         return storage
 
@@ -193,18 +223,32 @@ def _unpickle(file: BytesIO) -> tuple[Any, dict[str, _Storage]]:
 
 
 def _arrays(tree: Any, record: Callable[[str], bytes | memoryview]) -> dict[str, np.ndarray]:
-    tensors = dict(_attributes(tree)) if isinstance(tree, _Module) else _state_dict(tree)
+    tensors = _module_tensors(tree) if isinstance(tree, _Module) else _state_dict(tree)
     if not tensors:
         raise UserError("it holds no tensor with a name")
     return {name: _array(tensor, record(tensor.storage.key)) for name, tensor in tensors.items()}
 
 
-def _attributes(module: _Module) -> Iterator[tuple[str, _Tensor]]:
-    for name, value in vars(module).items():
+def _module_tensors(module: _Module) -> dict[str, _Tensor]:
+    tensors = {}
+    for count, (name, value) in enumerate(_attributes(module)):
+        # Modules can share those within them, or be within themselves.
+        if count == _MOST_ATTRIBUTES or len(name) > _LONGEST_NAME:
+            raise UserError(
+                f"it has more than {_MOST_ATTRIBUTES:,} names or one of over {_LONGEST_NAME:,} "
+                f"letters ({name[:40]}...); save the weights alone"
+            )
         if isinstance(value, _Tensor):
+            tensors[name] = value
+    return tensors
+
+
+def _attributes(module: _Module) -> Iterator[tuple[str, Any]]:
+    for name, value in module.attributes.items():
+        if isinstance(name, str):
             yield name, value
-        elif isinstance(value, _Module):
-            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _attributes(value))
+            if isinstance(value, _Module):
+                yield from ((f"{name}.{inner}", x) for inner, x in _attributes(value))
 
 
 def _state_dict(tree: Any) -> dict[str, _Tensor]:
@@ -219,16 +263,22 @@ def _state_dict(tree: Any) -> dict[str, _Tensor]:
 
 def _array(tensor: _Tensor, record: bytes | memoryview) -> np.ndarray:
     """A view of `record`, the bytes of the storage; here all that the pickle claims is checked."""
-    dtype = _DTYPES[tensor.storage.dtype]
-    size = tensor.storage.size * dtype.itemsize
-    if not 0 <= size <= len(record):
-        raise ValueError(f"storage {tensor.storage.key} has {len(record)} bytes instead of {size}")
-    if math.prod(tensor.shape) > _MOST_ELEMENTS:
-        raise ValueError(f"a tensor of shape {tensor.shape}")
+    storage, offset, shape, strides = tensor
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple)) or len(shape) > 64:
+        raise ValueError("a tensor without a shape")
+    numbers = (storage.size, offset, *shape, *strides)
+    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        raise ValueError("a tensor whose size, offset, shape or strides are no such numbers")
+    dtype = _DTYPES[storage.dtype]
+    size = storage.size * dtype.itemsize
+    if size > len(record):
+        raise ValueError(f"storage {storage.key} has {len(record)} bytes instead of {size}")
+    if math.prod(shape) > max(storage.size, _MOST_REPEATED):
+        raise ValueError(f"a tensor of shape {shape} has {storage.size} elements")
     return np.ndarray(  # raises ValueError unless every element lies within the buffer
-        tensor.shape,
+        shape,
         dtype,
         buffer=record[:size],
-        offset=tensor.offset * dtype.itemsize,
-        strides=[stride * dtype.itemsize for stride in tensor.strides],
+        offset=offset * dtype.itemsize,
+        strides=[stride * dtype.itemsize for stride in strides],
     )

@@ -86,12 +86,33 @@ def test_normalisation(name):
         ("normalisation", "unit", "item.normalisation='unit'; use checkpoint, half"),
         ("trainable", "last:14", "item.trainable='last:14': the encoder has 13 blocks"),
         ("trainable", "block_99", "unknown block 'block_99'"),
+        ("trainable", "block_10,stem,blok_11", "unknown block 'blok_11'; did you mean 'block_11'"),
+        ("trainable", "()", "give all, none, last:2 or names"),
+        ("strength", 0.5, "has item.strength, which clip_vit_b32 does not know"),
         ("name", "clip_vit_b33", "unknown item encoder 'clip_vit_b33'.*clip_vit_b32"),
     ],
 )
 def test_wrong_settings_are_one_line(key, value, message):
     config = tiny_config("user=sasrec,item=clip_vit_b32,dataset=toy")
     config.item.image_size = 224
-    config.item[key] = value
+    with config.unlocked():
+        config.item[key] = value
     with pytest.raises(UserError, match=message):
         build(config, num_items=5, num_users=5)
+
+
+def test_a_config_of_an_earlier_version_is_one_line():
+    config = tiny_config("user=sasrec,item=vit_toy,dataset=toy").unlock()
+    del config.item.pool
+    with pytest.raises(UserError, match=r"the config lacks item.pool; .* new workdir"):
+        build(config, num_items=5, num_users=5)
+
+
+@pytest.mark.parametrize(
+    "option", ["block_0,norm", "('block_0', 'norm')", "norm, block_0", ("block_0", "norm")]
+)
+def test_trainable_blocks_by_name(option):
+    config = tiny_config("user=sasrec,item=vit_toy,dataset=toy").unlock()
+    del config.item.trainable
+    config.item.trainable = option
+    assert build(config, num_items=5, num_users=5).item_encoder.tuned == ("block_0", "norm")

@@ -1,6 +1,7 @@
 """Where files of weights are found, and that a file comes back as it was written."""
 
 import hashlib
+import os
 import socket
 import sys
 import threading
@@ -60,6 +61,15 @@ def test_a_written_file_says_what_transformers_asks(weights_file):
         assert file.metadata() == {"format": "pt"}
 
 
+def test_others_may_read_what_is_written(weights_file):
+    umask = os.umask(0o022)
+    try:
+        files.write(weights_file, TENSORS)
+    finally:
+        os.umask(umask)
+    assert weights_file.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_file_that_cannot_be_written_is_one_error(tmp_path):
     place = tmp_path / "missing" / "model.safetensors"
     assert "cannot be written" in _refusal(lambda path: files.write(path, TENSORS), place)
@@ -95,7 +105,19 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         message = _refusal(files.read, path)
         assert "neither a safetensors nor a PyTorch file" in message
         assert repr(content[:20]) in message
-    assert "No such file" in _refusal(files.read, tmp_path / "missing")
+
+
+def test_a_file_that_cannot_be_opened_is_called_nothing_else(weights_file, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    assert "cannot be read (FileNotFoundError" in _refusal(
+        files.read, weights_file.with_name("missing")
+    )
+    monkeypatch.setattr(Path, "open", refuse)  # root may open anything
+    message = _refusal(files.read, weights_file)
+    assert "cannot be read (PermissionError" in message
+    assert "fetch" not in message
 
 
 def test_a_type_that_numpy_lacks_is_refused(tmp_path):
@@ -134,6 +156,12 @@ def test_a_local_path_comes_before_the_hub(tmp_path, monkeypatch):
 
 def test_weights_that_are_nowhere_are_refused(tmp_path):
     assert "no such file" in _refusal(files.locate, str(tmp_path / "missing.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["runs/encoder.safetensors", "runs/a.pth", "runs/model@best.pt"])
+def test_a_missing_local_file_is_not_asked_of_the_hub(monkeypatch, name):
+    monkeypatch.setattr(files, "_hub", lambda _: pytest.fail("asks the hub"))
+    assert f"item.weights={name!r}: no such file" in _refusal(files.locate, name)
 
 
 def test_weights_of_the_hub_without_a_network():

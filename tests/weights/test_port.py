@@ -1,5 +1,11 @@
 """The port of weights: complete, both ways, and interpolated to another resolution."""
 
+import itertools
+import re
+import tracemalloc
+from dataclasses import replace
+
+import ml_dtypes  # noqa: F401 (makes "bfloat16" the name of a type)
 import numpy as np
 import pytest
 import torch
@@ -9,9 +15,11 @@ from pixelrec_jax.errors import UserError
 from pixelrec_jax.weights.port import (
     BATCHED_POSITION,
     CONV,
+    LINEAR,
     PATCHES,
     POINTWISE,
     POSITION,
+    RELATIVE,
     TOKEN,
     Port,
     Rule,
@@ -127,7 +135,7 @@ def test_the_port_that_knows_most_names_is_used():
 def test_blocks_that_a_pooling_leaves_out_may_be_missing():
     template = _template()
     del template["block_1"]
-    with pytest.raises(UserError, match="which the model lacks"):
+    with pytest.raises(UserError, match="10 tensors for what the model lacks"):
         _read(_source(), template)
     assert set(_read(_source(), template, optional=("block_1",))) == {"stem", "block_0"}
 
@@ -142,13 +150,43 @@ def test_a_checkpoint_of_another_architecture_is_one_error_that_lists_all():
     with pytest.raises(UserError) as caught:
         _read(source)
     message = str(caught.value)
-    assert message.startswith("this file does not fit the model: ")
-    assert "something.else (3,) is unknown" in message
-    assert "layers.*.bn.strange (2,) is unknown (2 times)" in message
-    assert "block_1/fc/kernel of shape (4, 3) instead of (4, 5)" in message
-    assert "layers.2.fc.weight goes to block_2/fc/kernel, which the model lacks" in message
-    assert "nothing fills stem/token" in message
+    assert message.startswith(
+        "this file does not fit the model: 1 tensor of another shape, 3 tensors unknown, "
+        "10 tensors for what the model lacks, 1 parameter unfilled (is it another architecture?); "
+    )
+    assert "tensors unknown: something.else (3,), layers.*.bn.strange (2 times)" in message
+    assert "layers.1.fc.weight to block_1/fc/kernel of (4, 3) instead of (4, 5)" in message
+    assert "layers.2.fc.weight to block_2/fc/kernel" in message
+    assert message.endswith("parameter unfilled: stem/token (4,)")
     assert "\n" not in message
+
+
+def test_the_error_of_another_architecture_is_short_and_leaves_nothing_out():
+    """Tensors of one kind are one entry, whatever their shapes."""
+    source = {
+        f"{part}.{block}.{unit}.{name}{n}.{leaf}": np.zeros((block + 1, unit + 1, n + 1))
+        for part in ("down", "up")
+        for block in range(4)
+        for unit in range(9)
+        for name in ("conv", "norm")
+        for n in range(3)
+        for leaf in ("weight", "bias")
+    }
+    with pytest.raises(UserError) as caught:
+        _read(source)
+    message = str(caught.value)
+    assert "864 tensors unknown, 23 parameters unfilled" in message
+    assert len(message) < 800
+    for names in (source, map("/".join, flatten_dict(_template()))):
+        for name in names:
+            assert re.sub(r"\d+", "*", name) in message or name in message
+
+
+def test_what_one_tensor_fills_already_is_named():
+    source = _source()
+    source["model.cls"] = source["cls"]
+    with pytest.raises(UserError, match=r"1 tensor for what another one fills .* model\.cls to"):
+        _read(source)
 
 
 def test_tensors_of_the_wrong_dimension_are_named_and_not_turned():
@@ -160,12 +198,69 @@ def test_tensors_of_the_wrong_dimension_are_named_and_not_turned():
         "layers.0.conv.weight",
         "layers.0.point.weight",
     ):
-        with pytest.raises(UserError, match=name.replace(".", r"\.") + " gives"):
+        with pytest.raises(UserError, match=name.replace(".", r"\.") + " to"):
             _read({**source, name: np.zeros((2, 2, 2, 2, 2))})
 
 
+TRANSFORMS = {
+    PATCHES: (12, 4),
+    CONV: (2, 2, 3, 4),
+    LINEAR: (5, 4),
+    POINTWISE: (3, 4),
+    TOKEN: (4,),
+    POSITION: (5, 4),
+    BATCHED_POSITION: (5, 4),
+    RELATIVE: (12, 4),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_no_shape_of_a_file_breaks_a_transform(transform):
+    """Whatever does not fit is reported; zeros and one axis too many or too few are the worst."""
+    port = Port("huggingface", (Rule("x", "x", transform), Rule("y", ("a", "b"), transform)))
+    shape = TRANSFORMS[transform]
+    template = {name: np.empty(shape) for name in "xab"}
+    for axes in range(6):
+        for other in itertools.product([0, 1, 2, 3, 10, 12], repeat=axes):
+            array = np.zeros(other, np.float16)  # cannot fit both
+            with pytest.raises(UserError, match="of another shape"):
+                read_weights({"x": array, "y": array}, (port,), template, origin="this file")
+
+
+def test_only_what_fits_is_made_float32():
+    """A file's shape may claim a thousand times the memory of its numbers."""
+    huge = np.broadcast_to(np.float16(0), (2**17, 2**13))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="of another shape"):
+        _read({**_source(), "layers.0.fc.weight": huge})
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16", "int32"])
+def test_parameters_are_float32(dtype):
+    source = {name: tensor.astype(dtype) for name, tensor in _source().items()}
+    source["position"] = np.arange(40).reshape(1, 10, 4).astype(dtype)  # is interpolated
+    tree = flatten_dict(_read(source))
+    assert {x.dtype for x in tree.values()} == {np.dtype("float32")}
+
+
+def test_halves_are_interpolated_in_full_precision():
+    half = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float16)
+    ours = POSITION.read(half, (5, 4))
+    np.testing.assert_array_equal(ours, POSITION.read(half.astype(np.float32), (5, 4)))
+
+
+def test_a_prefix_is_written_before_every_name():
+    port = replace(PORT, written_prefix="model.")
+    source = _source()
+    written = write_weights(_read(source), port)
+    assert written.keys() == {f"model.{name}" for name in source}
+    assert _read(written).keys() == _template().keys()
+
+
 def test_a_parameter_without_a_name_cannot_be_written():
-    with pytest.raises(UserError, match=r"cannot write huggingface names: block_0/new \(3,\)"):
+    with pytest.raises(UserError, match=r"cannot write huggingface names: .*: block_0/new \(3,\)"):
         write_weights({"block_0": {"new": np.zeros(3)}}, PORT)
 
 

@@ -226,7 +226,15 @@ def test_each_pickle_of_a_legacy_file_is_guarded(tmp_path, monkeypatch, index):
     assert not (tmp_path / "MARKER").exists()
 
 
-@pytest.mark.parametrize("target", ["torch._utils\n_rebuild_tensor_v2", "__torch__\nInner"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch._utils\n_rebuild_tensor_v2",
+        "torch\nFloatStorage",
+        "__torch__\nInner",
+        "collections\nOrderedDict",
+    ],
+)
 @pytest.mark.parametrize("attribute", ["__defaults__", "__setstate__", "__init__"])
 def test_a_file_cannot_change_how_the_next_is_read(tmp_path, target, attribute):
     good = tmp_path / "good.pt"
@@ -239,6 +247,24 @@ def test_a_file_cannot_change_how_the_next_is_read(tmp_path, target, attribute):
     assert list(after) == list(before)
     for name in before:
         np.testing.assert_array_equal(after[name], before[name])
+
+
+@pytest.mark.parametrize("function", ["ctorch\ndevice\n", "h\x00"], ids=["another", "itself"])
+def test_a_callable_has_no_state_to_set(tmp_path, function):
+    # GLOBAL, its memo entry 0; BUILD it from (function, (), {}, None); call it
+    content = f"ctorch\nSize\nq\x00({function})}}Ntb)R.".encode()
+    assert "state is not a dictionary" in _refusal(_file_with(content, tmp_path / "x", "zip"))
+
+
+def test_attributes_of_a_dictionary_change_nothing(tmp_path):
+    fields = {"dtype": "FloatStorage", "key": "0", "size": 6, "offset": 0}
+    tensor = _tensor_pickle(**fields, shape=(6,), strides=(1,)).removeprefix(b"(Vw\n")[:-2]
+    names = b"get", b"items", b"__setstate__"
+    build = b"(" + b"".join(b"V%b\nctorch\ndevice\n" % name for name in names) + b"db"
+    # REDUCE OrderedDict, SETITEM, and BUILD twice, the second time by what the first one set
+    content = b"ccollections\nOrderedDict\n(tRVw\n" + tensor + b"s" + build * 2
+    members = {"archive/data.pkl": content + b".", "archive/data/0": bytes(24)}
+    _assert_same(read_torch(_zip_of(tmp_path / "x", members)), {"w": torch.zeros(6)})
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -301,6 +327,15 @@ def test_a_damaged_file_is_one_error_or_other_numbers(tmp_path, form):
         {"shape": (4, 2)},
         {"shape": (-3, -2)},
         {"shape": (2**20, 2**20), "strides": (0, 0)},
+        {"shape": (2**20 + 1,), "strides": (0,)},
+        {"shape": (b"x", 3 * 10**9)},
+        {"shape": (0, b"x"), "strides": (0, 0)},
+        {"shape": (True, 2)},
+        {"shape": (0,) * 65, "strides": (0,) * 65},
+        {"strides": (2, False)},
+        {"size": True, "shape": (1, 1)},
+        {"offset": False},
+        {"key": b"0"},
         {"strides": (3, 1)},
         {"strides": (-2, 1)},
         {"strides": (1,)},
@@ -326,10 +361,27 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, field):
 
 def _tensor_pickle(*, dtype, key, size, offset, shape, strides):
     """The pickle of {"w": tensor} by hand, in the text opcodes of pickle's protocol 0."""
-    ints = lambda values: "(" + "".join(f"I{value}\n" for value in values) + "t"  # noqa: E731
-    storage = f"(Vstorage\nctorch\n{dtype}\nV{key}\nVcpu\nI{size}\ntQ"
-    tensor = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n{ints(shape)}{ints(strides)}"
-    return f"(Vw\n{tensor}I00\nNtRd.".encode()
+
+    def plain(value):
+        match value:
+            case bool():
+                return f"I0{value:d}\n"
+            case int():
+                return f"I{value}\n"
+            case str():
+                return f"V{value}\n"
+            case bytes():
+                return f"C{chr(len(value))}{value.decode()}"
+        return f"({''.join(map(plain, value))}t"
+
+    storage = f"(Vstorage\nctorch\n{dtype}\n{plain(key)}Vcpu\n{plain(size)}tQ"
+    fields = f"{storage}{plain(offset)}{plain(shape)}{plain(strides)}"
+    return f"(Vw\nctorch._utils\n_rebuild_tensor_v2\n({fields}I00\nNtRd.".encode()
+
+
+def test_small_tensors_may_repeat_their_elements(tmp_path):
+    whole = torch.rand(8, 1).expand(8, 2**17)
+    _assert_same(read_torch(_save({"x": whole}, tmp_path / "x", "zip")), {"x": whole})
 
 
 def test_other_files_are_refused(tmp_path):
@@ -363,4 +415,21 @@ def test_a_memo_of_absurd_size_is_refused_before_it_is_made(tmp_path, form):
 def test_a_module_within_itself_is_refused(tmp_path):
     # NEWOBJ, its memo entry 0; its state is {"again": itself}
     content = b"\x80\x02c__torch__\nLoop\n)\x81q\x00}X\x05\x00\x00\x00againh\x00sb."
-    assert "RecursionError" in _refusal(_file_with(content, tmp_path / "x", "zip"))
+    assert "one of over 1,000 letters" in _refusal(_file_with(content, tmp_path / "x", "zip"))
+
+
+def test_modules_that_share_children_are_refused(tmp_path):
+    """Sixty modules without a tensor, each of which holds the next one twice."""
+    content = b"\x80\x02c__torch__\nLeaf\n)\x81}b"
+    for _ in range(60):  # memo entry 0 is the child; the state is {"a": child, "b": child}
+        content += b"q\x00c__torch__\nNode\n)\x81}(Va\nh\x00Vb\nh\x00ub"
+    message = _refusal(_file_with(content + b".", tmp_path / "x", "zip"))
+    assert "more than 100,000 names" in message
+
+
+def test_a_long_name_of_a_module_is_refused(tmp_path):
+    name = b"X" + (10**6).to_bytes(4, "little") + b"a" * 10**6
+    leaf = b"c__torch__\nLeaf\n)\x81}X\x01\x00\x00\x00bNsb"
+    content = b"\x80\x02c__torch__\nNode\n)\x81}" + name + leaf + b"sb."
+    message = _refusal(_file_with(content, tmp_path / "x", "zip"))
+    assert len(message) < 500

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelrec_jax.items.vision.encoder import Vision
-from pixelrec_jax.items.vision.layers import Context, DropPath, pool_tokens
+from pixelrec_jax.items.vision.layers import Context, DropPath, pool_tokens, prepend_token
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.vit import PatchEmbedding
 from pixelrec_jax.weights.port import PATCHES, RELATIVE, TOKEN, Port, Rule, linear, norm
@@ -29,8 +29,7 @@ class Stem(nn.Module):
         )
         x = embed(image).reshape(len(image), -1, self.width)
         token = self.param("class_token", nn.initializers.normal(0.02), (self.width,), jnp.float32)
-        token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
-        return jnp.concatenate([token, x], axis=1)
+        return prepend_token(token, x)
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.freeze import ATTENTION_POOL
 from pixelrec_jax.items.vision.encoder import Vision
-from pixelrec_jax.items.vision.layers import Context, pool_map
+from pixelrec_jax.items.vision.layers import Context, pool_map, split_heads
 from pixelrec_jax.items.vision.resnet import NAMES, ConvNorm, ResNet
 from pixelrec_jax.weights.port import POSITION, TRACKED, Port, Rule, linear
 
@@ -81,12 +81,10 @@ class AttentionPool(nn.Module):
         position = self.param("position", init, tokens.shape[1:], jnp.float32)
         tokens = tokens + position.astype(tokens.dtype)
         dense = partial(nn.Dense, dtype=self.dtype)
-
-        def split(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
-
-        query = split(dense(width, name="query")(tokens[:, :1]))
-        key, value = (split(dense(width, name=name)(tokens)) for name in ("key", "value"))
+        query = split_heads(dense(width, name="query")(tokens[:, :1]), self.heads)
+        key, value = (
+            split_heads(dense(width, name=name)(tokens), self.heads) for name in ("key", "value")
+        )
         y = jax.nn.dot_product_attention(query, key, value).reshape(-1, width)
         return dense(self.features, name="out")(y)
 
@@ -101,7 +99,9 @@ OPENAI = Port(
         *linear("attnpool.v_proj", f"{ATTENTION_POOL}/value"),
         *linear("attnpool.c_proj", f"{ATTENTION_POOL}/out"),
     ),
+    # The prefix is missing where the tower was saved alone.
     prefixes=("visual.",),
+    written_prefix="visual.",
     # The text tower.
     ignored=(
         TRACKED,

@@ -101,6 +101,17 @@ class DropPath(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Returns float[..., heads, C / heads] for float[..., C]."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def prepend_token(token: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns float[M, 1 + S, C]: the class token [C] ahead of float[M, S, C]."""
+    token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1]))
+    return jnp.concatenate([token, x], axis=1)
+
+
 def pool_map(x: jax.Array, pool: str) -> jax.Array:
     """Returns a map float[M, H, W, C] as tokens [M, H * W, C], or its "mean" [M, C]."""
     tokens = x.reshape(len(x), -1, x.shape[-1])

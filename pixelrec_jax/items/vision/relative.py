@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixelrec_jax.items.vision.layers import split_heads
+
 
 class RelativeAttention(nn.Module):
     """Multi-head self-attention within square windows (Liu et al. 2021, arXiv 2103.14030).
@@ -45,7 +47,7 @@ class RelativeAttention(nn.Module):
 
         def project(name: str, *, use_bias: bool = True) -> jax.Array:
             y = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)(x)
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+            return split_heads(y, self.heads)
 
         query, value = project("query"), project("value")
         key = project("key", use_bias=self.key_bias)

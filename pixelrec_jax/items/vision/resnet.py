@@ -153,7 +153,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
         """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
-        context = Context() if context is None else context
+        context = context or Context()
         stem = nn.remat(self.stem) if self.remat else self.stem
         x = stem(self.width, self.dtype, name="stem")(image, context.only("stem" in self.live))
         layer = partial(Layer, self.unit, remat=self.remat, dtype=self.dtype)

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelrec_jax.items.vision.encoder import Vision
-from pixelrec_jax.items.vision.layers import Context, pool_tokens
+from pixelrec_jax.items.vision.layers import (
+    Context,
+    pool_tokens,
+    prepend_token,
+    split_heads,
+)
 from pixelrec_jax.weights.port import (
     BATCHED_POSITION,
     LINEAR,
@@ -65,12 +70,11 @@ class Block(nn.Module):
         width = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
         layer_norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-
-        def split(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
-
         y = layer_norm(name="norm_1")(x)
-        query, key, value = (split(dense(width, name=n)(y)) for n in ("query", "key", "value"))
+        query, key, value = (
+            split_heads(dense(width, name=name)(y), self.heads)
+            for name in ("query", "key", "value")
+        )
         context = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
         x = x + dense(width, name="out")(context)
         y = dense(self.mlp, name="mlp_in")(layer_norm(name="norm_2")(x))
@@ -115,8 +119,7 @@ class Stem(nn.Module):
         x = PatchEmbedding(self.width, self.patch, not self.clip, self.dtype, name="embed")(image)
         x = x.reshape(len(x), -1, self.width)
         token = self.param("class_token", _normal, (self.width,), jnp.float32)
-        token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
-        x = jnp.concatenate([token, x], axis=1)
+        x = prepend_token(token, x)
         shape = (x.shape[1], self.width)
         position = self.param("position", self.position_init, shape, jnp.float32)
         x = x + position.astype(x.dtype)
@@ -201,8 +204,10 @@ CLIP_HUGGINGFACE = Port(
         *norm(f"{_CLIP}.layer_norm1", "block_{n}/norm_1"),
         *norm(f"{_CLIP}.layer_norm2", "block_{n}/norm_2"),
     ),
-    # transformers 4 and the hub write the prefix, transformers 5 saves a vision model without it.
+    # The hub and whole CLIP models have the prefix, transformers 5 saves a vision model without it
+    # and loads both.
     prefixes=("vision_model.",),
+    written_prefix="vision_model.",
     # The text tower, the projections and the final norm come after the tokens.
     ignored=(
         r"(vision_model\.)?post_layernorm\..*",

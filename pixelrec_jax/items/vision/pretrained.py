@@ -1,0 +1,52 @@
+"""Published weights of a trunk, and its variables as one tree, which is how files hold them."""
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from pixelrec_jax.errors import UserError
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.weights.files import locate, read
+from pixelrec_jax.weights.port import read_weights
+
+
+def merge_collections(variables: dict) -> dict:
+    """Returns one tree of all Flax collections: parameters and running statistics."""
+    return unflatten_dict(
+        {path: leaf for tree in variables.values() for path, leaf in flatten_dict(tree).items()}
+    )
+
+
+def split_collections(tree: dict, like: dict) -> dict:
+    """Sorts a merged tree into the collections of `like`, of which it may lack some leaves."""
+    flat = flatten_dict(tree)
+    return {
+        name: unflatten_dict({path: flat[path] for path in flatten_dict(leaves) if path in flat})
+        for name, leaves in like.items()
+    }
+
+
+def read_trunk(item: ConfigDict, template: dict) -> dict:
+    """Reads the weights that `item.weights` names.
+
+    Args:
+      item: `config.item` of a vision encoder.
+      template: the trunk's variables, arrays or shapes.
+
+    Returns:
+      Variables like `template`.
+
+    Raises:
+      UserError: the file is not there or does not fit the encoder.
+    """
+    vision = VISION[item.name]
+    if not vision.ports:
+        raise UserError(f"{item.name} has no published weights; set item.weights=''")
+    path = locate(item.weights)
+    tree = read_weights(
+        read(path),
+        vision.ports,
+        merge_collections(template),
+        origin=str(path),
+        optional=vision.optional,
+    )
+    return split_collections(tree, template)
