@@ -1,10 +1,11 @@
 """Our vision trunks beside a PyTorch module with the same weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -49,6 +50,19 @@ def saved(module: torch.nn.Module, folder) -> dict[str, np.ndarray]:
 def state_dict(module: torch.nn.Module) -> dict[str, np.ndarray]:
     """The tensors of any other module, as they are now."""
     return {name: x.detach().numpy().copy() for name, x in module.state_dict().items()}
+
+
+def backward(
+    module: torch.nn.Module, forward: Callable, image: np.ndarray, direction: np.ndarray
+) -> None:
+    """Gives the module the gradients of sum(forward(images) * direction).
+
+    Computed in float64, so that a comparison sees no rounding but ours.
+    """
+    module.double()
+    output = forward(as_torch(image).double())
+    (output * torch.from_numpy(direction).double()).sum().backward()
+    module.float()
 
 
 def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -121,21 +135,37 @@ class Trunk:
         return read_weights(tensors, self.ports, template, origin="gradients")
 
 
-def assert_close(ours, theirs, tolerance: float = 1e-5) -> None:
+def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:
     """Differences are at most `tolerance` of the largest magnitude."""
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
-    assert np.shape(ours) == theirs.shape
+    assert np.shape(ours) == theirs.shape, name
     difference = np.abs(np.asarray(ours) - theirs).max()
-    assert difference <= tolerance * np.abs(theirs).max()
+    assert difference <= tolerance * np.abs(theirs).max(), name
 
 
 def assert_trees_close(ours: Mapping, theirs: Mapping, tolerance: float = 1e-5) -> None:
-    """Tensor by tensor; the bound is relative to the largest magnitude of all tensors.
+    """Tensor by tensor, relative to each one's own largest magnitude.
 
-    Some gradients, such as that of a key's bias, are zero but for rounding.
+    Exempt are tensors that are zero but for rounding, such as the gradient of a key's bias: theirs
+    and ours have at most a millionth of the largest magnitude of all.
     """
     ours, theirs = flatten_dict(ours), flatten_dict(theirs)
     assert ours.keys() == theirs.keys()
-    bound = tolerance * max(np.abs(x).max() for x in theirs.values())
+    noise = 1e-6 * max(np.abs(x).max() for x in theirs.values())
     for path, value in theirs.items():
-        assert np.abs(ours[path] - value).max() <= bound, path
+        name = "/".join(path)
+        if np.abs(value).max() <= noise:
+            assert np.shape(ours[path]) == np.shape(value), name
+            assert np.abs(ours[path]).max() <= noise, name
+        else:
+            assert_close(ours[path], value, tolerance, name)
+
+
+def assert_bfloat16_close(trunk: Trunk, image: np.ndarray) -> None:
+    """Computing in bfloat16 beside float32 parameters changes the output by a twentieth at most."""
+    half = trunk.trunk.clone(dtype=jnp.bfloat16)
+    output = jax.jit(half.apply)(trunk.variables, image)
+    assert output.dtype == jnp.bfloat16
+    assert_close(output.astype(jnp.float32), trunk(image), 0.05)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), image)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

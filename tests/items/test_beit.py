@@ -75,8 +75,7 @@ def test_gradients_equal_pytorch(tmp_path):
     image = parity.random_image(32, seed=1)
     direction = np.random.default_rng(2).normal(size=(2, 32)).astype(np.float32)
     ours, _ = trunk.gradients(image, direction, train=True)
-    pooled = module(parity.as_torch(image)).pooler_output
-    (pooled * torch.from_numpy(direction)).sum().backward()
+    parity.backward(module, lambda x: module(x).pooler_output, image, direction)
     theirs = trunk.read_gradients(parity.saved_gradients(module, tmp_path))
     parity.assert_trees_close(ours, theirs)
 
@@ -177,13 +176,7 @@ def test_recomputing_activations_changes_no_gradient():
 
 def test_bfloat16_computes_beside_float32_parameters():
     _, _, trunk = loaded()
-    image = parity.random_image(32)
-    half = TRUNK.clone(dtype=jnp.bfloat16)
-    output = jax.jit(half.apply)(trunk.variables, image)
-    assert output.dtype == jnp.bfloat16
-    parity.assert_close(output.astype(jnp.float32), np.asarray(trunk(image)), 0.05)
-    shapes = jax.eval_shape(half.init, jax.random.key(0), image)
-    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    parity.assert_bfloat16_close(trunk, parity.random_image(32))
 
 
 def test_the_published_size_and_what_the_reference_trains():

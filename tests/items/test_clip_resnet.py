@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import open_clip
 import pytest
@@ -37,8 +36,9 @@ TRUNK = ResNet(
 def pair():
     """Their module and our trunk with its weights."""
     module = ModifiedResNet([1, 2, 1, 1], output_dim=12, heads=4, image_size=SIZE, width=8)
-    # Smaller than elsewhere: attention to large features amplifies rounding in PyTorch, too.
-    module = parity.randomise(module, scale=0.1).eval()
+    # Smaller than elsewhere: attention to large features amplifies rounding, so that with twice
+    # as large ones PyTorch's gradients in float32 and in float64, too, differ by 1e-5.
+    module = parity.randomise(module, scale=0.05).eval()
     return module, parity.Trunk(TRUNK, (OPENAI,), parity.state_dict(module), size=SIZE)
 
 
@@ -58,9 +58,8 @@ def test_every_block_equals_pytorchs(pair):
 def test_a_training_step_equals_pytorchs(pair):
     module, trunk = pair
     image = parity.random_image(SIZE, count=4, seed=1)
-    output = module.train()(parity.as_torch(image))
-    direction = np.random.default_rng(2).normal(size=output.shape).astype(np.float32)
-    (output * torch.from_numpy(direction)).sum().backward()
+    direction = np.random.default_rng(2).normal(size=(4, 12)).astype(np.float32)
+    parity.backward(module.train(), module, image, direction)
     ours, changed = trunk.gradients(image, direction, train=True)
     parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(module)))
     after = parity.Trunk(TRUNK, (OPENAI,), parity.state_dict(module), size=SIZE)
@@ -88,16 +87,17 @@ def test_a_whole_clip_checkpoint_is_read_and_its_tower_written_back():
     parity.assert_close(trunk(image), model.eval().visual(parity.as_torch(image)))
     written = write_weights(merge(*trunk.variables.values()), OPENAI)
     tower = {
-        name.removeprefix("visual."): tensor
+        name: tensor
         for name, tensor in tensors.items()
         if name.startswith("visual.") and not name.endswith("num_batches_tracked")
     }
     assert written.keys() == tower.keys()
     jax.tree.map(np.testing.assert_array_equal, written, tower)
     written = {name: torch.from_numpy(tensor) for name, tensor in written.items()}
-    keys = model.visual.load_state_dict(written, strict=False)
+    keys = model.load_state_dict(written, strict=False)
     assert not keys.unexpected_keys
-    assert all(name.endswith("num_batches_tracked") for name in keys.missing_keys)
+    vision = [name for name in keys.missing_keys if name.startswith("visual.")]
+    assert all(name.endswith("num_batches_tracked") for name in vision)
 
 
 @pytest.mark.parametrize("pool", ["mean", "tokens"])
@@ -131,12 +131,9 @@ def test_positions_are_interpolated_to_another_size_of_image(pair):
     parity.assert_close(trunk.variables["params"]["attention_pool"]["position"], expected)
 
 
-def test_bfloat16_keeps_parameters_in_float32():
-    trunk = TRUNK.clone(dtype=jnp.bfloat16)
-    image = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), jnp.bfloat16)
-    output, variables = jax.eval_shape(trunk.init_with_output, jax.random.key(0), image)
-    assert output.dtype == jnp.bfloat16
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+def test_bfloat16_computes_beside_float32_parameters(pair):
+    _, trunk = pair
+    parity.assert_bfloat16_close(trunk, parity.random_image(SIZE))
 
 
 @pytest.mark.parametrize(

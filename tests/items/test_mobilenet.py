@@ -1,7 +1,6 @@
 """MobileNetV2 against torchvision's."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -53,11 +52,11 @@ def test_pooling_equals_pytorch_at_any_size(network, trunk, size):
 
 def test_gradients_and_running_statistics_of_training_equal_pytorch(trunk):
     network = parity.randomise(MobileNetV2(num_classes=5, inverted_residual_setting=TABLE)).train()
-    image = parity.random_image(32, count=4, seed=1)
+    # The gradient jumps at a relu6's kinks: here no input of one is within five roundings of them.
+    image = parity.random_image(32, count=4, seed=17)
     direction = np.random.default_rng(2).normal(size=(4, 1280)).astype(np.float32)
     ours, changed = trunk.gradients(image, direction, train=True)
-    vectors = network.features(parity.as_torch(image)).mean((2, 3))
-    (vectors * torch.from_numpy(direction)).sum().backward()
+    parity.backward(network, lambda x: network.features(x).mean((2, 3)), image, direction)
     parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(network)))
     after = parity.Trunk(TRUNK, (PORT,), parity.state_dict(network), size=32)
     parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
@@ -95,15 +94,15 @@ def test_recomputation_changes_no_gradient(network, trunk):
     parity.assert_trees_close(changed_again["batch_stats"], changed["batch_stats"])
 
 
-def test_tokens_in_bfloat16(trunk):
+def test_tokens_are_the_places_of_the_map(trunk):
     image = parity.random_image(32)
-    half = TRUNK.clone(dtype=jnp.bfloat16, pool="tokens")
-    tokens = jax.jit(half.apply)(trunk.variables, image)
+    tokens = jax.jit(TRUNK.clone(pool="tokens").apply)(trunk.variables, image)
     assert tokens.shape == (2, 16, 1280)
-    assert tokens.dtype == jnp.bfloat16
-    variables = jax.eval_shape(lambda: half.init(jax.random.key(0), image))
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    parity.assert_close(tokens.astype(jnp.float32).mean(1), trunk(image), 0.05)
+    parity.assert_close(tokens.mean(1), trunk(image))
+
+
+def test_bfloat16_computes_beside_float32_parameters(trunk):
+    parity.assert_bfloat16_close(trunk, parity.random_image(32))
 
 
 def test_sizes_are_the_published_ones():

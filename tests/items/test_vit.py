@@ -7,12 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from open_clip.pos_embed import get_2d_sincos_pos_embed
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -31,7 +29,6 @@ from pixelrec_jax.items.vision.vit import (
     CLIP_OPENAI,
     VIT_HUGGINGFACE,
     VisionTransformer,
-    sine_cosine,
 )
 from pixelrec_jax.weights.files import write
 from pixelrec_jax.weights.port import Port, read_weights, write_weights
@@ -136,7 +133,7 @@ def loaded(name: str) -> tuple[Family, torch.nn.Module, dict, parity.Trunk]:
     return family, module, tensors, parity.Trunk(family.trunk, (family.port,), tensors, size=32)
 
 
-def hidden_states(family: Family, module: torch.nn.Module, image: np.ndarray) -> list:
+def hidden_states(family: Family, module: torch.nn.Module, image: torch.Tensor) -> list:
     """The outputs of the model's blocks."""
     states = []
     hooks = [
@@ -145,7 +142,7 @@ def hidden_states(family: Family, module: torch.nn.Module, image: np.ndarray) ->
         )
         for block in family.blocks
     ]
-    family.forward(module, parity.as_torch(image))
+    family.forward(module, image)
     for hook in hooks:
         hook.remove()
     return states
@@ -155,7 +152,7 @@ def hidden_states(family: Family, module: torch.nn.Module, image: np.ndarray) ->
 def test_every_block_equals_pytorch(name):
     family, module, _, trunk = loaded(name)
     image = parity.random_image(32)
-    theirs = hidden_states(family, module, image)
+    theirs = hidden_states(family, module, parity.as_torch(image))
     layers = trunk.layers(image)
     assert tuple(layers) == family.trunk.blocks
     for layer, hidden in zip(layers.values(), theirs, strict=True):
@@ -182,8 +179,7 @@ def test_gradients_equal_pytorch(name, tmp_path):
     image = parity.random_image(32, seed=1)
     direction = np.random.default_rng(2).normal(size=(2, 17, 32)).astype(np.float32)
     ours, _ = trunk.gradients(image, direction, train=True)
-    tokens = hidden_states(family, module, image)[-1]
-    (tokens * torch.from_numpy(direction)).sum().backward()
+    parity.backward(module, lambda x: hidden_states(family, module, x)[-1], image, direction)
     theirs = parity.saved_gradients(module, tmp_path) if family.hub else parity.gradients(module)
     parity.assert_trees_close(ours, trunk.read_gradients(theirs))
 
@@ -192,15 +188,19 @@ def test_gradients_equal_pytorch(name, tmp_path):
 def test_weights_are_written_as_they_were_read(name, tmp_path):
     family, module, tensors, trunk = loaded(name)
     written = write_weights(trunk.variables["params"], family.port)
-    used = {key for key in tensors if not family.port.ignores(key)}
-    assert set(written) == used
-    for key in used:
-        np.testing.assert_array_equal(written[key], tensors[key])
+    prefix = family.port.written_prefix
+    used = {prefix + key: x for key, x in tensors.items() if not family.port.ignores(key)}
+    assert written.keys() == used.keys()
+    for key, tensor in used.items():
+        np.testing.assert_array_equal(written[key], tensor)
     if family.hub:
         module.config.save_pretrained(tmp_path)
         write(tmp_path / "model.safetensors", written)
-        _, report = type(module).from_pretrained(tmp_path, output_loading_info=True)
+        other, report = type(module).from_pretrained(tmp_path, output_loading_info=True)
         assert not report["unexpected_keys"]
+        image = parity.random_image(32)
+        states = (hidden_states(family, x, parity.as_torch(image))[-1] for x in (module, other))
+        assert torch.equal(*states)
     else:
         report = module.load_state_dict(
             {key: torch.from_numpy(x) for key, x in written.items()}, strict=False
@@ -238,9 +238,26 @@ def test_a_whole_checkpoint_of_the_hub_is_read(make, trunk, port, extra, tmp_pat
     prefix = port.prefixes[0]
     assert any(name.startswith(prefix) for name in tensors)
     ours = parity.Trunk(trunk, (port,), tensors, size=32).variables["params"]
-    written = write_weights(ours, port)
-    for name, value in written.items():
-        np.testing.assert_array_equal(value, tensors[prefix + name])
+    for name, value in write_weights(ours, port).items():
+        np.testing.assert_array_equal(value, tensors[prefix + name.removeprefix(prefix)])
+
+
+def test_written_names_of_clip_fit_the_models_that_have_both_towers(tmp_path):
+    """As the files of the hub and of OpenAI do."""
+    _, _, _, trunk = loaded("clip")
+    params = trunk.variables["params"]
+    whole = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=SIZES, projection_dim=8))
+    whole.config.save_pretrained(tmp_path)
+    write(tmp_path / "model.safetensors", write_weights(params, CLIP_HUGGINGFACE))
+    _, report = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
+    missing = {name for name in report["missing_keys"] if name.startswith("vision_model.")}
+    assert not report["unexpected_keys"]
+    assert missing == {f"vision_model.post_layernorm.{x}" for x in ("weight", "bias")}
+    tensors = {n: torch.from_numpy(x) for n, x in write_weights(params, CLIP_OPENAI).items()}
+    report = OPENAI().load_state_dict(tensors, strict=False)
+    missing = {name for name in report.missing_keys if name.startswith("visual.")}
+    assert not report.unexpected_keys
+    assert missing == {"visual.proj", "visual.ln_post.weight", "visual.ln_post.bias"}
 
 
 def test_the_port_of_a_clip_checkpoint_is_found():
@@ -261,14 +278,6 @@ def test_positions_are_interpolated_to_another_resolution(name):
     parity.assert_close(trunk(image), theirs, 1e-4)
 
 
-def test_the_sine_cosine_table_is_that_of_mae():
-    ours = sine_cosine(jax.random.key(0), (17, 32), jnp.float32)
-    parity.assert_close(ours, get_2d_sincos_pos_embed(32, 4, cls_token=True), 1e-6)
-    trunk = VIT_TRUNK.clone(position_init=sine_cosine)
-    variables = jax.jit(trunk.init)(jax.random.key(0), parity.random_image(32))
-    np.testing.assert_array_equal(variables["params"]["stem"]["position"], ours)
-
-
 def test_recomputing_activations_changes_no_gradient():
     family, _, tensors, trunk = loaded("vit")
     remat = parity.Trunk(family.trunk.clone(remat=True), (family.port,), tensors, size=32)
@@ -278,9 +287,7 @@ def test_recomputing_activations_changes_no_gradient():
     parity.assert_trees_close(recomputed, kept, 1e-6)
 
 
-@pytest.mark.parametrize("trunk", [CLIP_TRUNK, VIT_TRUNK])
-def test_bfloat16_computes_beside_float32_parameters(trunk):
-    make = trunk.clone(dtype=jnp.bfloat16).init_with_output
-    tokens, variables = jax.eval_shape(make, jax.random.key(0), parity.random_image(32))
-    assert tokens.dtype == jnp.bfloat16
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+@pytest.mark.parametrize("name", ["clip", "vit"])
+def test_bfloat16_computes_beside_float32_parameters(name):
+    _, _, _, trunk = loaded(name)
+    parity.assert_bfloat16_close(trunk, parity.random_image(32))

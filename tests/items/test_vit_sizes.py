@@ -1,12 +1,14 @@
-"""The published sizes of vision transformers and what of them is trained."""
+"""The published sizes and positions of vision transformers and what of them is trained."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from open_clip.pos_embed import get_2d_sincos_pos_embed
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -17,7 +19,8 @@ from transformers import (
 )
 
 from pixelrec_jax.freeze import trainable_blocks
-from pixelrec_jax.items.vision.vit import ENCODERS, VisionTransformer
+from pixelrec_jax.items.vision.vit import ENCODERS, VisionTransformer, sine_cosine
+from tests.items import parity
 
 
 def _parameters(trunk: VisionTransformer) -> dict[str, int]:
@@ -69,3 +72,13 @@ def test_the_last_two_blocks_are_what_the_reference_trains():
     assert sum(sizes[name] for name in blocks) == 14_175_744  # 14.18 M
     of_vit = ENCODERS["vit_b16"].trunk()
     assert trainable_blocks("last:2", of_vit.blocks) == ("block_10", "block_11", "norm")
+
+
+def test_the_sine_cosine_table_is_that_of_mae():
+    ours = sine_cosine(jax.random.key(0), (17, 32), jnp.float32)
+    parity.assert_close(ours, get_2d_sincos_pos_embed(32, 4, cls_token=True), 1e-6)
+    trunk = VisionTransformer(
+        width=32, depth=1, heads=4, patch=8, mlp=64, epsilon=1e-12, position_init=sine_cosine
+    )
+    variables = jax.jit(trunk.init)(jax.random.key(0), parity.random_image(32))
+    np.testing.assert_array_equal(variables["params"]["stem"]["position"], ours)
