@@ -61,7 +61,7 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the trained run", required=True)
     flags.DEFINE_string("out", None, "safetensors file to write", required=True)
-    flags.DEFINE_string("names", None, "whose: huggingface, torchvision, openai, timm")
+    flags.DEFINE_string("names", None, "whose names: huggingface, torchvision, openai, timm ...")
 
 
 def main(_: Sequence[str]) -> None:
