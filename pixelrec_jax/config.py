@@ -33,14 +33,12 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f"{name}={value}; expected a finite number")
         if name.endswith("init_std") and value < 0:
             raise UserError(f"{name}={value}; expected 0 or more")
-        if name.endswith("dropout") and not 0 <= value < 1:
+        if name.endswith(("dropout", "drop_path")) and not 0 <= value < 1:
             raise UserError(f"{name}={value}; expected at least 0 and less than 1")
         if name.endswith("dtype") and value not in ("float32", "bfloat16"):
             raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
         if name == "item.dnn_layers" and not all(isinstance(x, int) and x > 0 for x in value):
             raise UserError(f"{name}={value}; expected widths of 1 or more, as in (512, 256)")
-        if name == "item.drop_path" and not 0 <= value < 1:
-            raise UserError(f"{name}={value}; expected at least 0 and less than 1")
     if config.loss.epsilon < 0:
         raise UserError(f"loss.epsilon={config.loss.epsilon}; expected 0 or more")
     ks = config.eval.ks

@@ -161,7 +161,7 @@ class Evaluator:
 
         def rank(variables, catalog: jax.Array, user, history, seen, target):
             vector = lookup(catalog, history, mesh=mesh)
-            history = History(vector=vector, item=history, mask=history != PAD, user=user)
+            history = History(vector=vector, item=history, user=user)
             state = model.apply(variables, history, method="encode_users")[:, -1]
             return self._retrieve(state, catalog, seen, target)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import PAD, Batch, History, Items
+from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder
 from pixelrec_jax.users import USER_ENCODERS
@@ -46,7 +46,6 @@ class Recommender(nn.Module):
         history = History(
             vector=take(item, batch.history),
             item=batch.history,
-            mask=batch.history != PAD,
             user=batch.user,
         )
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)

@@ -169,7 +169,6 @@ def test_a_state_does_not_depend_on_later_items(user):
         history = History(
             vector=vector,
             item=np.arange(1, 11)[None],
-            mask=np.ones((1, 10), bool),
             user=np.ones(1, np.int32),
         )
         return this.model.apply(this.variables, history, method="encode_users")[0]
@@ -189,7 +188,7 @@ def test_padding_is_invisible(user):
 
     def state(vector):
         item = np.where(mask, np.arange(10), 0)
-        history = History(vector=vector, item=item, mask=mask, user=np.ones(1, np.int32))
+        history = History(vector=vector, item=item, user=np.ones(1, np.int32))
         return this.model.apply(this.variables, history, method="encode_users")[0, -4:]
 
     other = np.where(mask[..., None], vector, 1e3).astype(np.float32)
@@ -207,7 +206,6 @@ def test_a_padded_history_is_like_a_short_one(user):
     padded = History(
         vector=vector,
         item=np.where(np.arange(10) >= 6, np.arange(10), 0)[None],
-        mask=np.arange(10)[None] >= 6,
         user=np.ones(1, np.int32),
     )
     short = jax.tree.map(lambda x: x[:, 6:] if x.ndim > 1 else x, padded)
@@ -230,7 +228,7 @@ def test_training_scores_are_catalogue_scores(user, item):
     target = this.batch.items.id[0][this.batch.positive[0]]
     states = this.model.apply(
         this.variables,
-        History(vector=catalog[history], item=history, mask=history > 0, user=this.batch.user[0]),
+        History(vector=catalog[history], item=history, user=this.batch.user[0]),
         method="encode_users",
     )
     last = np.einsum("bd,bd->b", states[:, -1], catalog[target[:, -1]])

@@ -34,6 +34,11 @@ class Windows:
         return len(self.start)
 
 
+def training_lengths(interactions: Interactions) -> np.ndarray:
+    """Returns int64[U]: how many training interactions each user has; user 0 is padding."""
+    return np.maximum(np.diff(interactions.offsets) - 2, 0)
+
+
 def training_windows(interactions: Interactions, *, size: int) -> Windows:
     """Cuts each user's training interactions into windows as the reference does.
 
@@ -41,7 +46,7 @@ def training_windows(interactions: Interactions, *, size: int) -> Windows:
     (length mod size) interactions; the rest is cut into consecutive windows of exactly `size`.
     """
     offsets = np.asarray(interactions.offsets)
-    train_length = np.maximum(np.diff(offsets) - 2, 0)  # user 0 is padding and owns no rows
+    train_length = training_lengths(interactions)
     short = train_length <= size
     count = np.where(short, np.minimum(train_length, 1), train_length // size)
     dropped = np.where(short, 0, train_length % size)

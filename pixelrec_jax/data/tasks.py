@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.split import Windows, read_windows, training_windows
+from pixelrec_jax.data.split import Windows, read_windows, training_lengths, training_windows
 from pixelrec_jax.errors import UserError, nearest
 
 
@@ -45,14 +45,23 @@ class Task(Protocol):
         """Returns the rows of b examples (int[b]), B = b * R; `rng` is the only randomness."""
 
 
-class _WindowTask:
+class _Task:
+    """What most tasks have in common."""
+
+    rows_per_example = 1
+    masks = False
+
+    def __getstate__(self) -> dict:
+        # Worker processes compute these themselves: at full size they are very large.
+        computed = {n for n in vars(self) if isinstance(getattr(type(self), n, 0), cached_property)}
+        return {name: value for name, value in vars(self).items() if name not in computed}
+
+
+class _WindowTask(_Task):
     """What tasks over windows of L + 1 training interactions share.
 
     As in the reference, a negative may be any item outside its window.
     """
-
-    rows_per_example = 1
-    masks = False
 
     def __init__(self, interactions: Interactions, *, history_length: int, negatives: int):
         """Args: `history_length` is L and `negatives` is K.
@@ -78,11 +87,6 @@ class _WindowTask:
     def windows(self) -> Windows:
         """All training windows."""
         return training_windows(self.interactions, size=self.size)
-
-    def __getstate__(self) -> dict:
-        # Worker processes build the windows themselves: at full size they are very large.
-        properties = ("windows", "_first_example")
-        return {name: value for name, value in vars(self).items() if name not in properties}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -120,16 +124,15 @@ class Prefixes(_WindowTask):
 
     @cached_property
     def _first_example(self) -> np.ndarray:
-        """int64[W + 1]: examples of window w are those from the w-th to the next number."""
-        return np.concatenate([[0], np.cumsum(np.maximum(self.windows.length - 1, 0))])
+        return _first_of_each(np.maximum(self.windows.length - 1, 0))
 
     def __len__(self) -> int:
         return int(self._first_example[-1])
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1; negatives lie outside the prefix, its target included."""
-        number = np.searchsorted(self._first_example, chosen, side="right") - 1
-        length = chosen - self._first_example[number] + 2  # of the prefix
+        number, place = _locate(chosen, self._first_example)
+        length = place + 2  # of the prefix
         window = self._read(number)
         # Left-padded windows end at the right: a prefix is a window moved to the right.
         shift = self.windows.length[number] - length
@@ -206,26 +209,29 @@ class Cloze(_WindowTask):
         )
 
 
-class Pairs:
+class Pairs(_Task):
     """Tells a user's items from others, without order (BPR, Rendle et al. 2009).
 
     An example is a training interaction; a negative is no training item of the user.
     """
 
-    rows_per_example = 1
-    masks = False
-
     def __init__(self, interactions: Interactions, *, history_length: int, negatives: int):
         """Args: histories of `history_length` are empty, as these models have users only."""
         self.interactions, self.negatives = interactions, negatives
         self.history_length = history_length
-        self._train_length = np.maximum(np.diff(interactions.offsets) - 2, 0)
-        self._first_example = np.concatenate([[0], np.cumsum(self._train_length)])
         longest = int(self._train_length.max(initial=0))
         if longest == 0:
             raise UserError("no user has three interactions or more; the last two are held out")
         if longest >= interactions.num_items - 1:
             raise UserError("a user has every item, so that there is nothing to tell them from")
+
+    @cached_property
+    def _train_length(self) -> np.ndarray:
+        return training_lengths(self.interactions)
+
+    @cached_property
+    def _first_example(self) -> np.ndarray:
+        return _first_of_each(self._train_length)
 
     def __len__(self) -> int:
         return int(self._first_example[-1])
@@ -233,12 +239,12 @@ class Pairs:
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1."""
         interactions = self.interactions
-        user = np.searchsorted(self._first_example, chosen, side="right") - 1
+        user, place = _locate(chosen, self._first_example)
         start = np.asarray(interactions.offsets)[user]
         length = self._train_length[user]
         column = np.arange(length.max())
         row = np.where(column < length[:, None], start[:, None] + column, start[:, None])
-        positive = interactions.items[start + chosen - self._first_example[user]]
+        positive = interactions.items[start + place]
         shape = (len(chosen), 1, self.negatives)
         negative = sample_negatives(
             rng, shape, exclude=interactions.items[row], num_items=interactions.num_items
@@ -249,6 +255,17 @@ class Pairs:
             positive=positive.astype(np.int32),
             negative=negative,
         )
+
+
+def _first_of_each(count: np.ndarray) -> np.ndarray:
+    """Returns int64[len + 1]: the first example of every group of `count` examples, and the end."""
+    return np.concatenate([[0], np.cumsum(count)])
+
+
+def _locate(chosen: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the group of each example and its place there, for the result of `_first_of_each`."""
+    group = np.searchsorted(first, chosen, side="right") - 1
+    return group, chosen - first[group]
 
 
 def _one_target(

@@ -60,11 +60,14 @@ class History:
     Attributes:
       vector: float32[B, L, D], item vectors, oldest first, left-padded.
       item: int32[B, L], ids or slots: equal within a row where the items are, PAD at padding.
-      mask: bool[B, L], False at padding.
       user: int32[B], user indices.
     """
 
     vector: Array
     item: Array
-    mask: Array
     user: Array
+
+    @property
+    def mask(self) -> Array:
+        """bool[B, L], False at padding."""
+        return self.item != PAD

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from pixelrec_jax.items.vision.layers import Context
+from pixelrec_jax.items.vision.pretrained import merge_collections, split_collections
 from pixelrec_jax.weights.files import read
 from pixelrec_jax.weights.port import Port, read_weights
 
@@ -86,19 +87,8 @@ class Trunk:
         self.trunk, self.ports = trunk, ports
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
         shapes = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), x), image)
-        self.collections = {name: flatten_dict(tree) for name, tree in shapes.items()}
-        merged = {path: x for tree in self.collections.values() for path, x in tree.items()}
-        self.variables = self.split(
-            read_weights(tensors, ports, unflatten_dict(merged), origin="PyTorch")
-        )
-
-    def split(self, tree: Mapping) -> dict:
-        """Sorts a tree as read from a checkpoint into parameters and running statistics."""
-        flat = flatten_dict(tree)
-        return {
-            name: unflatten_dict({path: flat[path] for path in paths if path in flat})
-            for name, paths in self.collections.items()
-        }
+        tree = read_weights(tensors, ports, merge_collections(shapes), origin="PyTorch")
+        self.variables = split_collections(tree, shapes)
 
     def __call__(self, image: np.ndarray) -> jax.Array:
         """The output in evaluation."""
@@ -131,8 +121,7 @@ class Trunk:
 
     def read_gradients(self, tensors: Mapping) -> dict:
         """PyTorch's gradients as a tree of our parameters."""
-        template = unflatten_dict(self.collections["params"])
-        return read_weights(tensors, self.ports, template, origin="gradients")
+        return read_weights(tensors, self.ports, self.variables["params"], origin="gradients")
 
 
 def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:

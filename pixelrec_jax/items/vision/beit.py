@@ -24,10 +24,8 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
-        embed = PatchEmbedding(
-            self.width, self.patch, use_bias=True, dtype=self.dtype, name="embed"
-        )
-        x = embed(image).reshape(len(image), -1, self.width)
+        x = PatchEmbedding(self.width, self.patch, self.dtype, name="embed")(image)
+        x = x.reshape(len(x), -1, self.width)
         token = self.param("class_token", nn.initializers.normal(0.02), (self.width,), jnp.float32)
         return prepend_token(token, x)
 

@@ -148,10 +148,8 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Returns float[M, rows, columns, C] for float[M, H, W, 3]."""
-        embed = PatchEmbedding(
-            self.width, self.patch, use_bias=True, dtype=self.dtype, name="embed"
-        )
-        return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(embed(image))
+        x = PatchEmbedding(self.width, self.patch, self.dtype, name="embed")(image)
+        return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(x)
 
 
 class Swin(nn.Module):

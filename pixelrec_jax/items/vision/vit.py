@@ -90,8 +90,8 @@ class PatchEmbedding(nn.Module):
 
     width: int
     patch: int
-    use_bias: bool
     dtype: jnp.dtype
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
@@ -116,7 +116,10 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
-        x = PatchEmbedding(self.width, self.patch, not self.clip, self.dtype, name="embed")(image)
+        embed = PatchEmbedding(
+            self.width, self.patch, self.dtype, use_bias=not self.clip, name="embed"
+        )
+        x = embed(image)
         x = x.reshape(len(x), -1, self.width)
         token = self.param("class_token", _normal, (self.width,), jnp.float32)
         x = prepend_token(token, x)
