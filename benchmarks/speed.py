@@ -36,7 +36,10 @@ _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 
 
 class RandomImages:
-    """An image store over a few random images that all items share."""
+    """A store over a few random images that all items share."""
+
+    field = "image"
+    fingerprint = ""
 
     def __init__(self, size: int):
         """Args: `size` is the side of the images in pixels."""
@@ -69,8 +72,8 @@ def measure(item: str) -> dict[str, float]:
         config.item.weights = ""
         config.item.dtype = _DTYPE.value
     interactions = random_interactions(_USERS.value, _ITEMS.value)
-    images = RandomImages(config.item.image_size) if pixels else None
-    experiment = build_experiment(config, interactions=interactions, images=images)
+    store = RandomImages(config.item.image_size) if pixels else None
+    experiment = build_experiment(config, interactions=interactions, store=store)
     mesh, batches, evaluator = experiment.mesh, experiment.batches, experiment.evaluator
     state = init_state(experiment)
     train_step = make_train_step(experiment)
@@ -80,7 +83,7 @@ def measure(item: str) -> dict[str, float]:
         nonlocal state
         batch = batches[len(encoded)]
         encoded.append(np.count_nonzero(batch.items.id))
-        state, loss = train_step(state, to_global(batch, mesh, BATCH))
+        state, loss = train_step(state, to_global(batch, mesh, BATCH), experiment.graph)
         return loss
 
     for _ in range(8):  # every number of slots that will come up is compiled before the timing
@@ -96,7 +99,7 @@ def measure(item: str) -> dict[str, float]:
         reference = 22 * config.train.batch_size
         result["reference_images_per_second"] = reference / result["step_seconds"]
         few = build_experiment(
-            config, interactions=random_interactions(64, _ENCODE.value - 1), images=images
+            config, interactions=random_interactions(64, _ENCODE.value - 1), store=store
         ).evaluator
         seconds = seconds_per_call(lambda: few.encode_catalog(variables), 2, warmup=1)
         result["catalog_images_per_second"] = _ENCODE.value / seconds

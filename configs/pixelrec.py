@@ -29,10 +29,10 @@ def base() -> ConfigDict:
                 "single_row": False,  # True: only the first row of a batch, as the reference's FM
             },
             "optim": {
-                "lr": 1e-4,  # of everything but the item encoder
+                "lr": 1e-4,  # of all but what looks at images or features, so of id tables, too
                 "weight_decay": 0.1,
-                "item_lr": 1e-4,  # of the item encoder: id table, or trunk and head
-                "item_weight_decay": 0.0,
+                "visual_lr": 1e-4,  # of what does: trunk, head and other projections
+                "visual_weight_decay": 0.0,
                 "b1": 0.9,
                 "b2": 0.999,
                 "eps": 1e-8,
@@ -65,123 +65,145 @@ def base() -> ConfigDict:
     )
 
 
-def _user(
-    config: ConfigDict,
-    *,
-    name: str,
-    task: str,
-    width: int,
-    ids: tuple[float, float, int],
-    pixels: tuple[float, float, int],
-    init: str = "normal",
-    task_options: dict | None = None,
-    **options: float,
-) -> None:
-    """A recommender of `RECOMMENDERS`; `options` are those of the user encoder."""
-    config.width = width
-    config.task.name = task
-    config.task.update(task_options or {})
-    config.user = ConfigDict({"name": name, "dtype": "float32", **options})
-    config.tuned = {"ids": ids, "pixels": pixels, "init": init}
+def _user(config: ConfigDict, name: str) -> None:
+    """A recommender of `RECOMMENDERS`."""
+    settings = RECOMMENDERS[name]
+    config.width = settings["width"]
+    config.task.update(settings["task"])
+    config.user = ConfigDict({"name": name, "dtype": "float32", **settings.get("options", {})})
+    for section in ("train", "eval"):
+        config[section].update(settings.get(section, {}))
 
 
 def _optimum(config: ConfigDict, lr: float, weight_decay: float, batch_size: int) -> None:
-    config.optim.lr = config.optim.item_lr = lr
-    config.optim.weight_decay = config.optim.item_weight_decay = weight_decay
+    config.optim.lr = config.optim.visual_lr = lr
+    config.optim.weight_decay = config.optim.visual_weight_decay = weight_decay
     config.train.batch_size = batch_size
 
 
 _TRANSFORMER = {"heads": 4, "dropout": 0.1, "init_std": 0.02}
-# Settings of Table 5 (`ids`) and Table 6 (`pixels`): learning rate, weight decay, examples a batch,
-# from the table in the reference's README, which is what its authors found best.
+# Settings of Table 5 (`ids`) and 6 (`pixels`): learning rate, weight decay, examples a batch, from
+# the table in the reference's README, which is what its authors found best; `features` are of its
+# configs, or are those of `pixels`. `init` and `feature_init` are of id tables and of encoders of
+# features, `form` is what the latter make, `options` are the user encoder's.
 RECOMMENDERS = {
     "mf": {
-        "task": "pairs",
+        "task": {"name": "pairs"},
         "width": 4096,
         "ids": (1e-4, 0.0, 512),
         "pixels": (1e-4, 0.0, 512),
         "init": "xavier_normal",
     },
     "fm": {
-        "task": "leave_one_out",
+        "task": {"name": "leave_one_out"},
         "width": 4096,
         "ids": (5e-5, 0.0, 64),
         "pixels": (5e-5, 0.0, 64),
         "init": "xavier_normal",
     },
     "dssm": {
-        "task": "leave_one_out",
+        "task": {"name": "leave_one_out"},
         "width": 4096,
         "ids": (1e-4, 0.0, 64),
         "pixels": (1e-4, 0.0, 64),
         "init": "xavier_normal",
     },
     "sasrec": {
-        "task": "next_item",
+        "task": {"name": "next_item"},
         "width": 512,
         "ids": (5e-5, 0.1, 64),
         "pixels": (1e-4, 0.1, 64),
-        "layers": 2,
-        "inner": 2,
-        **_TRANSFORMER,
+        "features": (1e-3, 0.0, 512),
+        "options": {"layers": 2, "inner": 2, **_TRANSFORMER},
     },
     "gru4rec": {
-        "task": "next_item",
+        "task": {"name": "next_item"},
         "width": 2048,
         "ids": (1e-4, 0.01, 64),
         "pixels": (1e-4, 0.01, 64),
         "init": "xavier_normal",
-        "hidden_multiple": 2,
-        "show_padding": False,
+        "options": {"hidden_multiple": 2, "show_padding": False},
     },
     "nextitnet": {
-        "task": "next_item",
+        "task": {"name": "next_item"},
         "width": 1024,
         "ids": (5e-4, 0.01, 64),
         "pixels": (1e-4, 0.01, 64),
         "init": "uniform_items",
-        "kernel_size": 3,
-        "dilations": (1, 4),
-        "repeats": 3,
-        "show_padding": False,
+        "options": {
+            "kernel_size": 3,
+            "dilations": (1, 4),
+            "repeats": 3,
+            "show_padding": False,
+        },
     },
     "srgnn": {
-        "task": "prefixes",
+        "task": {"name": "prefixes"},
         "width": 512,
         "ids": (5e-5, 0.01, 64),
         "pixels": (1e-4, 0.01, 512),
         "init": "uniform_width",
-        "steps": 2,
+        "options": {"steps": 2},
     },
     "bert4rec": {
-        "task": "cloze",
-        "task_options": {"mask_ratio": 0.6},
+        "task": {"name": "cloze", "mask_ratio": 0.6},
         "width": 512,
         "ids": (5e-5, 0.1, 64),
         "pixels": (1e-4, 0.1, 64),
-        "layers": 2,
-        "inner": 1,
-        **_TRANSFORMER,
+        "options": {"layers": 2, "inner": 1, **_TRANSFORMER},
     },
     "lightsans": {
-        "task": "prefixes",
+        "task": {"name": "prefixes"},
         "width": 512,
         "ids": (5e-5, 0.1, 512),
         "pixels": (1e-4, 0.1, 512),
-        "layers": 1,
-        "interests": 3,
-        "inner": 2,
-        **_TRANSFORMER,
-        "query_softmax": False,  # True is the reference's
-        "show_padding": False,
+        "options": {
+            "layers": 1,
+            "interests": 3,
+            "inner": 2,
+            **_TRANSFORMER,
+            "query_softmax": False,  # True is the reference's
+            "show_padding": False,
+        },
     },
 }
 
 
 def id_table(config: ConfigDict) -> None:
     """IDNet of Table 5."""
-    config.item = ConfigDict({"name": "id", "init": config.tuned.init, "init_std": 0.02})
-    _optimum(config, *config.tuned.ids)
+    settings = RECOMMENDERS[config.user.name]
+    init = settings.get("init", "normal")
+    config.item = ConfigDict({"name": "id", "init": init, "init_std": 0.02})
+    _optimum(config, *settings["ids"])
+
+
+def _features(config: ConfigDict, name: str) -> None:
+    """A frozen matrix of features, alone or beside ids (ViNet of Table 4; Figure 10)."""
+    settings = RECOMMENDERS[config.user.name]
+    config.item = ConfigDict(
+        {
+            "name": name,
+            "path": "features.npy",  # relative to the folder of the dataset
+            "form": settings.get("form", "dense"),  # how features become a vector, see the encoders
+            "dnn_layers": (),  # widths of dense layers below the projection (Figure 10)
+            "init": settings.get("feature_init", "normal"),
+        }
+    )
+    _optimum(config, *settings.get("features", settings["pixels"]))
+
+
+def semantic_ids(config: ConfigDict) -> None:
+    """Codes of a quantiser instead of an id: a row of whole numbers for every item."""
+    settings = RECOMMENDERS[config.user.name]
+    config.item = ConfigDict(
+        {
+            "name": "semantic_ids",
+            "path": "semantic_ids.npy",  # relative to the folder of the dataset
+            "codebook_size": 512,
+            "init": "normal",
+        }
+    )
+    _optimum(config, *settings.get("features", settings["ids"]))
 
 
 def _pixels(
@@ -213,8 +235,8 @@ def _pixels(
             **options,
         }
     )
-    _optimum(config, *config.tuned.pixels)
-    config.optim.item_lr, config.optim.item_weight_decay = 1e-4, weight_decay
+    _optimum(config, *RECOMMENDERS[config.user.name]["pixels"])
+    config.optim.visual_lr, config.optim.visual_weight_decay = 1e-4, weight_decay
     config.data.slot_buckets = 16
     config.data.workers = 1
 
@@ -296,17 +318,20 @@ def toy(config: ConfigDict) -> None:
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
     config.task.negatives = 2
-    config.optim.lr = config.optim.item_lr = 1e-3 if config.item.name == "id" else 2e-3
+    config.optim.lr = config.optim.visual_lr = 1e-3 if config.item.name == "id" else 2e-3
     config.optim.warmup_steps = 50
     config.train.epochs = 40
     config.train.patience = 3
     config.data.workers = 0  # a worker process takes seconds to start
 
 
-USERS = {name: partial(_user, name=name, **settings) for name, settings in RECOMMENDERS.items()}
-ITEMS = {"id": id_table} | {
-    name: partial(_pixels, name=name, **settings) for name, settings in ENCODERS.items()
-}
+USERS = {name: partial(_user, name=name) for name in RECOMMENDERS}
+ITEMS = {
+    "id": id_table,
+    "features": partial(_features, name="features"),
+    "id+features": partial(_features, name="id+features"),
+    "semantic_ids": semantic_ids,
+} | {name: partial(_pixels, name=name, **settings) for name, settings in ENCODERS.items()}
 DATASETS = {"pixel200k": pixel200k, "own": own, "toy": toy}
 
 
@@ -357,5 +382,4 @@ def get_config(words: str = "") -> ConfigDict:
                 f"--config: unknown {key}={chosen[key]!r}{nearest(chosen[key], choices)}"
             )
         choices[chosen[key]](config)
-    del config.tuned  # for the item encoder to choose from
     return config.lock()

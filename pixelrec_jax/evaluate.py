@@ -1,10 +1,9 @@
 """Full-catalogue ranking: encode every item once, row-sharded, then exact ranks and top k."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pixelrec_jax import metrics
-from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.pipeline import CatalogBatches, iterate
+from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
 from pixelrec_jax.data.split import Queries, Split, ranking_queries, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, History, Items
+from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import AXES, ROWS, local_shards, num_shards, replicate, to_global
-
-_HIGHEST = jax.lax.Precision.HIGHEST  # full float32 also where the chip prefers bf16
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,12 @@ def lookup(catalog: jax.Array, ids: jax.Array, *, mesh: Mesh) -> jax.Array:
     """Returns rows of the sharded catalogue, without gathering it.
 
     Args:
-      catalog: float32[G, R, D], sharded over all devices.
+      catalog: float32[G, R, E], sharded over all devices.
       ids: int32[Q, L], Q a multiple of the number of devices.
       mesh: the device mesh.
 
     Returns:
-      float32[Q, L, D], sharded over Q.
+      float32[Q, L, E], sharded over Q.
     """
 
     def shard(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -66,6 +64,7 @@ def lookup(catalog: jax.Array, ids: jax.Array, *, mesh: Mesh) -> jax.Array:
 
 
 def retrieve(
+    score: Callable[[jax.Array, jax.Array], jax.Array],
     state: jax.Array,
     catalog: jax.Array,
     seen: jax.Array,
@@ -81,8 +80,9 @@ def retrieve(
     The rank comes from counting, without sorting.
 
     Args:
+      score: gives float32[Q, R] for states [Q, D] and the rows [R, E] of a device.
       state: float32[Q, D], users.
-      catalog: float32[G, R, D], row-sharded; row 0 and rows from `num_items` on are padding.
+      catalog: float32[G, R, E], row-sharded; row 0 and rows from `num_items` on are padding.
       seen: int32[Q, S], items to mask, padded with 0.
       target: int32[Q].
       k: length of the top list, at most N - 1.
@@ -98,8 +98,7 @@ def retrieve(
         rows = table.shape[1]
         first = jax.lax.axis_index(AXES) * rows
         ids = first + jnp.arange(rows)
-        scores = jnp.einsum("qd,rd->qr", state, table[0], precision=_HIGHEST)
-        scores = jnp.where((ids != PAD) & (ids < num_items), scores, -jnp.inf)
+        scores = jnp.where((ids != PAD) & (ids < num_items), score(state, table[0]), -jnp.inf)
         query = jnp.arange(len(state))
 
         # Rows of other shards go to `rows`, outside the array; negative ones would wrap around.
@@ -135,42 +134,50 @@ class Evaluator:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Recommender,
         interactions: Interactions,
-        images: ImageStore | None,
+        store: ItemStore | None,
+        graph: Graph | None,
         config: ConfigDict,
         mesh: Mesh,
     ):
-        """Args: `images` is None for models that do not look at pixels."""
-        self.interactions, self.config, self.mesh = interactions, config, mesh
+        """Args: `store` and `graph` are None for models that need none; see `Experiment`."""
+        self.interactions, self.graph = interactions, graph
+        self.config, self.mesh = config, mesh
         self.num_items = interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
         self._masks = task_of(config).masks
         self.source = CatalogBatches(
             self.num_items + self._masks,
-            images,
+            store,
             chunk=config.eval.encode_batch_size,
             num_shards=num_shards(mesh, ROWS),
             local_shards=local_shards(mesh, ROWS),
         )
 
+        encode_items = partial(model.apply, method="encode_items")
+
         def encode(variables, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
-            vector = model.apply(variables, items, method="encode_items")
+            vector = encode_items(variables, items)
             return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
 
         def rank(variables, catalog: jax.Array, user, history, seen, target):
             vector = lookup(catalog, history, mesh=mesh)
             history = History(vector=vector, item=history, user=user)
             state = model.apply(variables, history, method="encode_users")[:, -1]
-            return self._retrieve(state, catalog, seen, target)
+            score = partial(model.apply, {}, method="score")
+            return self._retrieve(score, state, catalog, seen, target)
 
         def rank_by_counts(counts: jax.Array, seen, target):
-            return self._retrieve(jnp.ones((len(target), 1)), counts, seen, target)
+            state = jnp.ones((len(target), 1))
+            return self._retrieve(lambda state, row: state @ row.T, state, counts, seen, target)
 
         rows = NamedSharding(mesh, ROWS)
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._rank = jax.jit(rank)
+        self._encode_items = encode_items
+        self._connect = jax.jit(model.connect)
         self._rank_by_counts = jax.jit(rank_by_counts)
 
     @cached_property
@@ -178,18 +185,13 @@ class Evaluator:
         """int64[N], how often each item occurs in the training data."""
         return training_counts(self.interactions)
 
-    def _retrieve(self, state, catalog, seen, target):
-        return retrieve(
-            state, catalog, seen, target, k=self.k, num_items=self.num_items, mesh=self.mesh
-        )
+    def _retrieve(self, *arrays):
+        return retrieve(*arrays, k=self.k, num_items=self.num_items, mesh=self.mesh)
 
     def encode_catalog(self, variables: dict) -> jax.Array:
-        """Returns float32[G, R, D]: every item's vector, row-sharded over all devices."""
-        source = self.source
-        shape = (source.num_shards, source.rows_per_shard, self.config.width)
-        rows = NamedSharding(self.mesh, ROWS)
-        catalog = jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=rows)()
-        data = self.config.data
+        """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
+        source, data = self.source, self.config.data
+        catalog = None
         # Threads do here: the model's turn-around on a catalogue is short, processes start slowly.
         with iterate(
             source,
@@ -200,12 +202,22 @@ class Evaluator:
             prefetch=data.prefetch,
         ) as batches:
             for step, items in enumerate(batches):
+                if catalog is None:
+                    catalog = self._empty_catalog(variables, items)
                 items = to_global(items, self.mesh, ROWS)
                 catalog = self._encode(variables, catalog, items, step * source.chunk)
         return catalog
 
+    def _empty_catalog(self, variables: dict, items: Items) -> jax.Array:
+        width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
+        shape = (self.source.num_shards, self.source.rows_per_shard, width)
+        rows = NamedSharding(self.mesh, ROWS)
+        return jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=rows)()
+
     def rank(self, variables: dict, split: Split) -> Ranking:
         """Ranks the whole catalogue for every user of a split."""
+        if self.graph is not None:
+            variables = self._connect(variables, self.graph)
         catalog = self.encode_catalog(variables)
         return self._collect(
             split,

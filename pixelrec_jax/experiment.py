@@ -10,27 +10,35 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.config import check_values
-from pixelrec_jax.data.images import RECORDS, ImageStore
+from pixelrec_jax.data.features import FeatureStore
+from pixelrec_jax.data.graph import Graph, training_graph
+from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
-from pixelrec_jax.data.pipeline import TrainBatches
+from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.evaluate import Evaluator
-from pixelrec_jax.items import uses_pixels
+from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.optim import build_optimizer
 from pixelrec_jax.recommender import Recommender, build
-from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards
+from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards, replicate
 
 _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config describes, built."""
+    """What a config describes, built.
+
+    Attributes:
+      store: what the item encoder looks at beside ids, if anything.
+      graph: the edges that LightGCN's vectors pass along, None for all others.
+    """
 
     config: ConfigDict
     mesh: Mesh
     interactions: Interactions
-    images: ImageStore | None
+    store: ItemStore | None
+    graph: Graph | None
     model: Recommender
     optimizer: optax.GradientTransformation
     batches: TrainBatches
@@ -39,16 +47,17 @@ class Experiment:
     @property
     def data_fingerprint(self) -> str:
         """A hash of the content that training reads; empty for data in memory."""
-        return self._fingerprint(*_INTERACTIONS, *([RECORDS] if self.images else []))
+        return self._fingerprint(self.store.fingerprint if self.store else "")
 
     @property
     def interactions_fingerprint(self) -> str:
-        """The same without the images: what two runs must share to be compared."""
-        return self._fingerprint(*_INTERACTIONS)
+        """The same without images and features: what two runs must share to be compared."""
+        return self._fingerprint("")
 
-    def _fingerprint(self, *names: str) -> str:
+    def _fingerprint(self, of_store: str) -> str:
         files = self.interactions.manifest.get("files", {})
-        hashes = [files[name]["sha256"] for name in names if name in files]
+        hashes = [files[name]["sha256"] for name in _INTERACTIONS if name in files]
+        hashes += [of_store] if of_store else []
         return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
 
@@ -57,7 +66,7 @@ def build_experiment(
     *,
     devices: Sequence[jax.Device] | None = None,
     interactions: Interactions | None = None,
-    images: ImageStore | None = None,
+    store: ItemStore | None = None,
 ) -> Experiment:
     """Builds everything a config describes; wrong configs fail here, before any work.
 
@@ -65,26 +74,29 @@ def build_experiment(
       config: as made by a file of `configs/`.
       devices: default all.
       interactions: default those of `config.dataset.path`.
-      images: default those of the same folder, if the item encoder looks at pixels.
+      store: default the images or features of the same folder that the item encoder looks at.
     """
     check_values(config)
     mesh = build_mesh(config.mesh, devices)
     interactions = load(config.dataset.path) if interactions is None else interactions
     model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
-    if images is None and uses_pixels(config.item):
-        images = ImageStore(interactions.directory, size=config.item.image_size)
+    store = _open_store(config.item, interactions) if store is None else store
+    graph = None
+    if model.user_encoder.uses_graph:
+        graph = replicate(training_graph(interactions), mesh)
     options = {key: value for key, value in config.task.items() if key != "name"}
     task = task_of(config)(interactions, **options)
     return Experiment(
         config=config,
         mesh=mesh,
         interactions=interactions,
-        images=images,
+        store=store,
+        graph=graph,
         model=model,
         optimizer=build_optimizer(config.optim),
         batches=TrainBatches(
             task,
-            images,
+            store,
             num_items=interactions.num_items + task.masks,
             batch_size=config.train.batch_size,
             epochs=config.train.epochs,
@@ -93,5 +105,14 @@ def build_experiment(
             local_shards=local_shards(mesh, BATCH),
             slot_buckets=config.data.slot_buckets,
         ),
-        evaluator=Evaluator(model, interactions, images, config, mesh),
+        evaluator=Evaluator(model, interactions, store, graph, config, mesh),
     )
+
+
+def _open_store(item: ConfigDict, interactions: Interactions) -> ItemStore | None:
+    if uses_pixels(item):
+        return ImageStore(interactions.directory, size=item.image_size)
+    if uses_features(item):
+        path = interactions.directory / item.path
+        return FeatureStore(path, interactions, codes=item.get("codebook_size", 0))
+    return None

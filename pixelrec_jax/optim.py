@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with one group for the item side and one for the user side."""
+"""The optimizer: AdamW with one group for what looks at images or features, one for the rest."""
 
 import jax
 import optax
@@ -10,8 +10,9 @@ from pixelrec_jax.errors import UserError
 def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
     """Builds AdamW as the reference uses it: dense, decaying every tensor, biases included.
 
-    `item_lr` and `item_weight_decay` apply to the item encoder (trunk and head, the reference's
-    `modal_*`), `lr` and `weight_decay` to the rest. `warmup_steps` ramps both rates up linearly.
+    `visual_lr` and `visual_weight_decay` apply to what looks at images or features: trunk, head and
+    other projections (the reference's `modal_*`), `lr` and `weight_decay` to the rest.
+    `warmup_steps` ramps both rates up linearly.
 
     Raises:
       UserError: a negative rate, decay, clip norm or number of steps.
@@ -33,8 +34,8 @@ def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
         )
 
     groups = {
-        "item": adamw(optim.item_lr, optim.item_weight_decay),
-        "user": adamw(optim.lr, optim.weight_decay),
+        "visual": adamw(optim.visual_lr, optim.visual_weight_decay),
+        "other": adamw(optim.lr, optim.weight_decay),
     }
     optimizer = optax.partition(groups, _labels)
     if optim.clip_norm:
@@ -43,7 +44,8 @@ def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
 
 
 def _labels(params: dict) -> dict:
-    return {
-        side: jax.tree.map(lambda _, side=side: "item" if side == "item_encoder" else "user", tree)
-        for side, tree in params.items()
-    }
+    def label(path: tuple, _: jax.Array) -> str:
+        names = [key.key for key in path]
+        return "visual" if names[0] == "item_encoder" and names[-1] != "table" else "other"
+
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -5,26 +5,38 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder
 from pixelrec_jax.users import USER_ENCODERS
+from pixelrec_jax.users.encoder import UserEncoder
 
 
 class Recommender(nn.Module):
     """Scores items for users: score(encode_users(history of item vectors), item vectors).
 
     Attributes:
-      item_encoder: Items with leading axis M -> float32[M, D].
+      item_encoder: Items with leading axis M -> float32[M, E].
       user_encoder: History -> states float32[B, S, D].
     """
 
     item_encoder: nn.Module
-    user_encoder: nn.Module
+    user_encoder: UserEncoder
+
+    def connect(self, variables: dict, graph: Graph | None) -> dict:
+        """Returns the variables to encode with, for those of the state.
+
+        They are the same, but for LightGCN, whose tables pass along the edges of the graph first:
+        once in a training step and once for a ranking of the whole catalogue.
+        """
+        if graph is None:
+            return variables
+        return {**variables, "params": self.user_encoder.propagate(variables["params"], graph)}
 
     def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:
-        """Returns float32[G, U, D]; each slot is encoded once."""
+        """Returns float32[G, U, E]; each slot is encoded once."""
         shards, slots = items.id.shape
         flat = jax.tree.map(lambda x: x.reshape(shards * slots, *x.shape[2:]), items)
         return self.item_encoder(flat, train=train).reshape(shards, slots, -1)
@@ -34,8 +46,8 @@ class Recommender(nn.Module):
         return self.user_encoder(history, train=train)
 
     def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns the dot product over D in full float32, also where the chip prefers bf16."""
-        return jnp.einsum("...d,...d->...", state, item, precision=jax.lax.Precision.HIGHEST)
+        """Returns float32[..., R] for states [..., D] and items [..., R, E]."""
+        return self.user_encoder.score(state, item)
 
     def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the scores of positives float32[G, B, T] and negatives float32[G, B, T, K]."""
@@ -51,8 +63,8 @@ class Recommender(nn.Module):
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
         state = self.encode_users(flat, train=train)[:, -targets:]
         state = state.reshape(shards, rows, targets, -1)
-        positive = self.score(state, take(item, batch.positive))
-        return positive, self.score(state[..., None, :], take(item, batch.negative))
+        positive = self.score(state, take(item, batch.positive)[..., None, :])
+        return positive[..., 0], self.score(state, take(item, batch.negative))
 
 
 def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
@@ -64,6 +76,8 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
     if user.name not in USER_ENCODERS:
         raise UserError(f"unknown user encoder {user.name!r}{nearest(user.name, USER_ENCODERS)}")
     options = {key: value for key, value in user.items() if key not in ("name", "dtype")}
+    encoder = USER_ENCODERS[user.name]
+    encoder.check_item(config.item)
     return Recommender(
         item_encoder=build_item_encoder(
             config.item,
@@ -71,7 +85,7 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
             has_mask=task_of(config).masks,
             width=config.width,
         ),
-        user_encoder=USER_ENCODERS[user.name](
-            num_users=num_users, dtype=jnp.dtype(user.dtype), **options
+        user_encoder=encoder(
+            num_users=num_users, width=config.width, dtype=jnp.dtype(user.dtype), **options
         ),
     )

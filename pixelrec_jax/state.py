@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pixelrec_jax import freeze
+from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import Batch, Items
+from pixelrec_jax.data.types import Batch
 from pixelrec_jax.experiment import Experiment
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.items.vision.pretrained import read_trunk
@@ -55,12 +57,11 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
     Traceable: `jax.eval_shape` of it gives the shapes without allocating anything.
     """
     config, model = experiment.config, experiment.model
-    size = config.item.image_size if experiment.images else 0
-    image = jnp.zeros((1, 1, size, size, 3), jnp.uint8) if experiment.images else None
+    items = item_batch(np.zeros((1, 1), np.int32), experiment.store)
     length = config.task.history_length + task_of(config).masks
     slot = jnp.zeros((1, 1, length), jnp.int32)
     batch = Batch(
-        items=Items(id=jnp.zeros((1, 1), jnp.int32), image=image),
+        items=items,
         user=jnp.zeros((1, 1), jnp.int32),
         history=slot,
         positive=slot[..., :1],
@@ -110,7 +111,7 @@ def init_state(experiment: Experiment) -> TrainState:
     """Returns the state at step 0 on the mesh, with pretrained weights if the config names some."""
     template = state_template(experiment)
     pretrained = None
-    if experiment.images and experiment.config.item.weights:
+    if experiment.config.item.get("weights"):
         pretrained = read_trunk(experiment.config.item, trunk_variables(template.variables))
     shardings = jax.tree.map(lambda x: x.sharding, template)
     create = jax.jit(lambda trunk: create_state(experiment, trunk), out_shardings=shardings)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.checkpoint import Checkpoints
+from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.data.types import PAD, Batch
 from pixelrec_jax.errors import UserError
@@ -25,16 +26,18 @@ from pixelrec_jax.state import TrainState, init_state, state_template
 
 
 def make_train_step(experiment: Experiment):
-    """Returns the jitted, donated step: (state, global batch) -> (state, loss float32[])."""
+    """Returns the jitted step: (donated state, global batch, graph) -> (state, loss float32[])."""
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def train_step(
+        state: TrainState, batch: Batch, graph: Graph | None
+    ) -> tuple[TrainState, jax.Array]:
         batch = only_first_row(batch) if config.loss.single_row else batch
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_of(trainable: dict) -> tuple[jax.Array, dict]:
             (positive, negative), model_state = model.apply(
-                state.replace(trainable=trainable).variables,
+                model.connect(state.replace(trainable=trainable).variables, graph),
                 batch,
                 train=True,
                 rngs={"dropout": dropout},
@@ -154,7 +157,9 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         progress.say(_describe(experiment, state, batches, start))
         speed, previous = Speed(), None
         for step, local in enumerate(iterator, start=start + 1):
-            state, loss = train_step(state, to_global(local, experiment.mesh, BATCH))
+            state, loss = train_step(
+                state, to_global(local, experiment.mesh, BATCH), experiment.graph
+            )
             # One step may run ahead: enough to keep the device busy, without a queue of batches.
             jax.block_until_ready(previous)
             previous = loss

@@ -10,17 +10,18 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import pixelrec
+from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.freeze import partition
-from pixelrec_jax.items import ITEM_ENCODERS
+from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
 from pixelrec_jax.items.vision import VISION
 from pixelrec_jax.items.vision.resnet import ResNet
 from pixelrec_jax.recommender import build
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template, trainable_filter
 from pixelrec_jax.users import USER_ENCODERS
-from tests.tiny import TINY, ArrayImages, tiny_config, use_tiny_encoders
+from tests.tiny import TINY, random_store, tiny_config, use_tiny_encoders
 
 CAUSAL = ("sasrec", "gru4rec", "nextitnet")
 NUM_ITEMS = 30
@@ -34,7 +35,7 @@ def _tiny_encoders(monkeypatch):
 def test_every_encoder_has_a_config_and_every_config_an_encoder():
     assert set(pixelrec.USERS) == set(USER_ENCODERS)
     assert set(pixelrec.ITEMS) == set(ITEM_ENCODERS)
-    assert set(ITEM_ENCODERS) == {"id", *VISION}
+    assert set(ITEM_ENCODERS) == {"id", *FEATURES, *VISION}
 
 
 def test_every_architecture_has_a_tiny_sibling():
@@ -49,16 +50,13 @@ def test_every_architecture_has_a_tiny_sibling():
 @pytest.mark.parametrize(
     ("user", "item", "dataset"),
     [(user, "id", dataset) for user in pixelrec.USERS for dataset in pixelrec.DATASETS]
+    + [(user, "features", "own") for user in pixelrec.USERS]
     + [("sasrec", item, "own") for item in pixelrec.ITEMS],
 )
 def test_every_config_builds(user, item, dataset):
     config = pixelrec.get_config(f"user={user},item={item},dataset={dataset}")
-    size = config.item.get("image_size", 0)
-    shape = (1, 2, size, size, 3)
-    items = Items(
-        id=jax.ShapeDtypeStruct((1, 2), jnp.int32),
-        image=jax.ShapeDtypeStruct(shape, jnp.uint8) if size else None,
-    )
+    store = random_store(config.item, num_items=2, size=config.item.get("image_size", 0))
+    items = item_batch(np.array([[0, 1]], np.int32), store)
     targets = num_targets(config)
     batch = Batch(
         items=items,
@@ -91,8 +89,7 @@ class Case:
         self.config = tiny_config(f"user={user},item={item},dataset=toy")
         self.model = build(self.config, num_items=NUM_ITEMS, num_users=5)
         rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (NUM_ITEMS, 16, 16, 3)).astype(np.uint8)
-        self.images = ArrayImages(pixels) if item != "id" else None
+        self.store = random_store(self.config.item, NUM_ITEMS)
         ids = np.concatenate([[0], rng.permutation(np.arange(1, NUM_ITEMS))])[None].astype(np.int32)
         history = rng.integers(1, NUM_ITEMS, (1, 4, 10)).astype(np.int32)
         history[0, 1, :7] = 0  # left-padded
@@ -112,7 +109,7 @@ class Case:
         self.encode_items = jax.jit(partial(self.model.apply, method="encode_items"))
 
     def items(self, ids: np.ndarray) -> Items:
-        return Items(id=ids, image=self.images.load(ids) if self.images else None)
+        return item_batch(ids, self.store)
 
 
 @cache
@@ -123,7 +120,7 @@ def case(user: str, item: str) -> Case:
 # Every user encoder with ids, every item encoder with one user encoder.
 each_model = pytest.mark.parametrize(
     ("user", "item"),
-    [(user, "id") for user in USER_ENCODERS] + [("sasrec", item) for item in TINY],
+    [(user, "id") for user in USER_ENCODERS] + [("sasrec", item) for item in (*FEATURES, *TINY)],
 )
 
 

@@ -18,10 +18,11 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from pixelrec_jax import freeze
+from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.split import training_windows
 from pixelrec_jax.data.tasks import Rows
-from pixelrec_jax.data.types import Batch, Items
+from pixelrec_jax.data.types import Batch
 from pixelrec_jax.evaluate import Ranking
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE
@@ -30,7 +31,7 @@ from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template, trainable_filter
 from pixelrec_jax.train import make_train_step
 from pixelrec_jax.weights.port import LINEAR, Port, Rule, Transform, linear, norm, read_weights
-from tests.tiny import ArrayImages, interactions_of, tiny_config, use_tiny_encoders
+from tests.tiny import ArrayStore, interactions_of, tiny_config, use_tiny_encoders
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -292,8 +293,8 @@ class Golden:
         config.eval.batch_size = 256  # all users
         config.user.update(self.case.options)
         groups = ast.literal_eval(str(self.file["optim"]))
-        config.optim.item_lr = groups[0]["lr"]
-        config.optim.item_weight_decay = float(groups[0]["weight_decay"])
+        config.optim.visual_lr = groups[0]["lr"]
+        config.optim.visual_weight_decay = float(groups[0]["weight_decay"])
         config.optim.lr = groups[-1]["lr"]
         config.optim.weight_decay = float(groups[-1]["weight_decay"])
         return config
@@ -305,9 +306,9 @@ class Golden:
         by_user = [sequences[n] for n in np.argsort(self.order)]
         interactions = interactions_of(by_user, self.num_items)
         pixels = self.config.item.name != "id"
-        images = ArrayImages(np.load(GOLDEN / "images.npy")) if pixels else None
+        store = ArrayStore(np.load(GOLDEN / "images.npy")) if pixels else None
         return build_experiment(
-            self.config, devices=devices, interactions=interactions, images=images
+            self.config, devices=devices, interactions=interactions, store=store
         )
 
     def read(self, tensors: dict[str, np.ndarray], template: dict) -> dict:
@@ -320,14 +321,13 @@ class Golden:
         return {k.removeprefix(prefix): v for k, v in self.file.items() if k.startswith(prefix)}
 
     def _batch(self) -> Batch:
-        images = self.experiment.images
         rows = LAYOUTS[self.case.layout](self.file)
         ids = [x.reshape(1, -1) for x in (rows.history, rows.positive, rows.negative)]
         largest = self.num_items + 1  # the mask
         unique, slots = deduplicate(np.concatenate(ids, axis=1), bucket=1, largest=largest)
         history, positive, negative = np.split(slots, np.cumsum([x.size for x in ids])[:2], axis=1)
         return Batch(
-            items=Items(id=unique, image=images.load(unique) if images else None),
+            items=item_batch(unique, self.experiment.store),
             user=rows.user[None],
             history=history.reshape(1, *rows.history.shape),
             positive=positive.reshape(1, *rows.positive.shape),
@@ -382,14 +382,14 @@ def test_losses_and_one_adamw_step(golden, name):
     state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
     step = make_train_step(case.experiment)
     batch = to_global(case.batch, case.experiment.mesh, BATCH)
-    state, loss = step(state, batch)
+    state, loss = step(state, batch, case.experiment.graph)
     assert_close(loss, case.file["loss0"])
     # They start at zero, or within one step of it.
     starts = [x for path, x in flatten_dict(case.params0).items() if case.case.is_noise(path)]
     bound = max((np.abs(x).max() for x in starts), default=0) + 1.01 * case.config.optim.lr
     params = jax.device_get(state.params)
     assert_trees_close(params, case.params1, case.case, bound_of_noise=bound)
-    _, loss = step(state, batch)
+    _, loss = step(state, batch, case.experiment.graph)
     assert_close(loss, case.file["loss1"])
 
 

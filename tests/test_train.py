@@ -41,7 +41,7 @@ def _losses(config, devices, steps=20):
     losses = []
     for index in range(steps):
         batch = to_global(batches[index % len(batches)], experiment.mesh, BATCH)
-        state, loss = step(state, batch)
+        state, loss = step(state, batch, experiment.graph)
         losses.append(float(loss))
     return np.array(losses), state
 
@@ -302,8 +302,10 @@ def test_early_stopping_takes_ties_as_improvement():
 
 def test_training_stops_early_and_keeps_the_best(toy_dataset, tmp_path):
     config = _config(MODELS[0], toy_dataset, patience=0, epochs=30)
-    config.optim.update({"lr": 0.0, "item_lr": 0.0, "item_weight_decay": 0.0, "weight_decay": 0.0})
-    config.optim.item_lr = 10.0  # makes the second evaluation worse, or ends in a tie
+    config.optim.update(
+        {"lr": 0.0, "visual_lr": 0.0, "visual_weight_decay": 0.0, "weight_decay": 0.0}
+    )
+    config.optim.visual_lr = 10.0  # makes the second evaluation worse, or ends in a tie
     config.optim.warmup_steps = 0
     result = train.train_and_evaluate(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -317,7 +319,7 @@ def test_training_stops_early_and_keeps_the_best(toy_dataset, tmp_path):
 
 def test_a_loss_that_is_not_a_number_ends_the_run(toy_dataset, tmp_path):
     config = _config(MODELS[0], toy_dataset)
-    config.optim.item_lr = config.optim.lr = 1e30
+    config.optim.visual_lr = config.optim.lr = 1e30
     with pytest.raises(UserError, match=r"the loss is nan at step .* lower optim.lr"):
         train.train_and_evaluate(config, tmp_path)
 
@@ -373,9 +375,9 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
         for name in ("user", "history", "positive", "negative", "weight")
     }
     step = train.make_train_step(experiment)
-    _, whole = step(init_state(experiment), to_global(batch, experiment.mesh, BATCH))
+    _, whole = step(init_state(experiment), to_global(batch, experiment.mesh, BATCH), None)
     alone = to_global(batch.replace(**rows), experiment.mesh, BATCH)
-    np.testing.assert_allclose(whole, step(init_state(experiment), alone)[1], rtol=1e-6)
+    np.testing.assert_allclose(whole, step(init_state(experiment), alone, None)[1], rtol=1e-6)
 
 
 def test_evaluating_what_was_not_trained_is_refused(toy_dataset, tmp_path):

@@ -67,7 +67,7 @@ def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
     if "dropout" in config.user:
         config.user.dropout = 0.0
     config.dataset.path = str(dataset)
-    if config.item.name != "id":
+    if "image_size" in config.item:
         config.item.image_size = 16
     config.data.workers = 0
     config.data.slot_buckets = 1  # one shape to compile
@@ -92,13 +92,30 @@ def interactions_of(sequences: list[np.ndarray], num_items: int) -> Interactions
 
 
 @dataclass(frozen=True)
-class ArrayImages:
-    """An image store over uint8[N, H, W, 3] in memory; row 0 is padding, past the end is black."""
+class ArrayStore:
+    """A store over rows [N, ...] in memory; row 0 is padding, past the end are zeros."""
 
-    pixels: np.ndarray
+    rows: np.ndarray
+    field: str = "image"
+    fingerprint = ""
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        pixels = np.zeros((*ids.shape, *self.pixels.shape[1:]), np.uint8)
-        known = ids < len(self.pixels)
-        pixels[known] = self.pixels[ids[known]]
-        return pixels
+        rows = np.zeros((*ids.shape, *self.rows.shape[1:]), self.rows.dtype)
+        known = ids < len(self.rows)
+        rows[known] = self.rows[ids[known]]
+        return rows
+
+
+def random_store(item: ConfigDict, num_items: int, *, size: int = 16) -> ArrayStore | None:
+    """What an item encoder of a tiny config looks at; features of two by two locations."""
+    rng = np.random.default_rng(0)
+    if "image_size" in item:
+        shape = (num_items, size, size, 3)
+        return ArrayStore(rng.integers(0, 256, shape).astype(np.uint8))
+    if item.name == "semantic_ids":
+        codes = rng.integers(0, item.codebook_size, (num_items, 3))
+        return ArrayStore(codes.astype(np.int32), "feature")
+    if "path" in item:
+        feature = rng.normal(size=(num_items, 2, 2, 6)).astype(np.float32)
+        return ArrayStore(feature, "feature")
+    return None

@@ -192,6 +192,8 @@ class ImageStore:
     stored one if the images were resized at preparation.
     """
 
+    field = "image"  # of `Items`
+
     def __init__(self, directory: str | Path, *, size: int):
         self._directory = Path(directory)
         self._size = size
@@ -207,12 +209,18 @@ class ImageStore:
             )
         self._raw = manifest["images"]["store"] == "resized"
         self._num_items = manifest["counts"]["items"]
+        self._sha256 = manifest["files"][RECORDS]["sha256"]
         self._close()
 
     def _close(self) -> None:
         self._lock = threading.Lock()
         self._reader: array_record_module.ArrayRecordReader | None = None
         self._process = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the file of images."""
+        return self._sha256
 
     @property
     def num_items(self) -> int:

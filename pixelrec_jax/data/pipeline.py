@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
@@ -28,6 +27,34 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
+class ItemStore(Protocol):
+    """What is known of items beside their ids; shared by threads and pickled for processes.
+
+    Attributes:
+      field: the field of `Items` that it fills.
+      fingerprint: a hash of the content.
+    """
+
+    field: str
+
+    @property
+    def fingerprint(self) -> str:
+        """See above."""
+        ...
+
+    def load(self, ids: np.ndarray) -> np.ndarray:
+        """Returns one row each for ids int[n]; zeros for padding and ids past the items."""
+        ...
+
+
+def item_batch(ids: np.ndarray, store: ItemStore | None) -> Items:
+    """Returns items of ids int32[G, U] with what the store knows of them."""
+    if store is None:
+        return Items(id=ids)
+    rows = store.load(ids.reshape(-1))
+    return Items(id=ids).replace(**{store.field: rows.reshape(*ids.shape, *rows.shape[1:])})
+
+
 class TrainBatches:
     """Training batches by global step, over all epochs; the arrays hold the local shards only.
 
@@ -38,7 +65,7 @@ class TrainBatches:
     def __init__(
         self,
         task: Task,
-        images: ImageStore | None,
+        store: ItemStore | None,
         *,
         num_items: int,
         batch_size: int,
@@ -54,7 +81,7 @@ class TrainBatches:
                 f"train.batch_size={batch_size} is not divisible by the {num_shards} data shards of"
                 f" the device mesh; choose a multiple of {num_shards}"
             )
-        self.task, self.images, self.num_items = task, images, num_items
+        self.task, self.store, self.num_items = task, store, num_items
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.slot_buckets = slot_buckets
@@ -110,8 +137,8 @@ class TrainBatches:
         )
         parts = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
         parts = [part.reshape(x.shape) for part, x in zip(parts, ids, strict=True)]
-        items = _with_images(unique[self.local_shards], self.images)
-        if self.images:
+        items = item_batch(unique[self.local_shards], self.store)
+        if items.image is not None:
             weight = rows_with_slot(parts, num_slots=unique.shape[1])
             items = items.replace(weight=weight[self.local_shards])
         return items, parts
@@ -127,14 +154,14 @@ class CatalogBatches:
     def __init__(
         self,
         num_items: int,
-        images: ImageStore | None,
+        store: ItemStore | None,
         *,
         chunk: int,
         num_shards: int,
         local_shards: Sequence[int],
     ):
         """Args: `chunk` items are encoded per shard and step."""
-        self.num_items, self.images = num_items, images
+        self.num_items, self.store = num_items, store
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.chunk = min(chunk, -(-num_items // num_shards))
         self.steps = -(-num_items // (num_shards * self.chunk))
@@ -151,7 +178,7 @@ class CatalogBatches:
         first = np.asarray(self.local_shards)[:, None] * self.rows_per_shard + index * self.chunk
         ids = first + np.arange(self.chunk)
         ids = np.where(ids < self.num_items, ids, PAD).astype(np.int32)
-        return _with_images(ids, self.images)
+        return item_batch(ids, self.store)
 
 
 @contextmanager
@@ -182,10 +209,3 @@ def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int
         yield iterator
     finally:
         iterator.close()  # ends worker processes now and not whenever Python collects garbage
-
-
-def _with_images(ids: np.ndarray, images: ImageStore | None) -> Items:
-    if images is None:
-        return Items(id=ids)
-    pixels = images.load(ids.reshape(-1))
-    return Items(id=ids, image=pixels.reshape(*ids.shape, *pixels.shape[1:]))

@@ -1,8 +1,9 @@
 """What travels from the data pipeline to the model; every array has static shapes.
 
 Letters used in shapes everywhere: G data shards, U unique items per shard, B rows per shard,
-L history length, T targets per row, K negatives per target, D width, N catalogue size with the
-padding item 0, Q users ranked at once, S longest list of seen items, M any flat batch of items.
+L history length, T targets per row, K negatives per target, D width, E entries of an item's vector
+(D unless its encoder says otherwise), N catalogue size with the padding item 0, Q users ranked at
+once, S longest list of seen items, M any flat batch of items.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ class Items:
     Attributes:
       id: int32[G, U], item indices; unused slots hold PAD.
       image: uint8[G, U, H, W, 3], or None for encoders that do not look at pixels.
+      feature: float32[G, U, ...] or int32[G, U, ...], the items' rows of a frozen matrix, or None.
       weight: float32[G, U], in how many rows of a training batch the item occurs, 0 for PAD: its
         weight in batch statistics, which then do not depend on the number of shards. None without
         images and in evaluation.
@@ -29,6 +31,7 @@ class Items:
 
     id: Array
     image: Array | None = None
+    feature: Array | None = None
     weight: Array | None = None
 
 
@@ -58,7 +61,7 @@ class History:
     """What a user encoder reads.
 
     Attributes:
-      vector: float32[B, L, D], item vectors, oldest first, left-padded.
+      vector: float32[B, L, E], item vectors, oldest first, left-padded.
       item: int32[B, L], ids or slots: equal within a row where the items are, PAD at padding.
       user: int32[B], user indices.
     """

@@ -1,4 +1,4 @@
-"""Item encoders: what an item is. `item=id` or the name of any vision encoder."""
+"""Item encoders: what an item is: its id, frozen features, semantic ids, or its image."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,13 +6,15 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.freeze import trainable_blocks
+from pixelrec_jax.items.features import FORMS, SemanticIds
 from pixelrec_jax.items.id import IdEncoder
 from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.vision import VISION
 
-ITEM_ENCODERS = ("id", *VISION)
+FEATURES = ("features", "id+features", "semantic_ids")
+ITEM_ENCODERS = ("id", *FEATURES, *VISION)
 
-# An item encoder maps Items (id [M], image [M, H, W, 3] or None) to vectors float32[M, D].
+# An item encoder maps Items with leading axis M to vectors float32[M, E].
 
 
 # What every vision encoder's config has; further keys are options of its trunk.
@@ -35,6 +37,11 @@ def uses_pixels(item: ConfigDict) -> bool:
     return item.name in VISION
 
 
+def uses_features(item: ConfigDict) -> bool:
+    """Whether this item encoder reads a frozen matrix."""
+    return item.name in FEATURES
+
+
 def build_item_encoder(
     item: ConfigDict, *, num_items: int, has_mask: bool, width: int
 ) -> nn.Module:
@@ -48,6 +55,23 @@ def build_item_encoder(
     if item.name == "id":
         return IdEncoder(
             num_items=num_items + has_mask, width=width, init=item.init, init_std=item.init_std
+        )
+    mask_item = num_items if has_mask else None
+    if item.name == "semantic_ids":
+        return SemanticIds(item.codebook_size, mask_item, width, item.init)
+    if item.name in FEATURES:
+        if item.form not in FORMS:
+            raise UserError(f"unknown item.form {item.form!r}{nearest(item.form, FORMS)}")
+        encoder, has_ids = FORMS[item.form], item.name == "id+features"
+        if encoder.ids_needed and not has_ids:
+            raise UserError(f"item.form={item.form!r} needs item=id+features")
+        return encoder(
+            num_items=num_items + has_mask,
+            has_ids=has_ids,
+            mask_item=mask_item,
+            width=width,
+            dnn_layers=tuple(item.dnn_layers),
+            init=item.init,
         )
     if item.name not in VISION:
         raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
@@ -79,7 +103,7 @@ def build_item_encoder(
     return PixelEncoder(
         trunk=trunk.clone(live=trunk.blocks if item.train_frozen else tuned),
         tuned=tuned,
-        mask_item=num_items if has_mask else None,
+        mask_item=mask_item,
         width=width,
         dnn_layers=tuple(item.dnn_layers),
         head_init=vision.head_init,

@@ -1,14 +1,11 @@
 """PixelNet: an item is its image, seen by a trainable vision encoder (PixelRec section 3)."""
 
-from functools import partial
-from typing import Literal
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
-from pixelrec_jax.initializers import symmetric_uniform
+from pixelrec_jax.items.projection import Init, project
 from pixelrec_jax.items.vision.layers import Context
 
 # Mean and standard deviation of the channels of pixels in [0, 1].
@@ -21,10 +18,6 @@ NORMALISATIONS = {
 
 class PixelEncoder(nn.Module):
     """Normalises the image, runs the trunk and projects to the width of the recommender.
-
-    The projection is the paper's dimension transformation layer. It has a ReLU, as the reference
-    code has, so item vectors are non-negative. If the trunk returns tokens, each is projected and
-    the mean over them is the item's vector.
 
     Attributes:
       trunk: maps float[M, H, W, 3] to tokens float[M, S, C] or vectors float[M, C].
@@ -42,7 +35,7 @@ class PixelEncoder(nn.Module):
     mask_item: int | None
     width: int
     dnn_layers: tuple[int, ...] = ()
-    head_init: Literal["xavier_normal", "torch"] = "xavier_normal"
+    head_init: Init = "xavier_normal"
     normalisation: str = "half"
     dtype: jnp.dtype = jnp.float32
 
@@ -57,15 +50,5 @@ class PixelEncoder(nn.Module):
             image = jnp.where((items.id == self.mask_item)[:, None, None, None], 1, image)
         context = Context(train=train, item=items.id, weight=items.weight)
         x = self.trunk(image.astype(self.dtype), context)
-        names = [*(f"dense_{n}" for n in range(len(self.dnn_layers))), "head"]
-        for name, features in zip(names, (*self.dnn_layers, self.width), strict=True):
-            x = nn.relu(self._dense(features, fan_in=x.shape[-1], name=name)(x))
-        x = x.astype(jnp.float32)
-        return x if x.ndim == 2 else jnp.mean(x, axis=-2)
-
-    def _dense(self, features: int, *, fan_in: int, name: str) -> nn.Dense:
-        make = partial(nn.Dense, features, dtype=self.dtype, name=name)
-        if self.head_init == "xavier_normal":
-            return make(kernel_init=nn.initializers.xavier_normal())
-        init = symmetric_uniform(fan_in**-0.5)
-        return make(kernel_init=init, bias_init=init)
+        widths = (*self.dnn_layers, self.width)
+        return project(x, widths, init=self.head_init, dtype=self.dtype)

@@ -1,10 +1,14 @@
 """What user encoders have in common."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
+from pixelrec_jax.errors import UserError
 
 
 class UserEncoder(nn.Module):
@@ -14,15 +18,42 @@ class UserEncoder(nn.Module):
 
     Attributes:
       num_users: number of users, with the padding user 0; for those who keep a table of users.
+      width: D, for the same.
       dtype: of computation.
     """
 
     num_users: int
+    width: int
     dtype: jnp.dtype
+
+    # Whether `Recommender.connect` passes vectors along the edges of users and items.
+    uses_graph: ClassVar[bool] = False
+
+    @classmethod
+    def check_item(cls, item: ConfigDict) -> None:
+        """Raises `UserError` for a `config.item` whose vectors this encoder cannot work with."""
+        check_form(item, "dense")
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns the states."""
         raise NotImplementedError
+
+    def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
+        """Returns float32[..., R], the dot products of states [..., D] with items [..., R, E].
+
+        An item's entries past the D-th are for user encoders to read and not scored. In full
+        float32, also where the chip prefers bf16.
+        """
+        item = item[..., : state.shape[-1]]
+        return jnp.einsum("...d,...rd->...r", state, item, precision=jax.lax.Precision.HIGHEST)
+
+
+def check_form(item: ConfigDict, *forms: str) -> None:
+    """Raises `UserError` if `item.form`, where there is one, is none of these."""
+    if item.get("form", forms[0]) not in forms:
+        raise UserError(
+            f"item.form={item.form!r} does not suit this user encoder; use {' or '.join(forms)}"
+        )
 
 
 def visible_vectors(history: History, *, show_padding: bool) -> jax.Array:

@@ -14,6 +14,6 @@ class MF(UserEncoder):
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, D]."""
-        shape = (self.num_users, history.vector.shape[-1])
+        shape = (self.num_users, self.width)
         table = self.param("table", nn.initializers.xavier_normal(), shape, jnp.float32)
         return table[history.user][:, None]

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import flax.linen as nn
 
+from pixelrec_jax.items.projection import Init
 from pixelrec_jax.weights.port import Port
 
 
@@ -25,7 +25,7 @@ class Vision:
       pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
       ports: names of published checkpoints; empty for encoders that start from random weights.
-      head_init: initial projection: Xavier normal, or PyTorch's default for linear layers.
+      head_init: of the projection.
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
@@ -34,5 +34,5 @@ class Vision:
     pools: tuple[str, ...]
     normalisation: str = "half"
     ports: tuple[Port, ...] = ()
-    head_init: Literal["xavier_normal", "torch"] = "xavier_normal"
+    head_init: Init = "xavier_normal"
     optional: tuple[str, ...] = ()

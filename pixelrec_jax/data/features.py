@@ -1,0 +1,102 @@
+"""A frozen matrix with one row for every item: features of an encoder, or semantic ids."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.errors import UserError
+
+_ROWS_IN_FINGERPRINT = 1000
+
+
+def provenance(path: Path) -> Path:
+    """Returns the file beside a matrix that says what it was made from."""
+    return path.with_suffix(".json")
+
+
+class FeatureStore:
+    """Rows of an .npy file by item index, read when they are asked for; row 0 is padding.
+
+    May be shared by threads, and pickled: each process maps the file anew.
+    """
+
+    field = "feature"  # of `Items`
+
+    def __init__(self, path: Path, interactions: Interactions, *, codes: int = 0):
+        """Args: `codes` > 0 asks for integers 0 .. codes - 1, semantic ids; 0 for real numbers.
+
+        Raises:
+          UserError: the file is not there, holds something else, or is of other items.
+        """
+        self._arguments = (path, interactions, codes)
+        self._matrix = self._open(path, interactions.num_items, codes)
+        if provenance(path).exists():
+            _check_items(path, interactions)
+        if codes and (self._matrix.min() < 0 or self._matrix.max() >= codes):
+            raise UserError(
+                f"{path} holds codes {self._matrix.min()} to {self._matrix.max()}; expected 0 to "
+                f"item.codebook_size - 1 = {codes - 1}"
+            )
+
+    def __reduce__(self):
+        return FeatureStore, self._arguments
+
+    @staticmethod
+    def _open(path: Path, num_items: int, codes: int) -> np.ndarray:
+        try:
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} does not exist; make it with python -m pixelrec_jax.extract, or name "
+                "another with item.path (relative to the folder of the dataset)"
+            ) from None
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is no .npy matrix ({error})") from None
+        kind = np.integer if codes else np.floating
+        if not isinstance(matrix, np.ndarray) or not np.issubdtype(matrix.dtype, kind):
+            found = getattr(matrix, "dtype", "several arrays")
+            raise UserError(f"{path} holds {found}; expected {kind.__name__} numbers")
+        if matrix.ndim < 2 or len(matrix) != num_items or 0 in matrix.shape:
+            raise UserError(
+                f"{path} has shape {list(matrix.shape)}; expected [{num_items}, ...], a row for "
+                f"padding and one for each of the {num_items - 1} items"
+            )
+        return matrix
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the shape and of about a thousand rows."""
+        rows = self._matrix[:: max(1, len(self._matrix) // _ROWS_IN_FINGERPRINT)]
+        content = str((self._matrix.shape, self._matrix.dtype)).encode()
+        return hashlib.sha256(content + np.ascontiguousarray(rows).tobytes()).hexdigest()
+
+    def load(self, ids: np.ndarray) -> np.ndarray:
+        """Returns float32[n, ...] or int32[n, ...] for ids int[n]; zeros for ids past the items."""
+        is_item = ids < len(self._matrix)
+        dtype = np.int32 if np.issubdtype(self._matrix.dtype, np.integer) else np.float32
+        rows = np.zeros((len(ids), *self._matrix.shape[1:]), dtype)
+        rows[is_item] = self._matrix[ids[is_item]]
+        if not np.isfinite(rows).all():
+            bad = ids[~np.isfinite(rows.reshape(len(ids), -1)).all(axis=1)][0]
+            raise UserError(f"row {bad} of {self._arguments[0]} holds numbers that are not finite")
+        return rows
+
+
+def _check_items(path: Path, interactions: Interactions) -> None:
+    try:
+        made_from = json.loads(provenance(path).read_text())["item_ids"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{provenance(path)} is damaged; extract the features again") from None
+    if made_from != item_ids_digest(interactions):
+        raise UserError(
+            f"{path} was made from another dataset, whose items have other numbers; extract the "
+            f"features of {interactions.directory}"
+        )
+
+
+def item_ids_digest(interactions: Interactions) -> str:
+    """Returns a hash of the items' ids in order; empty for data in memory."""
+    return interactions.manifest.get("files", {}).get("item_ids.arrow", {}).get("sha256", "")

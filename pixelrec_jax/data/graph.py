@@ -1,0 +1,32 @@
+"""The graph of users and items: an edge for every training interaction."""
+
+import numpy as np
+from flax import struct
+
+from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.split import training_lengths
+from pixelrec_jax.data.types import Array
+
+
+@struct.dataclass
+class Graph:
+    """Edges between users and items, each pair once, in order of users.
+
+    Attributes:
+      user, item: int32[edges].
+    """
+
+    user: Array
+    item: Array
+
+
+def training_graph(interactions: Interactions) -> Graph:
+    """Returns the graph of the training interactions, in host memory."""
+    length = training_lengths(interactions)
+    user = np.repeat(np.arange(len(length)), length)
+    # A user's training rows are the first ones: those past the end of a user are skipped.
+    skipped = np.diff(np.asarray(interactions.offsets)) - length
+    row = np.arange(len(user)) + np.repeat(np.cumsum(skipped) - skipped, length)
+    edge = user * interactions.num_items + interactions.items[row]
+    user, item = np.divmod(np.unique(edge), interactions.num_items)
+    return Graph(user=user.astype(np.int32), item=item.astype(np.int32))

@@ -1,0 +1,153 @@
+"""Items as frozen features, alone or beside a trainable table of ids (the paper's ViNet)."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixelrec_jax.data.types import Items
+from pixelrec_jax.items.id import IdEncoder
+from pixelrec_jax.items.projection import Init, kernel_init, project
+
+
+class FeatureEncoder(nn.Module):
+    """What encoders of features have in common.
+
+    Attributes:
+      num_items: N, the mask item included if there is one.
+      has_ids: whether a table of ids stands beside the features.
+      mask_item: the item that stands for a masked one, if there is one.
+      width: D.
+      dnn_layers: widths of dense layers below the last (Figure 10); of `DenseFeatures` only.
+      init: of all weights and tables.
+    """
+
+    num_items: int
+    has_ids: bool
+    mask_item: int | None
+    width: int
+    dnn_layers: tuple[int, ...] = ()
+    init: Init = "normal"
+
+    ids_needed: ClassVar[bool] = False
+
+    def id_vector(self, items: Items, width: int, name: str = "ids") -> jax.Array:
+        """Returns float32[M, width], rows of a trainable table."""
+        return IdEncoder(self.num_items, width, self.init, name=name)(items, train=False)
+
+    def dense(self, features: int, name: str, *, use_bias: bool = False) -> nn.Dense:
+        """Returns a dense layer."""
+        return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init(self.init), name=name)
+
+
+class DenseFeatures(FeatureEncoder):
+    """ReLU(W [f; e] + b) for features f and, if there is one, the id's vector e.
+
+    The item vectors of the reference's SASRec on frozen features. Features of several locations are
+    averaged after the projection. The vector of a masked item is learned.
+    """
+
+    @nn.compact
+    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+        """Returns float32[M, D] for items.id int32[M] and items.feature float32[M, ..., C]."""
+        x = items.feature
+        if self.has_ids:
+            vector = self.id_vector(items, self.width)
+            vector = jnp.expand_dims(vector, range(1, x.ndim - 1))
+            vector = jnp.broadcast_to(vector, (*x.shape[:-1], self.width))
+            x = jnp.concatenate([x, vector], axis=-1)
+        x = project(x, (*self.dnn_layers, self.width), init=self.init)
+        return with_mask_vector(self, x, items, self.mask_item)
+
+
+class BiasedFeatures(FeatureEncoder):
+    """[e; W f; w . f]: two parts of D / 2 and a visual bias (VBPR, He and McAuley, AAAI 2016).
+
+    Without ids, W f has the whole width.
+    """
+
+    @nn.compact
+    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+        """Returns float32[M, D + 1] for items.id int32[M] and items.feature float32[M, ..., C]."""
+        feature = mean_over_locations(items.feature)
+        width = self.width // 2 if self.has_ids else self.width
+        parts = [self.dense(width, "visual")(feature), self.dense(1, "bias")(feature)]
+        if self.has_ids:
+            parts.insert(0, self.id_vector(items, self.width - width))
+        return jnp.concatenate(parts, axis=-1)
+
+
+class FeatureComponents(FeatureEncoder):
+    """[e; e'; ReLU(W f + b) of every location], for two tables of ids (ACF, Chen et al. 2017).
+
+    Only e is scored; ACF reads the rest of it in histories.
+    """
+
+    ids_needed = True
+
+    @nn.compact
+    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+        """Returns float32[M, (2 + S) D] for items.feature float32[M, ..., C] of S locations."""
+        feature = items.feature.reshape(len(items.id), -1, items.feature.shape[-1])
+        locations = nn.relu(self.dense(self.width, "location", use_bias=True)(feature))
+        tables = [self.id_vector(items, self.width, name) for name in ("ids", "profile")]
+        return jnp.concatenate([*tables, locations.reshape(len(items.id), -1)], axis=-1)
+
+
+class RawFeatures(FeatureEncoder):
+    """f / |f|, without parameters, so that dot products are cosines (VisRank)."""
+
+    @nn.compact
+    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+        """Returns float32[M, C] for items.feature float32[M, ..., C]; zeros where f is zero."""
+        feature = mean_over_locations(items.feature)
+        length = jnp.linalg.norm(feature, axis=-1, keepdims=True)
+        return feature / jnp.where(length > 0, length, 1)
+
+
+class SemanticIds(nn.Module):
+    """The mean over an item's codes of a trainable vector for each (reference: semantic ids).
+
+    Attributes:
+      codebook_size: C; codes are 0 .. C - 1 at each place.
+      mask_item, width, init: see `FeatureEncoder`.
+    """
+
+    codebook_size: int
+    mask_item: int | None
+    width: int
+    init: Init = "normal"
+
+    @nn.compact
+    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+        """Returns float32[M, D] for items.feature int32[M, S], S codes each."""
+        places = items.feature.shape[-1]
+        # The reference leaves a row for each place that no code uses.
+        rows = IdEncoder(places * (self.codebook_size + 1), self.width, self.init, name="codes")
+        code = items.feature + jnp.arange(places) * (self.codebook_size + 1)
+        vector = jnp.mean(rows(Items(id=code), train=False), axis=-2)
+        return with_mask_vector(self, vector, items, self.mask_item)
+
+
+def with_mask_vector(
+    encoder: nn.Module, vector: jax.Array, items: Items, mask_item: int | None
+) -> jax.Array:
+    """Puts a learned vector in the place of the mask item's, if there is one."""
+    if mask_item is None:
+        return vector
+    mask = encoder.param("mask", nn.initializers.normal(0.02), vector.shape[-1:], jnp.float32)
+    return jnp.where((items.id == mask_item)[:, None], mask, vector)
+
+
+def mean_over_locations(feature: jax.Array) -> jax.Array:
+    """[M, ..., C] -> [M, C]."""
+    return feature.reshape(len(feature), -1, feature.shape[-1]).mean(axis=1)
+
+
+FORMS: dict[str, type[FeatureEncoder]] = {
+    "dense": DenseFeatures,
+    "biased": BiasedFeatures,
+    "components": FeatureComponents,
+    "raw": RawFeatures,
+}
