@@ -16,7 +16,14 @@ BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis G of a training batc
 ROWS = PartitionSpec(AXES)  # rows of the catalogue, over every device
 
 # The first pattern that a parameter's "a/b/c" path matches decides; every one must match.
-PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = ((".*", PartitionSpec()),)
+PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # Tables of items and users, the largest parameters of models on ids, by columns: they divide
+    # evenly whatever their number of rows, and lookups and steps along a graph stay in a column.
+    # Not over "tensor", too: with data, fsdp and tensor all above 1, XLA (jax 0.10.2) then compiles
+    # a step that gives another loss (tests/test_train.py compares such a mesh with one device).
+    (r"(^|/)table$", PartitionSpec(None, "fsdp")),
+    (".*", PartitionSpec()),
+)
 
 
 def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -49,7 +56,7 @@ def infer_shardings(
     in the whole path. Scalars are replicated.
 
     Raises:
-      UserError: a leaf that no rule covers.
+      UserError: a leaf that no rule covers, or that does not divide as its rule says.
     """
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
@@ -58,10 +65,21 @@ def infer_shardings(
             return NamedSharding(mesh, PartitionSpec())
         for pattern, spec in rules:
             if re.search(pattern, name):
-                return NamedSharding(mesh, spec)
+                return _checked(NamedSharding(mesh, spec), name, leaf.shape)
         raise UserError(f"no sharding rule covers the parameter {name} {leaf.shape}; add one")
 
     return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def _checked(sharding: NamedSharding, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    for size, axes in zip(shape, sharding.spec, strict=False):
+        parts = num_shards(sharding.mesh, PartitionSpec(axes)) if axes else 1
+        if size % parts:
+            raise UserError(
+                f"{name} {list(shape)} does not divide into {parts} equal parts; choose a width "
+                f"that is a multiple of {parts} (mesh.fsdp)"
+            )
+    return sharding
 
 
 def num_shards(mesh: Mesh, spec: PartitionSpec) -> int:
