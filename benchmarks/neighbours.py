@@ -11,23 +11,19 @@ themselves at 16 x 16 pixels say what is to be beaten. Nothing is trained.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from absl import flags
 from ml_collections import ConfigDict
 
-from pixelrec_jax import errors
-from pixelrec_jax.config import load_config
+from pixelrec_jax import errors, frozen
 from pixelrec_jax.data.images import decode, find
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.errors import UserError, nearest
-from pixelrec_jax.items import build_item_encoder
-from pixelrec_jax.items.vision import VISION
-from pixelrec_jax.items.vision.pretrained import read_trunk
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 _BATCH = 16
@@ -57,36 +53,14 @@ def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 
 def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
     """Returns the trunk's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
-    encoder = build_item_encoder(item, num_items=1, has_mask=False, width=1)
-
-    def items(images: np.ndarray) -> Items:
-        return Items(id=jnp.ones(len(images), jnp.int32), image=jnp.asarray(images))
-
-    variables = jax.jit(lambda: encoder.init(jax.random.key(0), items(images[:1]), train=False))()
-    if item.weights:
-        trunk = {name: tree["trunk"] for name, tree in variables.items()}
-        variables = {
-            name: {**variables[name], "trunk": tree}
-            for name, tree in read_trunk(item, trunk).items()
-        }
-
-    @jax.jit
-    def features(variables: dict, items: Items) -> jax.Array:
-        _, captured = encoder.apply(
-            variables,
-            items,
-            train=False,
-            mutable="intermediates",
-            capture_intermediates=lambda module, _: module.name == "trunk",
-        )
-        x = captured["intermediates"]["trunk"]["__call__"][0].astype(jnp.float32)
-        return x if x.ndim == 2 else x.mean(axis=1)
-
+    encoder = frozen.pretrained(item)
+    features = jax.jit(partial(frozen.features, encoder.module, average=True))
     batches = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         full = np.resize(batch, (_BATCH, *batch.shape[1:]))  # one shape to compile
-        batches.append(np.asarray(features(variables, items(full)))[: len(batch)])
+        items = Items(id=np.ones(_BATCH, np.int32), image=full)
+        batches.append(np.asarray(features(encoder.variables, items))[: len(batch)])
     return np.concatenate(batches)
 
 
@@ -141,9 +115,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prints one JSON line for trained weights, random weights and small photos."""
     values = flags.FLAGS
-    if values.item not in VISION:
-        raise UserError(f"--item: unknown encoder {values.item!r}{nearest(values.item, VISION)}")
-    item = load_config(f"{_CONFIG}:item={values.item}").unlock().item
+    item = frozen.settings(_CONFIG, values.item)
     item.normalisation = "checkpoint"
     trained = item.weights if values.weights is None else values.weights
     paths, labels = read_labels(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from pixelrec_jax import errors, freeze
+from pixelrec_jax import errors
 from pixelrec_jax import workdir as workdirs
-from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.frozen import best_variables
 from pixelrec_jax.items import uses_pixels
 from pixelrec_jax.items.vision import VISION
 from pixelrec_jax.items.vision.pretrained import merge_collections
@@ -45,15 +45,8 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
     names = names or next(iter(ports))
     if names not in ports:
         raise UserError(f"unknown --names={names!r}{nearest(names, ports)}")
-    directory = workdir / "checkpoints"
-    with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
-        if checkpoints.best is None:
-            raise UserError(f"{workdir} holds no evaluated checkpoint yet; train it first")
-        parts = ("trainable", "frozen", "model_state")
-        state = checkpoints.read(checkpoints.best, parts)
-    params = freeze.merge(state["trainable"], state["frozen"])
-    trunk = trunk_variables({"params": params, **state["model_state"]})
-    tensors = write_weights(merge_collections(trunk), ports[names])
+    _, variables = best_variables(workdir, config)
+    tensors = write_weights(merge_collections(trunk_variables(variables)), ports[names])
     write(out, tensors)
     return len(tensors)
 
