@@ -8,7 +8,13 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.errors import UserError
 
-_ZERO_ALLOWED = ("seed", "data.workers", "train.patience", "eval.cold_threshold")
+_ZERO_ALLOWED = (
+    "seed",
+    "data.workers",
+    "train.epochs",
+    "train.patience",
+    "eval.cold_threshold",
+)
 _MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")  # checked by build_mesh
 
 

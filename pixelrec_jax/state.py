@@ -71,7 +71,7 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
     model_state = dict(model.init(jax.random.key(config.seed), batch, train=False))
     if pretrained is not None:
         model_state = _with_trunk(model_state, pretrained)
-    params = model_state.pop("params")
+    params = model_state.pop("params", {})
     trainable, frozen = freeze.partition(params, trainable_filter(model))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -92,12 +92,17 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
       The content of result.json.
     """
     experiment = build_experiment(config)
-    state_template(experiment)  # a wrong model fails before the workdir is touched
+    template = state_template(experiment)  # a wrong model fails before the workdir is touched
+    if config.train.epochs and not template.trainable:
+        raise UserError(f"user={config.user.name} has nothing to train; give train.epochs=0")
     with (
         workdirs.claim(workdir, config),
         Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints,
     ):
-        train(experiment, checkpoints, workdir)
+        if config.train.epochs == 0 and checkpoints.latest is None:
+            keep_untrained(experiment, checkpoints, workdir)
+        else:
+            train(experiment, checkpoints, workdir)
         return test(experiment, checkpoints, workdir)
 
 
@@ -129,10 +134,24 @@ def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> Trai
     return checkpoints.restore(step, state_template(experiment))
 
 
+def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
+    """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
+    state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
+    progress = TrainingProgress(start=0, total=0)
+    with workdirs.MetricsLog(workdir, continue_from=0) as log:
+        progress.say(_describe(experiment, state, experiment.batches, start=0))
+        values = _validate(experiment, state, stopping)
+        scalars = {f"valid/{name}": value for name, value in values.items()}
+        progress.say("untrained: " + _one_line(0, scalars, prefix="valid/"))
+        log.write(0, {"epoch": 0.0, **scalars})
+        checkpoints.save(0, state, _notes(experiment, stopping, next_batch=0), values)
+    checkpoints.wait()
+
+
 def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
     """Runs the training loop from the latest checkpoint, or from the start, to its end."""
-    config, evaluator = experiment.config, experiment.evaluator
-    batches, stopping = experiment.batches, EarlyStopping(config.train.patience)
+    config, batches = experiment.config, experiment.batches
+    stopping = EarlyStopping(config.train.patience)
     if checkpoints.latest is None:
         state, start = init_state(experiment), 0
     else:
@@ -182,21 +201,14 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                 scalars |= speed.read()
                 progress.status(_one_line(step, scalars))
             if evaluated:
-                values = _values(evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"])
+                values = _validate(experiment, state, stopping)
                 scalars |= {f"valid/{name}": value for name, value in values.items()}
-                stopping.update(values[config.eval.select])
                 progress.say(f"epoch {epoch}: " + _one_line(step, scalars, prefix="valid/"))
                 speed = Speed()  # the evaluation's time is not the training's
             if scalars:
                 log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
             if saved:
-                notes = {
-                    "config": workdirs.to_json(config),
-                    "data_fingerprint": experiment.data_fingerprint,
-                    "next_batch": step,
-                    "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
-                }
-                checkpoints.save(step, state, notes, values)
+                checkpoints.save(step, state, _notes(experiment, stopping, next_batch=step), values)
             if interrupted:
                 checkpoints.wait()
                 progress.say(f"step {step} is saved; the same command continues from there")
@@ -233,6 +245,27 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
     return result
 
 
+def _validate(
+    experiment: Experiment, state: TrainState, stopping: EarlyStopping
+) -> dict[str, float]:
+    """Returns the validation metrics by name, of which `stopping` is told."""
+    evaluator = experiment.evaluator
+    metrics = evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"]
+    values = {name: estimate["value"] for name, estimate in metrics.items()}
+    stopping.update(values[experiment.config.eval.select])
+    return values
+
+
+def _notes(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) -> dict:
+    """What a run continues from, beside the state."""
+    return {
+        "config": workdirs.to_json(experiment.config),
+        "data_fingerprint": experiment.data_fingerprint,
+        "next_batch": next_batch,
+        "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
+    }
+
+
 def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
     if not math.isfinite(loss):
         raise UserError(
@@ -261,10 +294,6 @@ def _one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> s
         if name.startswith(prefix)
     ]
     return f"step {step}: " + ", ".join(shown)
-
-
-def _values(metrics: dict) -> dict[str, float]:
-    return {name: estimate["value"] for name, estimate in metrics.items()}
 
 
 def _count(params: dict) -> int:

@@ -21,7 +21,7 @@ from pixelrec_jax.recommender import build
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template, trainable_filter
 from pixelrec_jax.users import USER_ENCODERS
-from tests.tiny import TINY, random_store, tiny_config, use_tiny_encoders
+from tests.tiny import TINY, items_of, random_store, tiny_config, use_tiny_encoders
 
 CAUSAL = ("sasrec", "gru4rec", "nextitnet")
 NUM_ITEMS = 30
@@ -49,8 +49,8 @@ def test_every_architecture_has_a_tiny_sibling():
 
 @pytest.mark.parametrize(
     ("user", "item", "dataset"),
-    [(user, "id", dataset) for user in pixelrec.USERS for dataset in pixelrec.DATASETS]
-    + [(user, "features", "own") for user in pixelrec.USERS]
+    [(user, items_of(user)[0], name) for user in pixelrec.USERS for name in pixelrec.DATASETS]
+    + [(user, "features", "own") for user in pixelrec.USERS if "features" in items_of(user)]
     + [("sasrec", item, "own") for item in pixelrec.ITEMS],
 )
 def test_every_config_builds(user, item, dataset):
@@ -104,9 +104,10 @@ class Case:
             weight=(history[..., -self.targets :] > 0).astype(np.float32),
         )
         init = jax.jit(lambda: self.model.init(jax.random.key(0), self.batch, train=False))
-        self.variables = dict(init())
+        self.variables = {"params": {}, **init()}
         self.scores = jax.jit(partial(self.model.apply, train=False))
         self.encode_items = jax.jit(partial(self.model.apply, method="encode_items"))
+        self.entries = self.encode_items(self.variables, self.batch.items).shape[-1]  # E
 
     def items(self, ids: np.ndarray) -> Items:
         return item_batch(ids, self.store)
@@ -117,10 +118,12 @@ def case(user: str, item: str) -> Case:
     return Case(user, item)
 
 
-# Every user encoder with ids, every item encoder with one user encoder.
+# Every user encoder with one item encoder, every item encoder with one user encoder.
 each_model = pytest.mark.parametrize(
     ("user", "item"),
-    [(user, "id") for user in USER_ENCODERS] + [("sasrec", item) for item in (*FEATURES, *TINY)],
+    [(user, items_of(user)[0]) for user in USER_ENCODERS]
+    + [("vbpr", "id+features")]
+    + [("sasrec", item) for item in (*FEATURES, *TINY)],
 )
 
 
@@ -178,9 +181,9 @@ def test_a_state_does_not_depend_on_later_items(user):
 
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_padding_is_invisible(user):
-    this = case(user, "id")
+    this = case(user, items_of(user)[0])
     rng = np.random.default_rng(1)
-    vector = rng.normal(size=(1, 10, 16)).astype(np.float32)
+    vector = rng.normal(size=(1, 10, this.entries)).astype(np.float32)
     mask = np.arange(10)[None] >= 6
 
     def state(vector):
@@ -194,12 +197,14 @@ def test_padding_is_invisible(user):
 
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_a_padded_history_is_like_a_short_one(user):
-    this = case(user, "id")
+    this = case(user, items_of(user)[0])
     encoder = dict(this.variables["params"].get("user_encoder", {}))
     if "position" in encoder:  # those of the last slots
         encoder["position"] = encoder["position"][6:]
     cut = {"params": {**this.variables["params"], "user_encoder": encoder}}
-    vector = np.random.default_rng(1).normal(size=(1, 10, 16)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    vector = rng.normal(size=(1, 10, this.entries)).astype(np.float32)
+    items = rng.normal(size=(5, this.entries)).astype(np.float32)
     padded = History(
         vector=vector,
         item=np.where(np.arange(10) >= 6, np.arange(10), 0)[None],
@@ -207,11 +212,12 @@ def test_a_padded_history_is_like_a_short_one(user):
     )
     short = jax.tree.map(lambda x: x[:, 6:] if x.ndim > 1 else x, padded)
 
-    def last_state(variables, history):
-        return this.model.apply(variables, history, method="encode_users")[:, -1]
+    def scores(variables, history):
+        state = this.model.apply(variables, history, method="encode_users")[:, -1]
+        return this.model.apply({}, state, items, method="score")
 
-    expected = last_state(cut, short)
-    np.testing.assert_allclose(last_state(this.variables, padded), expected, rtol=1e-5, atol=1e-6)
+    expected = scores(cut, short)
+    np.testing.assert_allclose(scores(this.variables, padded), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("_tiny_encoders")
@@ -228,7 +234,7 @@ def test_training_scores_are_catalogue_scores(user, item):
         History(vector=catalog[history], item=history, user=this.batch.user[0]),
         method="encode_users",
     )
-    last = np.einsum("bd,bd->b", states[:, -1], catalog[target[:, -1]])
+    last = this.model.apply({}, states[:, -1], catalog[target[:, -1:]], method="score")[:, 0]
     np.testing.assert_allclose(positive[0, :, -1], last, rtol=1e-5, atol=1e-6)
 
 

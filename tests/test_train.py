@@ -125,7 +125,7 @@ def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
 def test_gradients_are_clipped(toy_dataset):
     # Clipped to next to nothing, Adam's epsilon leaves no step; the decay is off.
     config = _config(MODELS[0], toy_dataset)
-    config.optim.update({"clip_norm": 1e-12, "weight_decay": 0.0, "item_weight_decay": 0.0})
+    config.optim.update({"clip_norm": 1e-12, "weight_decay": 0.0, "visual_weight_decay": 0.0})
     experiment = build_experiment(config, devices=jax.devices()[:1])
     before = jax.device_get(init_state(experiment).params)
     _, after = _losses(config, jax.devices()[:1], steps=2)
@@ -293,6 +293,21 @@ def test_finished_runs_evaluate_again_to_the_same_result(toy_dataset, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
 
 
+def test_no_epochs_evaluate_the_initial_state_from_which_training_may_go_on(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=0)
+    untrained = train.train_and_evaluate(config, tmp_path / "zero")
+    assert untrained["best_step"] == 0
+    assert train.train_and_evaluate(config, tmp_path / "zero") == untrained
+    assert train.evaluate(config, tmp_path / "zero") == untrained
+    (record,) = map(json.loads, (tmp_path / "zero" / "metrics.jsonl").read_text().splitlines())
+    assert record["step"] == 0
+    config.train.epochs = 1
+    later, _, result = _run(config, tmp_path / "zero")
+    assert result["best_step"] in (0, later.step)  # the untrained one may be the best
+    whole, _, _ = _run(config, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, later, whole)
+
+
 def test_early_stopping_takes_ties_as_improvement():
     stopping = train.EarlyStopping(patience=1)
     for value, stops in [(0.2, False), (0.2, False), (0.1, False), (0.1, True)]:
@@ -302,11 +317,8 @@ def test_early_stopping_takes_ties_as_improvement():
 
 def test_training_stops_early_and_keeps_the_best(toy_dataset, tmp_path):
     config = _config(MODELS[0], toy_dataset, patience=0, epochs=30)
-    config.optim.update(
-        {"lr": 0.0, "visual_lr": 0.0, "visual_weight_decay": 0.0, "weight_decay": 0.0}
-    )
-    config.optim.visual_lr = 10.0  # makes the second evaluation worse, or ends in a tie
-    config.optim.warmup_steps = 0
+    # Makes the second evaluation worse, or ends in a tie.
+    config.optim.update({"lr": 10.0, "weight_decay": 0.0, "warmup_steps": 0})
     result = train.train_and_evaluate(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     evaluations = [r for r in map(json.loads, lines) if "valid/ndcg@10" in r]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.config import load_config
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.items import vision
+from pixelrec_jax.items import ITEM_ENCODERS, vision
 from pixelrec_jax.items.vision.beit import Beit
 from pixelrec_jax.items.vision.clip_resnet import AttentionPool, ClipBottleneck, ClipStem
 from pixelrec_jax.items.vision.efficientnet import LITE, by_stage
@@ -58,6 +58,15 @@ _TRUNKS = {
 TINY = {
     name: replace(vision.VISION[name], trunk=trunk, multiple=8) for name, trunk in _TRUNKS.items()
 }
+
+
+# The item encoders of user encoders that do not take every one.
+ITEMS_OF = {"lightgcn": ("id",), "acf": ("id+features",), "visrank": ("features",)}
+
+
+def items_of(user: str) -> tuple[str, ...]:
+    """The item encoders that a user encoder takes; it is tested with the first."""
+    return ITEMS_OF.get(user, ITEM_ENCODERS)
 
 
 def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:

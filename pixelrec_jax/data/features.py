@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,7 +33,7 @@ class FeatureStore:
         Raises:
           UserError: the file is not there, holds something else, or is of other items.
         """
-        self._arguments = (path, interactions, codes)
+        self._path, self._interactions, self._codes = path, interactions, codes
         self._matrix = self._open(path, interactions.num_items, codes)
         if provenance(path).exists():
             _check_items(path, interactions)
@@ -42,27 +44,34 @@ class FeatureStore:
             )
 
     def __reduce__(self):
-        return FeatureStore, self._arguments
+        return partial(FeatureStore, codes=self._codes), (self._path, self._interactions)
 
     @staticmethod
     def _open(path: Path, num_items: int, codes: int) -> np.ndarray:
         try:
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
+            remedy = "" if codes else "make it with python -m pixelrec_jax.extract, or "
             raise UserError(
-                f"{path} does not exist; make it with python -m pixelrec_jax.extract, or name "
-                "another with item.path (relative to the folder of the dataset)"
+                f"{path} does not exist; {remedy}name another with item.path (relative to the "
+                "folder of the dataset)"
             ) from None
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is no .npy matrix ({error})") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        except (ValueError, EOFError, BadZipFile):
+            raise UserError(
+                f"{path} is not a complete .npy file of numbers; write it with numpy.save"
+            ) from None
         kind = np.integer if codes else np.floating
         if not isinstance(matrix, np.ndarray) or not np.issubdtype(matrix.dtype, kind):
             found = getattr(matrix, "dtype", "several arrays")
             raise UserError(f"{path} holds {found}; expected {kind.__name__} numbers")
-        if matrix.ndim < 2 or len(matrix) != num_items or 0 in matrix.shape:
+        dimensions = matrix.ndim == 2 if codes else matrix.ndim >= 2
+        if not dimensions or len(matrix) != num_items or 0 in matrix.shape:
             raise UserError(
-                f"{path} has shape {list(matrix.shape)}; expected [{num_items}, ...], a row for "
-                f"padding and one for each of the {num_items - 1} items"
+                f"{path} has shape {list(matrix.shape)}; expected [{num_items}, "
+                f"{'codes' if codes else '...'}], a row for padding and one for each of the "
+                f"{num_items - 1} items"
             )
         return matrix
 
@@ -81,7 +90,7 @@ class FeatureStore:
         rows[is_item] = self._matrix[ids[is_item]]
         if not np.isfinite(rows).all():
             bad = ids[~np.isfinite(rows.reshape(len(ids), -1)).all(axis=1)][0]
-            raise UserError(f"row {bad} of {self._arguments[0]} holds numbers that are not finite")
+            raise UserError(f"row {bad} of {self._path} holds numbers that are not finite")
         return rows
 
 

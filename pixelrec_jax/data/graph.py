@@ -14,10 +14,14 @@ class Graph:
 
     Attributes:
       user, item: int32[edges].
+      user_degree: int32[U], number of edges; 0 for users without training interactions.
+      item_degree: int32[N], the same of items.
     """
 
     user: Array
     item: Array
+    user_degree: Array
+    item_degree: Array
 
 
 def training_graph(interactions: Interactions) -> Graph:
@@ -29,4 +33,9 @@ def training_graph(interactions: Interactions) -> Graph:
     row = np.arange(len(user)) + np.repeat(np.cumsum(skipped) - skipped, length)
     edge = user * interactions.num_items + interactions.items[row]
     user, item = np.divmod(np.unique(edge), interactions.num_items)
-    return Graph(user=user.astype(np.int32), item=item.astype(np.int32))
+    return Graph(
+        user=user.astype(np.int32),
+        item=item.astype(np.int32),
+        user_degree=np.bincount(user, minlength=interactions.num_users).astype(np.int32),
+        item_degree=np.bincount(item, minlength=interactions.num_items).astype(np.int32),
+    )

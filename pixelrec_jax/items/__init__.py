@@ -1,5 +1,7 @@
 """Item encoders: what an item is: its id, frozen features, semantic ids, or its image."""
 
+from collections.abc import Iterable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -7,8 +9,9 @@ from ml_collections import ConfigDict
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.freeze import trainable_blocks
 from pixelrec_jax.items.features import FORMS, SemanticIds
-from pixelrec_jax.items.id import IdEncoder
+from pixelrec_jax.items.id import TABLE_INITS, IdEncoder
 from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
+from pixelrec_jax.items.projection import KERNEL_INITS
 from pixelrec_jax.items.vision import VISION
 
 FEATURES = ("features", "id+features", "semantic_ids")
@@ -52,29 +55,41 @@ def build_item_encoder(
     Raises:
       UserError: an unknown name or choice, or an image size that the encoder cannot divide.
     """
-    if item.name == "id":
-        return IdEncoder(
-            num_items=num_items + has_mask, width=width, init=item.init, init_std=item.init_std
-        )
+    if item.name not in ITEM_ENCODERS:
+        raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
     mask_item = num_items if has_mask else None
+    if item.name in VISION:
+        return _pixel_encoder(item, mask_item, width)
     if item.name == "semantic_ids":
+        _check_choice(item, "init", KERNEL_INITS)
         return SemanticIds(item.codebook_size, mask_item, width, item.init)
     if item.name in FEATURES:
-        if item.form not in FORMS:
-            raise UserError(f"unknown item.form {item.form!r}{nearest(item.form, FORMS)}")
-        encoder, has_ids = FORMS[item.form], item.name == "id+features"
-        if encoder.ids_needed and not has_ids:
-            raise UserError(f"item.form={item.form!r} needs item=id+features")
-        return encoder(
-            num_items=num_items + has_mask,
-            has_ids=has_ids,
-            mask_item=mask_item,
-            width=width,
-            dnn_layers=tuple(item.dnn_layers),
-            init=item.init,
-        )
-    if item.name not in VISION:
-        raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
+        return _feature_encoder(item, num_items + has_mask, mask_item, width)
+    _check_choice(item, "init", TABLE_INITS)
+    return IdEncoder(num_items + has_mask, width, item.init, item.init_std)
+
+
+def _feature_encoder(
+    item: ConfigDict, num_items: int, mask_item: int | None, width: int
+) -> nn.Module:
+    _check_choice(item, "form", FORMS)
+    _check_choice(item, "init", KERNEL_INITS)
+    encoder, has_ids = FORMS[item.form], item.name == "id+features"
+    if encoder.ids_needed and not has_ids:
+        raise UserError(f"item.form={item.form!r} needs item=id+features")
+    if item.dnn_layers and item.form != "dense":
+        raise UserError(f"item.dnn_layers belong to item.form='dense', given is {item.form!r}")
+    return encoder(
+        num_items=num_items,
+        has_ids=has_ids,
+        mask_item=mask_item,
+        width=width,
+        dnn_layers=tuple(item.dnn_layers),
+        weight_init=item.init,
+    )
+
+
+def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Module:
     vision = VISION[item.name]
     options = {key: value for key, value in item.items() if key not in _COMMON}
     missing = [key for key in _COMMON if key not in item]
@@ -92,11 +107,8 @@ def build_item_encoder(
             f"item.image_size={item.image_size} is not a multiple of {vision.multiple} pixels, "
             f"which {item.name} needs; try {possible}"
         )
-    if item.pool not in vision.pools:
-        raise UserError(f"item.pool={item.pool!r}: {item.name} offers {', '.join(vision.pools)}")
-    if item.normalisation not in ("checkpoint", *NORMALISATIONS):
-        known = ("checkpoint", *NORMALISATIONS)
-        raise UserError(f"item.normalisation={item.normalisation!r}; use {', '.join(known)}")
+    _check_choice(item, "pool", vision.pools)
+    _check_choice(item, "normalisation", ("checkpoint", *NORMALISATIONS))
     dtype = jnp.dtype(item.dtype)
     trunk = vision.trunk(pool=item.pool, remat=item.remat, dtype=dtype, **options)
     tuned = trainable_blocks(item.trainable, trunk.blocks)
@@ -112,3 +124,8 @@ def build_item_encoder(
         else item.normalisation,
         dtype=dtype,
     )
+
+
+def _check_choice(item: ConfigDict, key: str, known: Iterable[str]) -> None:
+    if item[key] not in known:
+        raise UserError(f"item.{key}={item[key]!r}: item={item.name} offers {', '.join(known)}")

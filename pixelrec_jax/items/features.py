@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixelrec_jax.data.types import Items
+from pixelrec_jax.data.types import PAD, Items
 from pixelrec_jax.items.id import IdEncoder
-from pixelrec_jax.items.projection import Init, kernel_init, project
+from pixelrec_jax.items.projection import KERNEL_INITS, project
 
 
 class FeatureEncoder(nn.Module):
@@ -20,7 +20,7 @@ class FeatureEncoder(nn.Module):
       mask_item: the item that stands for a masked one, if there is one.
       width: D.
       dnn_layers: widths of dense layers below the last (Figure 10); of `DenseFeatures` only.
-      init: of all weights and tables.
+      weight_init: of all weights and tables, a key of `KERNEL_INITS`.
     """
 
     num_items: int
@@ -28,17 +28,19 @@ class FeatureEncoder(nn.Module):
     mask_item: int | None
     width: int
     dnn_layers: tuple[int, ...] = ()
-    init: Init = "normal"
+    weight_init: str = "normal"
 
     ids_needed: ClassVar[bool] = False
 
-    def id_vector(self, items: Items, width: int, name: str = "ids") -> jax.Array:
+    def id_vector(self, items: Items, width: int) -> jax.Array:
         """Returns float32[M, width], rows of a trainable table."""
-        return IdEncoder(self.num_items, width, self.init, name=name)(items, train=False)
+        return IdEncoder(self.num_items, width, self.weight_init, name="ids")(items, train=False)
 
     def dense(self, features: int, name: str, *, use_bias: bool = False) -> nn.Dense:
         """Returns a dense layer."""
-        return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init(self.init), name=name)
+        return nn.Dense(
+            features, use_bias=use_bias, kernel_init=KERNEL_INITS[self.weight_init], name=name
+        )
 
 
 class DenseFeatures(FeatureEncoder):
@@ -57,7 +59,7 @@ class DenseFeatures(FeatureEncoder):
             vector = jnp.expand_dims(vector, range(1, x.ndim - 1))
             vector = jnp.broadcast_to(vector, (*x.shape[:-1], self.width))
             x = jnp.concatenate([x, vector], axis=-1)
-        x = project(x, (*self.dnn_layers, self.width), init=self.init)
+        x = project(x, (*self.dnn_layers, self.width), init=self.weight_init)
         return with_mask_vector(self, x, items, self.mask_item)
 
 
@@ -79,7 +81,7 @@ class BiasedFeatures(FeatureEncoder):
 
 
 class FeatureComponents(FeatureEncoder):
-    """[e; e'; ReLU(W f + b) of every location], for two tables of ids (ACF, Chen et al. 2017).
+    """[e; ReLU(W f + b) of every location] (ACF, Chen et al., SIGIR 2017).
 
     Only e is scored; ACF reads the rest of it in histories.
     """
@@ -88,11 +90,11 @@ class FeatureComponents(FeatureEncoder):
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
-        """Returns float32[M, (2 + S) D] for items.feature float32[M, ..., C] of S locations."""
+        """Returns float32[M, (1 + S) D] for items.feature float32[M, ..., C] of S locations."""
         feature = items.feature.reshape(len(items.id), -1, items.feature.shape[-1])
         locations = nn.relu(self.dense(self.width, "location", use_bias=True)(feature))
-        tables = [self.id_vector(items, self.width, name) for name in ("ids", "profile")]
-        return jnp.concatenate([*tables, locations.reshape(len(items.id), -1)], axis=-1)
+        locations = locations.reshape(len(items.id), -1)
+        return jnp.concatenate([self.id_vector(items, self.width), locations], axis=-1)
 
 
 class RawFeatures(FeatureEncoder):
@@ -111,22 +113,25 @@ class SemanticIds(nn.Module):
 
     Attributes:
       codebook_size: C; codes are 0 .. C - 1 at each place.
-      mask_item, width, init: see `FeatureEncoder`.
+      mask_item, width, weight_init: see `FeatureEncoder`.
     """
 
     codebook_size: int
     mask_item: int | None
     width: int
-    init: Init = "normal"
+    weight_init: str = "normal"
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D] for items.feature int32[M, S], S codes each."""
         places = items.feature.shape[-1]
-        # The reference leaves a row for each place that no code uses.
-        rows = IdEncoder(places * (self.codebook_size + 1), self.width, self.init, name="codes")
-        code = items.feature + jnp.arange(places) * (self.codebook_size + 1)
-        vector = jnp.mean(rows(Items(id=code), train=False), axis=-2)
+        rows = self.codebook_size + 1  # the reference has one for each place that no code uses
+        shape = (places * rows, self.width)
+        table = self.param("table", KERNEL_INITS[self.weight_init], shape, jnp.float32)
+        vector = jnp.mean(table[items.feature + jnp.arange(places) * rows], axis=-2)
+        # In the reference it is code 0 of the first place that gets no gradient: padding, too,
+        # unless a file's codes count from 0.
+        vector = jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)
         return with_mask_vector(self, vector, items, self.mask_item)
 
 

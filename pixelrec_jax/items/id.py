@@ -1,6 +1,6 @@
 """IDNet: an item is a row of a trainable table."""
 
-from typing import Literal
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,15 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
 from pixelrec_jax.initializers import symmetric_uniform
+
+# How tables [N, D] start, as the reference's recommenders have it; "normal" has a deviation.
+TABLE_INITS: dict[str, Callable[[int, int, float], nn.initializers.Initializer]] = {
+    "normal": lambda items, width, std: nn.initializers.normal(std),
+    "xavier_normal": lambda items, width, std: nn.initializers.xavier_normal(),
+    "kaiming_normal": lambda items, width, std: nn.initializers.normal((2 / width) ** 0.5),
+    "uniform_items": lambda items, width, std: symmetric_uniform(items**-0.5),
+    "uniform_width": lambda items, width, std: symmetric_uniform(width**-0.5),
+}
 
 
 class IdEncoder(nn.Module):
@@ -17,28 +26,19 @@ class IdEncoder(nn.Module):
       num_items: N; row 0 is padding. As in the reference it is initialised like the other rows
         and gets no gradient, even from user encoders that see it.
       width: D.
-      init: how the table starts: "normal" with deviation `init_std`, "xavier_normal",
-        "kaiming_normal" over D, or uniform up to 1 / sqrt(N) ("uniform_items") or 1 / sqrt(D)
-        ("uniform_width"), as the reference's recommenders have it.
+      table_init: a key of `TABLE_INITS`.
+      init_std: deviation of "normal".
     """
 
     num_items: int
     width: int
-    init: Literal["normal", "xavier_normal", "kaiming_normal", "uniform_items", "uniform_width"] = (
-        "normal"
-    )
+    table_init: str = "normal"
     init_std: float = 0.02
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
-        """Returns float32[..., D] for items.id int32[...]."""
+        """Returns float32[M, D] for items.id int32[M]."""
         shape = (self.num_items, self.width)
-        initializer = {
-            "normal": nn.initializers.normal(self.init_std),
-            "xavier_normal": nn.initializers.xavier_normal(),
-            "kaiming_normal": nn.initializers.normal((2 / self.width) ** 0.5),
-            "uniform_items": symmetric_uniform(self.num_items**-0.5),
-            "uniform_width": symmetric_uniform(self.width**-0.5),
-        }[self.init]
+        initializer = TABLE_INITS[self.table_init](*shape, self.init_std)
         vector = self.param("table", initializer, shape, jnp.float32)[items.id]
-        return jnp.where((items.id == PAD)[..., None], jax.lax.stop_gradient(vector), vector)
+        return jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)

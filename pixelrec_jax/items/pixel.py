@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
-from pixelrec_jax.items.projection import Init, project
+from pixelrec_jax.items.projection import project
 from pixelrec_jax.items.vision.layers import Context
 
 # Mean and standard deviation of the channels of pixels in [0, 1].
@@ -25,7 +25,7 @@ class PixelEncoder(nn.Module):
       mask_item: the item that stands for a masked one, if there is one; its image is white.
       width: D.
       dnn_layers: widths of further dense layers with ReLU below the projection (Figure 10).
-      head_init: see `Vision`.
+      head_init: of the projection, a key of `KERNEL_INITS`.
       normalisation: a key of `NORMALISATIONS`.
       dtype: of computation.
     """
@@ -35,7 +35,7 @@ class PixelEncoder(nn.Module):
     mask_item: int | None
     width: int
     dnn_layers: tuple[int, ...] = ()
-    head_init: Init = "xavier_normal"
+    head_init: str = "xavier_normal"
     normalisation: str = "half"
     dtype: jnp.dtype = jnp.float32
 

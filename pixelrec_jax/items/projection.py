@@ -1,7 +1,6 @@
 """The paper's dimension transformation layer: from what an encoder sees to an item's vector."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -9,22 +8,22 @@ import jax.numpy as jnp
 
 from pixelrec_jax.initializers import symmetric_uniform
 
-Init = Literal["normal", "xavier_normal", "kaiming_normal", "torch"]
+
+def _torch(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return symmetric_uniform(shape[0] ** -0.5)(key, shape, dtype)
 
 
-def kernel_init(init: Init) -> nn.initializers.Initializer:
-    """Returns N(0, 0.02^2), Xavier normal, Kaiming normal or PyTorch's default, U(+-1/sqrt(C))."""
-    if init == "torch":
-        return lambda key, shape, dtype: symmetric_uniform(shape[0] ** -0.5)(key, shape, dtype)
-    return {
-        "normal": nn.initializers.normal(0.02),
-        "xavier_normal": nn.initializers.xavier_normal(),
-        "kaiming_normal": nn.initializers.kaiming_normal(),
-    }[init]
+# How weights [C, D] of dense layers start; "torch" is PyTorch's default, U(+-1 / sqrt(C)).
+KERNEL_INITS: dict[str, nn.initializers.Initializer] = {
+    "normal": nn.initializers.normal(0.02),
+    "xavier_normal": nn.initializers.xavier_normal(),
+    "kaiming_normal": nn.initializers.kaiming_normal(),
+    "torch": _torch,
+}
 
 
 def project(
-    x: jax.Array, widths: Sequence[int], *, init: Init, dtype: jnp.dtype = jnp.float32
+    x: jax.Array, widths: Sequence[int], *, init: str, dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
     """Applies dense layers with ReLU; call it in a compact method, whose parameters they become.
 
@@ -34,7 +33,7 @@ def project(
     Args:
       x: float[M, C] or tokens float[M, ..., C].
       widths: of the layers dense_0, dense_1 ... and, the last one, head.
-      init: of the weights, see `kernel_init`; biases start at zero, or as PyTorch's.
+      init: of the weights, a key of `KERNEL_INITS`; biases start at zero, or as PyTorch's.
       dtype: of computation.
 
     Returns:
@@ -44,7 +43,7 @@ def project(
         bound = x.shape[-1] ** -0.5
         x = nn.Dense(
             features,
-            kernel_init=kernel_init(init),
+            kernel_init=KERNEL_INITS[init],
             bias_init=symmetric_uniform(bound) if init == "torch" else nn.initializers.zeros,
             dtype=dtype,
             name="head" if n == len(widths) - 1 else f"dense_{n}",

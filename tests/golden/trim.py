@@ -5,7 +5,8 @@ python tests/golden/trim.py FOLDER SASRec MOSASRec
 Nothing is rounded: images become uint8, from which the normalised floats are recovered bit for bit
 (checked here) and are kept once for all pixel models; a batch of images becomes the ids of its
 images; frozen tensors are kept once, since a step does not change them (checked here); scores are
-kept for the first users only; sequences are kept in two files, since models share them.
+kept for the first users only; sequences are kept in two files, since models share them. VBPR's two
+tables of users are joined, and ACF's table of items, which has two names, is kept under one.
 """
 
 import sys
@@ -21,6 +22,16 @@ WITH_DATA = ("SASRec", "MOSASRec")  # the sequences of all models on ids, and of
 def trim(source: Path) -> None:
     """Writes the trimmed copy of one golden file beside this script."""
     golden = dict(np.load(source, allow_pickle=False))
+    for prefix in ("param0/", "param1/", "grad/"):
+        if f"{prefix}user_modal_embedding.weight" in golden:
+            parts = [
+                golden.pop(f"{prefix}user_{part}_embedding.weight") for part in ("id", "modal")
+            ]
+            golden[f"{prefix}user_embedding.weight"] = np.concatenate(parts, axis=1)
+        second_name = golden.pop(f"{prefix}user_model.profile_embedding.weight", None)
+        assert second_name is None or np.array_equal(
+            second_name, golden[f"{prefix}item_model.weight"]
+        )
     for name in [n for n in golden if n.startswith("param1/")]:
         initial = golden["param0/" + name.removeprefix("param1/")]
         if np.array_equal(golden[name], initial):

@@ -82,8 +82,12 @@ def test_normalisation(name):
     ("key", "value", "message"),
     [
         ("image_size", 100, r"item.image_size=100 .* 32 pixels.* try 96"),
-        ("pool", "max", "item.pool='max': clip_vit_b32 offers tokens, cls, mean"),
-        ("normalisation", "unit", "item.normalisation='unit'; use checkpoint, half"),
+        ("pool", "max", "item.pool='max': item=clip_vit_b32 offers tokens, cls, mean"),
+        (
+            "normalisation",
+            "unit",
+            "item.normalisation='unit': item=clip_vit_b32 offers checkpoint, half",
+        ),
         ("trainable", "last:14", "item.trainable='last:14': the encoder has 13 blocks"),
         ("trainable", "block_99", "unknown block 'block_99'"),
         ("trainable", "block_10,stem,blok_11", "unknown block 'blok_11'; did you mean 'block_11'"),

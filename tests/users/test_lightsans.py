@@ -12,6 +12,7 @@ from pixelrec_jax.users.lightsans import LightSANs
 def test_padding_is_visible_on_request_only(query_softmax, show_padding):
     model = LightSANs(
         num_users=1,
+        width=16,
         dtype=jnp.float32,
         layers=2,
         init_std=0.3,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
-from pixelrec_jax.items.projection import Init
 from pixelrec_jax.weights.port import Port
 
 
@@ -25,7 +24,7 @@ class Vision:
       pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
       ports: names of published checkpoints; empty for encoders that start from random weights.
-      head_init: of the projection.
+      head_init: of the projection, a key of `items.projection.KERNEL_INITS`.
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
@@ -34,5 +33,5 @@ class Vision:
     pools: tuple[str, ...]
     normalisation: str = "half"
     ports: tuple[Port, ...] = ()
-    head_init: Init = "xavier_normal"
+    head_init: str = "xavier_normal"
     optional: tuple[str, ...] = ()

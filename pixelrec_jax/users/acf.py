@@ -1,0 +1,60 @@
+"""ACF: attention to locations of images and to items of a history (Chen et al., SIGIR 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.errors import UserError
+from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
+
+
+class ACF(UserEncoder):
+    """A row of a table of users plus a mean of the history's items, weighted by attention.
+
+    Two attentions, one inside the other: to the locations of each item's image, whose mean says how
+    the item looks, and to the items. As in the reference, an item's vector in the history is that
+    of the same table as a target's.
+    """
+
+    @classmethod
+    def check_item(cls, item: ConfigDict) -> None:
+        """Raises `UserError` if items are not a table of ids beside features of locations."""
+        if item.name != "id+features":
+            raise UserError(
+                f"user=acf reads ids and features of locations, and item={item.name} does not have "
+                "both; use item=id+features"
+            )
+        check_form(item, "components")
+
+    @nn.compact
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, D], of items as `FeatureComponents`."""
+        init = nn.initializers.kaiming_normal()
+
+        def dense(features: int, name: str, *, bias: bool = True) -> nn.Dense:
+            return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
+
+        def attention(x: jax.Array, name: str) -> jax.Array:
+            # Logits of a softmax; the reference adds a bias, which a softmax ignores.
+            return dense(1, name, bias=False)(nn.relu(x)).astype(jnp.float32)
+
+        table_init = nn.initializers.normal((2 / self.width) ** 0.5)
+        shape = (self.num_users, self.width)
+        row = self.param("table", table_init, shape, jnp.float32)[history.user]  # [B, D]
+
+        vector = visible_vectors(history, show_padding=False)
+        item, locations = vector[..., : self.width], vector[..., self.width :]
+        locations = locations.reshape(*item.shape[:-1], -1, self.width)  # [B, L, S, D]
+        who = dense(self.width, "location_user")(row)[:, None, None]
+        logits = attention(dense(self.width, "location")(locations) + who, "location_attention")
+        looks = jnp.sum(nn.softmax(logits, axis=-2) * locations, axis=-2)  # [B, L, D]
+
+        user = dense(self.width, "user")(row)[:, None]
+        logits = user + dense(self.width, "item")(item) + dense(self.width, "looks")(looks)
+        logits = attention(logits, "item_attention")
+        mask = history.mask[..., None]
+        # An empty history has equal weights, all of them of padding.
+        weight = jnp.where(mask, nn.softmax(jnp.where(mask, logits, -1e9), axis=1), 0)
+        return user.astype(jnp.float32) + jnp.sum(weight * item, axis=1, keepdims=True)

@@ -1,0 +1,28 @@
+"""VBPR: matrix factorisation with the items' looks and a bias (He and McAuley, AAAI 2016)."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.users.encoder import check_form
+from pixelrec_jax.users.mf import MF
+
+
+class VBPR(MF):
+    """A row of a table of users, followed by 1 for each entry of an item past the D-th, its bias.
+
+    Of items as biased features the first half of a user's row meets the id, the second half the
+    features (`BiasedFeatures`). Items of other kinds have no bias: then it is plain MF.
+    """
+
+    @classmethod
+    def check_item(cls, item: ConfigDict) -> None:
+        """Raises `UserError` if features are not made biased vectors."""
+        check_form(item, "biased")
+
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, E]."""
+        user = super().__call__(history, train=train)
+        biases = history.vector.shape[-1] - self.width
+        return jnp.concatenate([user, jnp.ones((*user.shape[:-1], biases))], axis=-1)

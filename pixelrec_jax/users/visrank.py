@@ -1,0 +1,49 @@
+"""VisRank: what looks like the history (Kang et al. 2017), without training."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.types import History
+from pixelrec_jax.errors import UserError
+from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
+
+
+class VisRank(UserEncoder):
+    """Scores an item by the mean of its largest cosines with the items of the history.
+
+    Attributes:
+      average_top_k: of how many; of fewer if the history is shorter.
+    """
+
+    average_top_k: int = 1
+
+    @classmethod
+    def check_item(cls, item: ConfigDict) -> None:
+        """Raises `UserError` if items are not raw features."""
+        if item.name != "features":
+            raise UserError(
+                f"user=visrank compares frozen features, without training, but item={item.name} "
+                "has to be trained; use item=features"
+            )
+        check_form(item, "raw")
+
+    def __call__(self, history: History, *, train: bool) -> jax.Array:
+        """Returns float32[B, 1, L * E], the history's vectors, zeros at padding."""
+        vector = visible_vectors(history, show_padding=False)
+        return vector.reshape(len(vector), 1, -1)
+
+    def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
+        """Returns float32[..., R] for states [..., L * E] and unit vectors of items [..., R, E].
+
+        Takes the memory of [..., R, L] numbers.
+        """
+        history = state.reshape(*state.shape[:-1], -1, item.shape[-1])
+        cosine = jnp.einsum(
+            "...rd,...ld->...rl", item, history, precision=jax.lax.Precision.HIGHEST
+        )
+        real = jnp.any(history != 0, axis=-1)[..., None, :]
+        k = min(self.average_top_k, history.shape[-2])
+        best, _ = jax.lax.top_k(jnp.where(real, cosine, -jnp.inf), k)
+        found = best != -jnp.inf
+        return jnp.sum(jnp.where(found, best, 0), axis=-1) / jnp.maximum(found.sum(axis=-1), 1)
