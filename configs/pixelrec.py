@@ -498,11 +498,11 @@ def sane(config: ConfigDict) -> None:
 def parity(config: ConfigDict) -> None:
     """The reference to the last digit, quirks included.
 
-    Its loss is -log(sigmoid(x) + 1e-8); its FM and DSSM on ids learn from the first row of a batch
-    only; GRU4Rec, NextItNet and LightSANs see padding; LightSANs' attention sums to one over
-    queries; frozen blocks are in train mode.
+    Its loss is -log(sigmoid(x) + 1e-8), but for MF, LightGCN and SR-GNN; its FM and DSSM on ids
+    learn from the first row of a batch only; GRU4Rec, NextItNet and LightSANs see padding;
+    LightSANs' attention sums to one over queries; frozen blocks are in train mode.
     """
-    config.loss.epsilon = 1e-8
+    config.loss.epsilon = 0.0 if config.user.name in ("mf", "lightgcn", "srgnn") else 1e-8
     config.loss.single_row = config.user.name in ("fm", "dssm") and config.item.name == "id"
     for part, key in (
         ("user", "show_padding"),

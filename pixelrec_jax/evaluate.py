@@ -177,7 +177,7 @@ class Evaluator:
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._rank = jax.jit(rank)
         self._encode_items = encode_items
-        self._connect = jax.jit(model.connect)
+        self._propagate = jax.jit(model.propagate)
         self._rank_by_counts = jax.jit(rank_by_counts)
 
     @cached_property
@@ -217,7 +217,7 @@ class Evaluator:
     def rank(self, variables: dict, split: Split) -> Ranking:
         """Ranks the whole catalogue for every user of a split."""
         if self.graph is not None:
-            variables = self._connect(variables, self.graph)
+            variables = self._propagate(variables, self.graph)
         catalog = self.encode_catalog(variables)
         return self._collect(
             split,

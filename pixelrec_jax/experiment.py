@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def data_fingerprint(self) -> str:
-        """A hash of the content that training reads; empty for data in memory."""
+        """A hash of what training reads; empty for data in memory."""
         return self._fingerprint(self.store.fingerprint if self.store else "")
 
     @property
@@ -81,11 +81,23 @@ def build_experiment(
     interactions = load(config.dataset.path) if interactions is None else interactions
     model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
     store = _open_store(config.item, interactions) if store is None else store
+    optimizer = build_optimizer(config.optim)
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    task = task_of(config)(interactions, **options)
+    batches = TrainBatches(
+        task,
+        store,
+        num_items=interactions.num_items + task.masks,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        num_shards=num_shards(mesh, BATCH),
+        local_shards=local_shards(mesh, BATCH),
+        slot_buckets=config.data.slot_buckets,
+    )
     graph = None
     if model.user_encoder.uses_graph:
         graph = replicate(training_graph(interactions), mesh)
-    options = {key: value for key, value in config.task.items() if key != "name"}
-    task = task_of(config)(interactions, **options)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -93,18 +105,8 @@ def build_experiment(
         store=store,
         graph=graph,
         model=model,
-        optimizer=build_optimizer(config.optim),
-        batches=TrainBatches(
-            task,
-            store,
-            num_items=interactions.num_items + task.masks,
-            batch_size=config.train.batch_size,
-            epochs=config.train.epochs,
-            seed=config.seed,
-            num_shards=num_shards(mesh, BATCH),
-            local_shards=local_shards(mesh, BATCH),
-            slot_buckets=config.data.slot_buckets,
-        ),
+        optimizer=optimizer,
+        batches=batches,
         evaluator=Evaluator(model, interactions, store, graph, config, mesh),
     )
 

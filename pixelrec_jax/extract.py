@@ -237,6 +237,8 @@ def choose_encoder(
     settings.normalisation = "checkpoint"  # what frozen weights were trained with
     settings.image_size = interactions.manifest["images"]["size"] or settings.image_size
     settings.update(changes)
+    if not settings.weights and "weights" not in changes:
+        raise UserError(f"{item} has no published weights; give --weights=FILE, or --workdir=DIR")
     return frozen.pretrained(settings)
 
 

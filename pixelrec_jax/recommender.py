@@ -25,7 +25,7 @@ class Recommender(nn.Module):
     item_encoder: nn.Module
     user_encoder: UserEncoder
 
-    def connect(self, variables: dict, graph: Graph | None) -> dict:
+    def propagate(self, variables: dict, graph: Graph | None) -> dict:
         """Returns the variables to encode with, for those of the state.
 
         They are the same, but for LightGCN, whose tables pass along the edges of the graph first:
@@ -61,8 +61,13 @@ class Recommender(nn.Module):
             user=batch.user,
         )
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
-        state = self.encode_users(flat, train=train)[:, -targets:]
-        state = state.reshape(shards, rows, targets, -1)
+        state = self.encode_users(flat, train=train)
+        if state.shape[1] < targets:
+            raise UserError(
+                f"the task has {targets} targets for a history, but this user encoder makes one "
+                "state of it; use task.name=prefixes, leave_one_out or pairs"
+            )
+        state = state[:, -targets:].reshape(shards, rows, targets, -1)
         positive = self.score(state, take(item, batch.positive)[..., None, :])
         return positive[..., 0], self.score(state, take(item, batch.negative))
 

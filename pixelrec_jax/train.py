@@ -37,7 +37,7 @@ def make_train_step(experiment: Experiment):
 
         def loss_of(trainable: dict) -> tuple[jax.Array, dict]:
             (positive, negative), model_state = model.apply(
-                model.connect(state.replace(trainable=trainable).variables, graph),
+                model.propagate(state.replace(trainable=trainable).variables, graph),
                 batch,
                 train=True,
                 rngs={"dropout": dropout},
@@ -268,9 +268,10 @@ def _notes(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) 
 
 def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
     if not math.isfinite(loss):
+        latest = "none" if checkpoints.latest is None else checkpoints.latest
         raise UserError(
             f"the loss is {loss} at step {step}; lower optim.lr or set optim.clip_norm, in a new "
-            f"workdir (the latest checkpoint here is of step {checkpoints.latest or 'none'})"
+            f"workdir (the latest checkpoint here is of step {latest})"
         )
 
 

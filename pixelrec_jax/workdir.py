@@ -21,7 +21,7 @@ from pixelrec_jax.files import replaced_file, write_json
 
 # Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes.
 _CHANGEABLE = re.compile(
-    r"data\.(workers|threads|prefetch)|mesh\..*|dataset\.path|train\.(epochs|patience)"
+    r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)"
 )
 
 

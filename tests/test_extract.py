@@ -171,6 +171,8 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
             choose_encoder(interactions, **both)
     with pytest.raises(UserError, match=r"unknown vision encoder .*; did you mean"):
         _choose(interactions, "vit_toi")
+    with pytest.raises(UserError, match="vit_toy has no published weights; give --weights"):
+        choose_encoder(interactions, item="vit_toy", workdir=None)
     with pytest.raises(UserError, match=r"missing\.py does not exist"):
         choose_encoder(interactions, item="vit_toy", workdir=None, config="missing.py")
     with pytest.raises(UserError, match="vit_toy offers tokens, cls, mean"):
@@ -186,6 +188,7 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
 def test_the_program(interactions, tmp_path):
     out = tmp_path / "features.npy"
     command = [sys.executable, "-m", "pixelrec_jax.extract", "--item=vit_toy", "--average"]
+    command += ["--weights="]  # random ones, but only on request
     command += [f"--data={interactions.directory}", "--image_size=16", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{out}: {interactions.num_items - 1} items, 64 float32 each, 0.0 MB" in done.stdout

@@ -115,6 +115,13 @@ class ArrayStore:
         return rows
 
 
+def random_features(*shape: int) -> np.ndarray:
+    """float32[N, ...] like those of a `FeatureStore`: row 0 is zeros."""
+    features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    features[0] = 0
+    return features
+
+
 def random_store(item: ConfigDict, num_items: int, *, size: int = 16) -> ArrayStore | None:
     """What an item encoder of a tiny config looks at; features of two by two locations."""
     rng = np.random.default_rng(0)
@@ -125,6 +132,5 @@ def random_store(item: ConfigDict, num_items: int, *, size: int = 16) -> ArraySt
         codes = rng.integers(0, item.codebook_size, (num_items, 3))
         return ArrayStore(codes.astype(np.int32), "feature")
     if "path" in item:
-        feature = rng.normal(size=(num_items, 2, 2, 6)).astype(np.float32)
-        return ArrayStore(feature, "feature")
+        return ArrayStore(random_features(num_items, 2, 2, 6), "feature")
     return None

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,7 +11,7 @@ import numpy as np
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError
 
-_ROWS_IN_FINGERPRINT = 1000
+_BYTES_IN_FINGERPRINT = 1 << 26  # more are sampled
 
 
 def provenance(path: Path) -> Path:
@@ -37,6 +37,11 @@ class FeatureStore:
         self._matrix = self._open(path, interactions.num_items, codes)
         if provenance(path).exists():
             _check_items(path, interactions)
+        if not codes and self._matrix[0].any():
+            raise UserError(
+                f"row 0 of {path} is that of padding and holds other numbers than zero; item n "
+                "belongs in row n, in the order of item_ids.arrow"
+            )
         if codes and (self._matrix.min() < 0 or self._matrix.max() >= codes):
             raise UserError(
                 f"{path} holds codes {self._matrix.min()} to {self._matrix.max()}; expected 0 to "
@@ -75,12 +80,14 @@ class FeatureStore:
             )
         return matrix
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of the shape and of about a thousand rows."""
-        rows = self._matrix[:: max(1, len(self._matrix) // _ROWS_IN_FINGERPRINT)]
-        content = str((self._matrix.shape, self._matrix.dtype)).encode()
-        return hashlib.sha256(content + np.ascontiguousarray(rows).tobytes()).hexdigest()
+        """A hash of the matrix, of a large one only of some rows, evenly spread."""
+        matrix = self._matrix
+        content = hashlib.sha256(str((matrix.shape, matrix.dtype)).encode())
+        for row in matrix[:: -(-matrix.nbytes // _BYTES_IN_FINGERPRINT)]:
+            content.update(np.ascontiguousarray(row))
+        return content.hexdigest()
 
     def load(self, ids: np.ndarray) -> np.ndarray:
         """Returns float32[n, ...] or int32[n, ...] for ids int[n]; zeros for ids past the items."""

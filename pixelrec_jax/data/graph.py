@@ -32,7 +32,9 @@ def training_graph(interactions: Interactions) -> Graph:
     skipped = np.diff(np.asarray(interactions.offsets)) - length
     row = np.arange(len(user)) + np.repeat(np.cumsum(skipped) - skipped, length)
     edge = user * interactions.num_items + interactions.items[row]
-    user, item = np.divmod(np.unique(edge), interactions.num_items)
+    edge.sort()  # in place, as there may be tens of millions
+    edge = edge[np.diff(edge, prepend=-1) > 0]
+    user, item = np.divmod(edge, interactions.num_items)
     return Graph(
         user=user.astype(np.int32),
         item=item.astype(np.int32),

@@ -32,7 +32,7 @@ class ItemStore(Protocol):
 
     Attributes:
       field: the field of `Items` that it fills.
-      fingerprint: a hash of the content.
+      fingerprint: a hash of the content, or of a sample where that is large.
     """
 
     field: str

@@ -112,7 +112,7 @@ class SemanticIds(nn.Module):
     """The mean over an item's codes of a trainable vector for each (reference: semantic ids).
 
     Attributes:
-      codebook_size: C; codes are 0 .. C - 1 at each place.
+      codebook_size: C; codes are 0 .. C - 1 at each position.
       mask_item, width, weight_init: see `FeatureEncoder`.
     """
 
@@ -124,12 +124,12 @@ class SemanticIds(nn.Module):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D] for items.feature int32[M, S], S codes each."""
-        places = items.feature.shape[-1]
-        rows = self.codebook_size + 1  # the reference has one for each place that no code uses
-        shape = (places * rows, self.width)
+        positions = items.feature.shape[-1]
+        rows = self.codebook_size + 1  # the reference has one for each position that no code uses
+        shape = (positions * rows, self.width)
         table = self.param("table", KERNEL_INITS[self.weight_init], shape, jnp.float32)
-        vector = jnp.mean(table[items.feature + jnp.arange(places) * rows], axis=-2)
-        # In the reference it is code 0 of the first place that gets no gradient: padding, too,
+        vector = jnp.mean(table[items.feature + jnp.arange(positions) * rows], axis=-2)
+        # In the reference it is code 0 of the first position that gets no gradient: padding, too,
         # unless a file's codes count from 0.
         vector = jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)
         return with_mask_vector(self, vector, items, self.mask_item)

@@ -26,7 +26,7 @@ class UserEncoder(nn.Module):
     width: int
     dtype: jnp.dtype
 
-    # Whether `Recommender.connect` passes vectors along the edges of users and items.
+    # Whether `Recommender.propagate` passes vectors along the edges of users and items.
     uses_graph: ClassVar[bool] = False
 
     @classmethod

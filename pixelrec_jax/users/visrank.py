@@ -36,7 +36,7 @@ class VisRank(UserEncoder):
     def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
         """Returns float32[..., R] for states [..., L * E] and unit vectors of items [..., R, E].
 
-        Takes the memory of [..., R, L] numbers.
+        Takes the memory of twice [..., R, L] numbers.
         """
         history = state.reshape(*state.shape[:-1], -1, item.shape[-1])
         cosine = jnp.einsum(

@@ -11,11 +11,11 @@ import pytest
 from pixelrec_jax.data.features import FeatureStore, item_ids_digest, provenance
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.errors import UserError
-from tests.tiny import interactions_of
+from tests.tiny import interactions_of, random_features
 
 N = 12
 INTERACTIONS = interactions_of([np.arange(1, N)], N)
-FEATURES = np.random.default_rng(0).normal(size=(N, 2, 3)).astype(np.float32)
+FEATURES = random_features(N, 2, 3)
 CODES = np.random.default_rng(0).integers(0, 5, (N, 4))
 
 
@@ -43,7 +43,7 @@ def test_codes_are_whole_numbers(tmp_path, dtype):
 def test_threads_and_pickled_copies_read_the_same(toy_dataset, tmp_path):
     interactions = load(toy_dataset)
     items = interactions.num_items
-    matrix = np.random.default_rng(0).normal(size=(items, 50)).astype(np.float32)
+    matrix = random_features(items, 50)
     store = store_of(tmp_path, matrix, interactions=interactions)
     pickled = pickle.dumps(store)
     assert len(pickled) < 1000  # each process maps the file anew
@@ -66,6 +66,7 @@ def test_the_fingerprint_is_of_shape_type_and_content(tmp_path):
     ("matrix", "codes", "message"),
     [
         (FEATURES[1:], 0, r"shape \[11, 2, 3\]; expected \[12, ...\], a row for padding and one"),
+        (FEATURES + 1, 0, "row 0 of .* is that of padding .* item n belongs in row n"),
         (FEATURES[:, 0, 0], 0, r"shape \[12\]; expected \[12, ...\]"),
         (FEATURES[:, :0], 0, r"shape \[12, 0, 3\]"),
         (np.float32(1), 0, r"shape \[\]"),

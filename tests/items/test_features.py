@@ -15,7 +15,7 @@ from pixelrec_jax.data.types import Items
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.items import build_item_encoder
 from pixelrec_jax.recommender import build
-from tests.tiny import random_store, tiny_config
+from tests.tiny import random_features, random_store, tiny_config
 
 N, D, C = 9, 4, 6
 IDS = np.array([0, 3, 1, 8, 3], np.int32)  # padding and a repeat
@@ -101,7 +101,8 @@ def test_raw_features_have_unit_length_or_none():
     this = Encoded("user=visrank,item=features")
     assert this.params == {}
     x = this.feature.reshape(len(this.ids), 4, C).mean(axis=1)
-    assert_close(this.vector, x / np.linalg.norm(x, axis=1, keepdims=True))
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    assert_close(this.vector, x / np.where(length > 0, length, 1))
     without = this.items.replace(feature=np.zeros_like(this.items.feature))
     assert not this.encode({}, without).any()
 
@@ -154,9 +155,9 @@ def test_models_on_features_train_end_to_end(toy_dataset, tmp_path, user, item):
     config.train.epochs = 2
     config.item.path = str(tmp_path / "features.npy")
     items = load(toy_dataset).num_items
-    np.save(config.item.path, np.random.default_rng(0).normal(size=(items, C)).astype(np.float16))
+    np.save(config.item.path, random_features(items, C).astype(np.float16))
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert 0 < result["test"]["model"]["all"]["recall@10"]["value"] <= 1
-    np.save(config.item.path, np.ones((items, C), np.float32))
+    np.save(config.item.path, 2 * random_features(items, C))
     with pytest.raises(UserError, match="was trained on other data"):
         train.evaluate(config, tmp_path / "run")

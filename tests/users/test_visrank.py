@@ -12,9 +12,9 @@ from pixelrec_jax.errors import UserError
 from pixelrec_jax.items.features import RawFeatures
 from pixelrec_jax.recommender import build
 from pixelrec_jax.users.visrank import VisRank
-from tests.tiny import tiny_config
+from tests.tiny import random_features, tiny_config
 
-FEATURES = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+FEATURES = random_features(30, 5)
 FEATURES[3] = 0  # an item without features looks like nothing
 
 
@@ -50,7 +50,7 @@ def test_it_is_ranked_without_training(toy_dataset, tmp_path, capsys):
     config = tiny_config("user=visrank,item=features,dataset=toy", toy_dataset)
     items = load(toy_dataset).num_items
     config.item.path = str(tmp_path / "features.npy")
-    np.save(config.item.path, np.random.default_rng(0).normal(size=(items, 2, 2, 5)))
+    np.save(config.item.path, random_features(items, 2, 2, 5))
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert "0 parameters" in capsys.readouterr().err
     assert result["best_step"] == result["model"]["parameters"] == 0
