@@ -43,13 +43,21 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f"{name}={value}; expected at least 0 and less than 1")
         if name.endswith("dtype") and value not in ("float32", "bfloat16"):
             raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
-        if name == "item.dnn_layers" and not all(isinstance(x, int) and x > 0 for x in value):
-            raise UserError(f"{name}={value}; expected widths of 1 or more, as in (512, 256)")
+        if name == "task.mask_ratio" and not 0 < value < 1:
+            raise UserError(f"{name}={value}; expected more than 0 and less than 1")
+        if name in ("eval.ks", "item.dnn_layers", "user.dilations"):
+            if not all(type(x) is int and x > 0 for x in value):
+                raise UserError(f"{name}={value}; expected whole numbers from 1, as in (1, 4)")
+            if name != "item.dnn_layers" and not value:
+                raise UserError(f"{name} is empty; give at least one number, as in (1, 4)")
+    if (config.task.name == "cloze") != ("mask_ratio" in config.task):
+        raise UserError(
+            f"task.name={config.task.name!r} does not suit user={config.user.name}: cloze needs "
+            "task.mask_ratio, which bert4rec has, and no other task takes it"
+        )
     if config.loss.epsilon < 0:
         raise UserError(f"loss.epsilon={config.loss.epsilon}; expected 0 or more")
     ks = config.eval.ks
-    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
-        raise UserError(f"eval.ks={ks}; expected whole numbers of 1 or more, as in (5, 10)")
     metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
     if config.eval.select not in metrics:
         raise UserError(
