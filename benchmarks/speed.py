@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.synthetic import RandomImages, random_interactions
 from benchmarks.timing import seconds_per_call
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
-from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state
@@ -33,33 +33,6 @@ _ENCODE = flags.DEFINE_integer("encode", 256, "Items of the timed catalogue enco
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
-
-
-class RandomImages:
-    """A store over a few random images that all items share."""
-
-    field = "image"
-    fingerprint = ""
-
-    def __init__(self, size: int):
-        """Args: `size` is the side of the images in pixels."""
-        rng = np.random.default_rng(0)
-        self._pixels = rng.integers(0, 256, (64, size, size, 3)).astype(np.uint8)
-
-    def load(self, ids: np.ndarray) -> np.ndarray:
-        """Returns uint8[n, size, size, 3]."""
-        return self._pixels[ids % 64]
-
-
-def random_interactions(users: int, items: int) -> Interactions:
-    """Sequences as long as those of Pixel200K on average (20), over popular and rare items."""
-    rng = np.random.default_rng(0)
-    length = np.minimum(6 + rng.geometric(1 / 14, users), 434)
-    rank = rng.pareto(1.0, int(length.sum()))
-    ids = (rank / (1 + rank) * items).astype(np.int32) + 1
-    offsets = np.concatenate([[0, 0], np.cumsum(length)]).astype(np.int64)
-    manifest = {"counts": {"items": items, "users": users}}
-    return Interactions(offsets, ids, np.arange(len(ids)), manifest, Path())
 
 
 def measure(item: str) -> dict[str, float]:

@@ -2,10 +2,18 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+
+class Epoch(NamedTuple):
+    """A pass over the training data: its steps, and seconds until the first batch and in all."""
+
+    steps: int
+    start: float
+    total: float
 
 
 def seconds_per_call(call: Callable[[], Any], calls: int, warmup: int = 2) -> float:

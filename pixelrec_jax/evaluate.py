@@ -19,6 +19,7 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, History, Items
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import AXES, ROWS, local_shards, num_shards, replicate, to_global
+from pixelrec_jax.users.encoder import dot_product
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Evaluator:
 
         def rank_by_counts(counts: jax.Array, seen, target):
             state = jnp.ones((len(target), 1))
-            return self._retrieve(lambda state, row: state @ row.T, state, counts, seen, target)
+            return self._retrieve(dot_product, state, counts, seen, target)
 
         rows = NamedSharding(mesh, ROWS)
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)

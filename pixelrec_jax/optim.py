@@ -1,6 +1,9 @@
 """The optimizer: AdamW with one group for what looks at images or features, one for the rest."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -23,24 +26,46 @@ def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
         if name in ("b1", "b2") and value >= 1:
             raise UserError(f"optim.{name}={value}; expected less than 1")
 
-    def adamw(lr: float, weight_decay: float) -> optax.GradientTransformation:
+    def decay_and_rate(lr: float, weight_decay: float) -> optax.GradientTransformation:
         rate = optax.linear_schedule(lr / max(optim.warmup_steps, 1), lr, optim.warmup_steps)
-        return optax.adamw(
-            rate if optim.warmup_steps else lr,
-            b1=optim.b1,
-            b2=optim.b2,
-            eps=optim.eps,
-            weight_decay=weight_decay,
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(rate if optim.warmup_steps else lr),
         )
 
     groups = {
-        "visual": adamw(optim.visual_lr, optim.visual_weight_decay),
-        "other": adamw(optim.lr, optim.weight_decay),
+        "visual": decay_and_rate(optim.visual_lr, optim.visual_weight_decay),
+        "other": decay_and_rate(optim.lr, optim.weight_decay),
     }
-    optimizer = optax.partition(groups, _labels)
-    if optim.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
-    return optimizer
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        _scale_by_adam(optim.b1, optim.b2, optim.eps),
+        optax.partition(groups, _labels),
+    )
+
+
+def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_adam` that takes tables' gradients by row, as `tables.by_row` makes them.
+
+    It does the same to every row of a table, but reads the gradient's rows only.
+    """
+
+    def moment(decay: float, order: int, old: jax.Array, gradient: jax.Array, ids) -> jax.Array:
+        new = (1 - decay) * gradient**order
+        return decay * old + new if ids is None else (decay * old).at[ids].add(new)
+
+    def update(gradient, state, params=None, *, ids=None):
+        count = state.count + 1
+        ids = jax.tree.map(lambda _: None, gradient) if ids is None else ids
+        mu = jax.tree.map(partial(moment, b1, 1), state.mu, gradient, ids)
+        nu = jax.tree.map(partial(moment, b2, 2), state.nu, gradient, ids)
+
+        def direction(mu: jax.Array, nu: jax.Array) -> jax.Array:
+            return mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
 
 
 def _labels(params: dict) -> dict:

@@ -9,7 +9,8 @@ from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.errors import UserError, nearest
-from pixelrec_jax.items import build_item_encoder
+from pixelrec_jax.items import build_item_encoder, id_table
+from pixelrec_jax.tables import Lookups
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import UserEncoder
 
@@ -34,6 +35,17 @@ class Recommender(nn.Module):
         if graph is None:
             return variables
         return {**variables, "params": self.user_encoder.propagate(variables["params"], graph)}
+
+    def lookups(self, batch: Batch) -> Lookups:
+        """Returns which rows of which tables a batch reads."""
+        if self.user_encoder.uses_graph:
+            return {}  # every row may reach any other
+        found = {}
+        if (path := id_table(self.item_encoder)) is not None:
+            found["item_encoder", *path] = batch.items.id
+        if self.user_encoder.has_table:
+            found["user_encoder", "table"] = batch.user
+        return found
 
     def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:
         """Returns float32[G, U, E]; each slot is encoded once."""

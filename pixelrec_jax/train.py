@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from pixelrec_jax import tables
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.data.graph import Graph
@@ -35,20 +36,26 @@ def make_train_step(experiment: Experiment):
         batch = only_first_row(batch) if config.loss.single_row else batch
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss_of(trainable: dict) -> tuple[jax.Array, dict]:
+        lookups = model.lookups(batch)
+
+        def loss_of(trainable: dict, rows: dict) -> tuple[jax.Array, dict]:
+            variables = model.propagate(state.replace(trainable=trainable).variables, graph)
             (positive, negative), model_state = model.apply(
-                model.propagate(state.replace(trainable=trainable).variables, graph),
+                {**variables, tables.COLLECTION: rows},
                 batch,
                 train=True,
                 rngs={"dropout": dropout},
                 mutable=list(state.model_state),
             )
-            rows = jnp.sum(batch.user != PAD)
-            loss = bpr(positive, negative, batch.weight, rows, epsilon=config.loss.epsilon)
+            count = jnp.sum(batch.user != PAD)
+            loss = bpr(positive, negative, batch.weight, count, epsilon=config.loss.epsilon)
             return loss, model_state
 
-        (loss, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        rows = tables.read_rows(state.trainable, lookups)
+        (loss, model_state), (gradient, of_rows) = differentiate(state.trainable, rows)
+        gradient, ids = tables.by_row(gradient, of_rows, lookups)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, ids=ids)
         first_of_interval = state.step % config.train.log_every == 0
         new_state = state.replace(
             step=state.step + 1,

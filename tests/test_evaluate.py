@@ -10,6 +10,7 @@ from pixelrec_jax.evaluate import lookup, retrieve
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.sharding import ROWS, build_mesh, num_shards, to_global
+from pixelrec_jax.users.encoder import dot_product
 from tests.tiny import interactions_of, tiny_config
 
 MESHES = {
@@ -57,7 +58,7 @@ def test_equals_dense_ranking_also_under_ties(mesh, values):
     seen = rng.integers(0, 103, (13, 9)).astype(np.int32)
     seen = np.where(seen == target[:, None], 0, seen)
     ids, scores, rank = jax.jit(
-        lambda c: retrieve(state, c, seen, target, k=10, num_items=103, mesh=mesh)
+        lambda c: retrieve(dot_product, state, c, seen, target, k=10, num_items=103, mesh=mesh)
     )(_sharded(table, mesh))
     expected_ids, expected_rank = _dense(state, table, seen, target, 10)
     np.testing.assert_array_equal(ids, expected_ids)
@@ -69,7 +70,9 @@ def test_more_devices_than_items_and_k_of_the_whole_catalogue(mesh):
     table = np.arange(6, dtype=np.float32)[:, None]
     state, target = np.ones((2, 1), np.float32), np.array([1, 5], np.int32)
     seen = np.zeros((2, 1), np.int32)
-    ids, _, rank = retrieve(state, _sharded(table, mesh), seen, target, k=5, num_items=6, mesh=mesh)
+    ids, _, rank = retrieve(
+        dot_product, state, _sharded(table, mesh), seen, target, k=5, num_items=6, mesh=mesh
+    )
     np.testing.assert_array_equal(ids, [[5, 4, 3, 2, 1]] * 2)
     np.testing.assert_array_equal(rank, [5, 1])
 
@@ -77,6 +80,7 @@ def test_more_devices_than_items_and_k_of_the_whole_catalogue(mesh):
 def test_scores_that_are_not_numbers_never_look_good(mesh):
     table = np.full((20, 2), np.nan, np.float32)
     *_, rank = retrieve(
+        dot_product,
         np.ones((1, 2), np.float32),
         _sharded(table, mesh),
         np.zeros((1, 1), np.int32),

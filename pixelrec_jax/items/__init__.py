@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.freeze import trainable_blocks
-from pixelrec_jax.items.features import FORMS, SemanticIds
+from pixelrec_jax.items.features import FORMS, FeatureEncoder, SemanticIds
 from pixelrec_jax.items.id import TABLE_INITS, IdEncoder
 from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS
@@ -43,6 +43,15 @@ def uses_pixels(item: ConfigDict) -> bool:
 def uses_features(item: ConfigDict) -> bool:
     """Whether this item encoder reads a frozen matrix."""
     return item.name in FEATURES
+
+
+def id_table(encoder: nn.Module) -> tuple[str, ...] | None:
+    """Returns the path of the table in an item encoder that has one row for every item, if any."""
+    if isinstance(encoder, IdEncoder):
+        return ("table",)
+    if isinstance(encoder, FeatureEncoder) and encoder.has_ids:
+        return ("ids", "table")
+    return None
 
 
 def build_item_encoder(

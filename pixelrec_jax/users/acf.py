@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.tables import look_up
 from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
 
 
@@ -17,6 +18,8 @@ class ACF(UserEncoder):
     the item looks, and to the items. As in the reference, an item's vector in the history is that
     of the same table as a target's.
     """
+
+    has_table = True
 
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:
@@ -42,7 +45,7 @@ class ACF(UserEncoder):
 
         table_init = nn.initializers.normal((2 / self.width) ** 0.5)
         shape = (self.num_users, self.width)
-        row = self.param("table", table_init, shape, jnp.float32)[history.user]  # [B, D]
+        row = look_up(self, "table", table_init, shape, history.user)  # [B, D]
 
         vector = visible_vectors(history, show_padding=False)
         item, locations = vector[..., : self.width], vector[..., self.width :]

@@ -28,6 +28,8 @@ class UserEncoder(nn.Module):
 
     # Whether `Recommender.propagate` passes vectors along the edges of users and items.
     uses_graph: ClassVar[bool] = False
+    # Whether a parameter "table" has a row for every user, which `look_up` reads.
+    has_table: ClassVar[bool] = False
 
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:
@@ -39,13 +41,18 @@ class UserEncoder(nn.Module):
         raise NotImplementedError
 
     def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R], the dot products of states [..., D] with items [..., R, E].
+        """Returns float32[..., R] for states [..., D] and items [..., R, E]."""
+        return dot_product(state, item)
 
-        An item's entries past the D-th are for user encoders to read and not scored. In full
-        float32, also where the chip prefers bf16.
-        """
-        item = item[..., : state.shape[-1]]
-        return jnp.einsum("...d,...rd->...r", state, item, precision=jax.lax.Precision.HIGHEST)
+
+def dot_product(state: jax.Array, item: jax.Array) -> jax.Array:
+    """Returns float32[..., R], the dot products of states [..., D] with items [..., R, E].
+
+    An item's entries past the D-th are for user encoders to read and not scored. In full float32,
+    also where the chip prefers bf16.
+    """
+    item = item[..., : state.shape[-1]]
+    return jnp.einsum("...d,...rd->...r", state, item, precision=jax.lax.Precision.HIGHEST)
 
 
 def check_form(item: ConfigDict, *forms: str) -> None:

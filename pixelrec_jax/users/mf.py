@@ -2,18 +2,20 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
+from pixelrec_jax.tables import look_up
 from pixelrec_jax.users.encoder import UserEncoder
 
 
 class MF(UserEncoder):
     """Looks up users in a table; the history is not read."""
 
+    has_table = True
+
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, D]."""
         shape = (self.num_users, self.width)
-        table = self.param("table", nn.initializers.xavier_normal(), shape, jnp.float32)
-        return table[history.user][:, None]
+        init = nn.initializers.xavier_normal()
+        return look_up(self, "table", init, shape, history.user)[:, None]
