@@ -474,10 +474,13 @@ def toy(config: ConfigDict) -> None:
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
     config.task.negatives = 2
-    config.optim.lr = config.optim.visual_lr = 1e-3 if config.item.name == "id" else 2e-3
+    # On ids these first learn what is popular, and what users like only after a plateau.
+    slow = config.user.name in ("gru4rec", "nextitnet", "srgnn", "bert4rec")
+    on_ids = 3e-3 if slow else 1e-3
+    config.optim.lr = config.optim.visual_lr = on_ids if config.item.name == "id" else 2e-3
     config.optim.warmup_steps = 50
     config.train.epochs = min(config.train.epochs, 40)
-    config.train.patience = 3
+    config.train.patience = 10 if slow else 3
     config.data.workers = 0  # a worker process takes seconds to start
 
 
