@@ -27,8 +27,13 @@ def random_interactions(users: int, items: int) -> Interactions:
     """Sequences as long as those of Pixel200K on average (20), over popular and rare items."""
     rng = np.random.default_rng(0)
     length = np.minimum(6 + rng.geometric(1 / 14, users), 434)
-    rank = rng.pareto(1.0, int(length.sum()))
-    ids = (rank / (1 + rank) * items).astype(np.int32) + 1
+    ids = random_items(rng, int(length.sum()), items)
     offsets = np.concatenate([[0, 0], np.cumsum(length)]).astype(np.int64)
     manifest = {"counts": {"items": items, "users": users}}
     return Interactions(offsets, ids, np.arange(len(ids)), manifest, Path())
+
+
+def random_items(rng: np.random.Generator, count: int, items: int) -> np.ndarray:
+    """Returns int32[count] in 1..items, low ones popular, with a long tail."""
+    rank = rng.pareto(1.0, count)
+    return (rank / (1 + rank) * items).astype(np.int32) + 1

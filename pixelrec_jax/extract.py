@@ -27,7 +27,7 @@ from rich.console import Console
 
 from pixelrec_jax import errors, frozen
 from pixelrec_jax.data.features import item_ids_digest, provenance
-from pixelrec_jax.data.images import RECORDS, ImageStore
+from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.pipeline import ItemStore, item_batch, iterate
 from pixelrec_jax.data.types import PAD, Items
@@ -197,8 +197,11 @@ def _define_flags() -> None:
 
 def check(interactions: Interactions, out: Path, *, overwrite: bool) -> None:
     """Raises `UserError` if the dataset has no images or the file is there already or misnamed."""
-    if RECORDS not in interactions.manifest["files"]:
-        raise UserError(f"{interactions.directory} was prepared without images; prepare it again")
+    if interactions.manifest["images"] is None:
+        raise UserError(
+            f"{interactions.directory} was prepared without images; prepare it again with "
+            "--images=DIR"
+        )
     if out.suffix != ".npy":
         raise UserError(f"--out={out}: expected a name that ends in .npy")
     for path in (out, provenance(out)):

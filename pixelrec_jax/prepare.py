@@ -1,19 +1,20 @@
-"""Prepares a dataset for training: interactions CSV + folder of images -> one directory.
+"""Prepares a dataset for training: interactions CSV + images -> one directory.
 
 python -m pixelrec_jax.prepare --interactions=X.csv --images=DIR --out=DIR --min_interactions=5
 
-Order of work: repeats, then users below --min_interactions, which tells the items whose images are
-needed; those images are checked; if --missing=drop removes items, --min_interactions is applied
-once more. No user can pass the second filter who failed the first, so this equals dropping the
-items first, without decoding images that nobody needs.
+Order of work: repeats, then users below --min_interactions, then --sample, which tells the items
+whose images are needed; those images are checked; if --missing=drop removes items,
+--min_interactions is applied once more.
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from absl import flags
 from PIL import Image
 
 from pixelrec_jax import errors
-from pixelrec_jax.data import images as image_files
 from pixelrec_jax.data import interactions as tables
+from pixelrec_jax.data import missing_images, sampling, shards
+from pixelrec_jax.data.images import FOLDER, ROWS
+from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.files import digest, sync
 
 CHOICES = {
     "missing": ("error", "drop", "placeholder"),
@@ -34,14 +38,19 @@ CHOICES = {
 }
 # Leave-one-out: the last is the test target, the one before the validation target.
 _LEAST_INTERACTIONS = 3
+_LOCK = ".lock"
+
+Losses = dict[str, dict[str, int]]  # why -> how many users, items, interactions
 
 
 def prepare(
     interactions: str | Path,
-    images: str | Path,
+    images: str | Path | None,
     out: str | Path,
     *,
     min_interactions: int = 0,
+    sample: str = "",
+    seed: int = 0,
     missing: str = "error",
     store: str = "original",
     image_size: int = 224,
@@ -49,65 +58,109 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the prepared dataset `out` and returns its manifest.
 
-    Everything is built in a temporary folder beside `out` and renamed at the end, so `out` appears
-    complete or not at all. Raises `UserError` for wrong input, an `out` that is not empty, and a
-    full disk; images that stop the run are listed in `<out>.missing_images.csv`.
+    Everything is built in `<out>.partial` and renamed at the end, so `out` appears complete or not
+    at all. An interrupted run leaves there the images that it has finished, which the next run
+    takes up. Without `images` the dataset is for ids only.
+
+    Raises `UserError` for wrong input, an `out` that is not empty, and a full disk; images that
+    stop the run are listed in `<out>.missing_images.csv`.
     """
     options = {
         "min_interactions": min_interactions,
+        "sample": sample,
+        "seed": seed,
         "missing": missing,
         "store": store,
         "image_size": image_size,
         "repeats": repeats,
     }
     _check_options(options)
-    source, folder, out = Path(interactions), Path(images), Path(os.path.realpath(out))
+    source, out = Path(interactions), Path(os.path.realpath(out))
     _check_free(out)
-    names = image_files.find(folder)
-    table = tables.read_csv(source)
-    dropped: dict[str, dict[str, int]] = {}  # reason -> users, items, interactions
-    repeated = tables.count_repeats(table)
-    if repeated and repeats == "first":
-        table = _drop(table, tables.first_of_repeats(table), "repeats", dropped)
-    table = _drop_rare_users(table, min_interactions, dropped)
-    files = [names.get(item_id) for item_id in table.item_ids]
-    paths = [None if name is None else folder / name for name in files]
+    pictures = None if images is None else open_source(Path(images))
+    dropped: Losses = {}
+    table, repeated = _read(source, options, dropped)
 
-    work = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
-    except OSError as error:
-        raise UserError(f"cannot create {str(work)!r}: {error.strerror}") from None
-    try:
-        table, image_facts = _write_images(work, out, paths, table, options, dropped)
+    with _partial(out) as work:
+        facts = None
+        if pictures is None:
+            shutil.rmtree(work / FOLDER, ignore_errors=True)
+        else:
+            table, facts = _write_images(work, out, pictures, table, options, dropped)
         tables.write_columns(table, work)
         manifest = {
             "schema_version": tables.SCHEMA_VERSION,
             "counts": table.counts,
             "source": {
                 "file": source.name,
-                "sha256": tables.digest(source),
+                "sha256": digest(source),
                 "options": options,
                 "dropped": dropped,
                 "repeats": repeated,
             },
-            "images": image_facts,
+            "images": facts,
             "files": _seal(work),
         }
         with (work / tables.MANIFEST).open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1, ensure_ascii=False)
-        _sync(work / tables.MANIFEST)
-        _sync(work)
+        sync(work / tables.MANIFEST)
+        sync(work)
         work.rename(out)  # Replaces an empty folder; fails if it was filled in the meantime.
-        _sync(out.parent)
-    except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
-        if message := _disk_failure(error, out):
-            raise UserError(message) from error
-        raise
-    finally:  # Also on Ctrl-C. After the rename there is nothing left to remove.
-        shutil.rmtree(work, ignore_errors=True)
+        sync(out.parent)
     return manifest
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """Yields the folder that becomes `out`; afterwards it stays only if it has images."""
+    work = out.with_name(f"{out.name}.partial")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / _LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot create {str(work)!r}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process is preparing --out={out}; wait for it or choose another folder"
+            ) from None
+        try:
+            _clear(work)
+            yield work
+        except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
+            if message := _disk_failure(error, out):
+                raise UserError(message) from error
+            raise
+        finally:  # Also on Ctrl-C. After the rename there is nothing left to remove.
+            if not any((work / FOLDER).glob("*.json")):
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear(work: Path) -> None:
+    """Removes what an interrupted run has left, but for images."""
+    for path in work.iterdir():
+        if path.name not in (FOLDER, _LOCK):
+            path.unlink()
+
+
+def _read(source: Path, options: dict[str, Any], dropped: Losses) -> tuple[tables.Table, int]:
+    """Returns the interactions that the options leave, and how many were repeats."""
+    table = tables.read_csv(source)
+    repeated = tables.count_repeats(table)
+    if repeated and options["repeats"] == "first":
+        table = _drop(table, tables.first_of_repeats(table), "repeats", dropped)
+    table = _drop_rare_users(table, _minimum(options), dropped)
+    if users := sampling.parse(options["sample"]).users:
+        table = _drop(
+            table, sampling.random_users(table, users, options["seed"]), "sample", dropped
+        )
+    return table, repeated
+
+
+def _minimum(options: dict[str, Any]) -> int:
+    return max(options["min_interactions"], sampling.parse(options["sample"]).min_interactions)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -117,6 +170,9 @@ def _check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--{name}={options[name]} is not an option{hint}")
     if options["min_interactions"] < 0:
         raise UserError(f"--min_interactions={options['min_interactions']} must be 0 or more")
+    sampling.parse(options["sample"])
+    if options["seed"] < 0:
+        raise UserError(f"--seed={options['seed']} must be 0 or more")
     if not 1 <= options["image_size"] <= 4096:
         raise UserError(f"--image_size={options['image_size']} must be between 1 and 4096")
 
@@ -130,7 +186,7 @@ def _check_free(out: Path) -> None:
         raise UserError(f"--out={out} exists and is not empty; remove it or choose another folder")
 
 
-def _drop(table: tables.Table, keep: np.ndarray, why: str, dropped: dict[str, Any]) -> tables.Table:
+def _drop(table: tables.Table, keep: np.ndarray, why: str, dropped: Losses) -> tables.Table:
     """Returns the rows `keep` and adds what that costs to dropped[why]."""
     kept = table.where(keep)
     before, after = table.counts, kept.counts
@@ -140,9 +196,7 @@ def _drop(table: tables.Table, keep: np.ndarray, why: str, dropped: dict[str, An
     return kept
 
 
-def _drop_rare_users(
-    table: tables.Table, minimum: int, dropped: dict[str, dict[str, int]]
-) -> tables.Table:
+def _drop_rare_users(table: tables.Table, minimum: int, dropped: Losses) -> tables.Table:
     if minimum > 1:
         keep = tables.of_frequent_users(table, minimum)
         if not keep.any():
@@ -166,42 +220,41 @@ def _drop_rare_users(
 def _write_images(
     work: Path,
     out: Path,
-    paths: Sequence[Path | None],
+    source: ImageSource,
     table: tables.Table,
     options: dict[str, Any],
-    dropped: dict[str, dict[str, int]],
+    dropped: Losses,
 ) -> tuple[tables.Table, dict[str, Any]]:
-    """Writes the images in item order; returns the table of the items kept and the facts."""
+    """Writes the images of all items; returns the table of the items kept and the facts."""
     missing, resized = options["missing"], options["store"] == "resized"
-    records = work / image_files.RECORDS
-    reasons = image_files.write(records, paths, size=options["image_size"], resized=resized)
+    size = options["image_size"] if resized else None
     ids = table.item_ids.to_list()
+    reasons = shards.write_shards(work / FOLDER, source, ids, size=size)
+    rows = np.arange(len(ids), dtype=np.int32)
     if reasons:
         report = work / "missing_images.csv"
-        image_files.report_missing(report, ids, reasons)
         if missing == "error":
-            kept = out.with_name(f"{out.name}.missing_images.csv")
-            report.replace(kept)
+            report = out.with_name(f"{out.name}.missing_images.csv")
+        missing_images.write(report, ids, reasons)
+        if missing == "error":
             raise UserError(
-                f"{image_files.describe_missing(ids, reasons)}; all are listed in {kept}; add the "
-                "images, or use --missing=drop or --missing=placeholder"
+                f"{missing_images.describe(ids, reasons)}; all are listed in {report}; add the "
+                "images, or use --missing=drop or --missing=placeholder; the other images need not "
+                "be read again"
             )
-    if reasons and missing == "drop":
         if len(reasons) == len(ids):
             raise UserError(f"all {len(ids):,} items are without an image; is --images right?")
-        has_image = np.ones(len(ids), bool)
-        has_image[list(reasons)] = False
-        table = _drop(table, has_image[table.items], "missing_images", dropped)
-        table = _drop_rare_users(table, options["min_interactions"], dropped)
-        position = {item_id: index for index, item_id in enumerate(ids)}
-        everything = work / "all.array_record"
-        records.rename(everything)
-        image_files.copy(everything, records, [position[item_id] for item_id in table.item_ids])
-        everything.unlink()
+        rows[list(reasons)] = -1
+    if reasons and missing == "drop":
+        table = _drop(table, (rows >= 0)[table.items], "missing_images", dropped)
+        table = _drop_rare_users(table, _minimum(options), dropped)
+        row_of = dict(zip(ids, rows, strict=True))
+        rows = np.array([row_of[item_id] for item_id in table.item_ids], np.int32)
+    np.save(work / ROWS, rows)
     return table, {
         "store": options["store"],
-        "size": options["image_size"] if resized else None,
-        "count": table.counts["items"],
+        "size": size,
+        "count": len(rows),
         "placeholders": [ids[i] for i in sorted(reasons)] if missing == "placeholder" else [],
     }
 
@@ -210,45 +263,53 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
     """Forces all files to the disk and returns their hashes and sizes."""
     files = {}
     for path in sorted(work.iterdir()):
-        _sync(path)
-        files[path.name] = {"sha256": tables.digest(path), "bytes": path.stat().st_size}
+        if path.is_dir():
+            for name, file in shards.take_digests(path).items():
+                files[f"{path.name}/{name}"] = file
+        elif path.name == _LOCK:
+            path.unlink()
+        else:
+            files[path.name] = {"sha256": digest(path), "bytes": path.stat().st_size}
+        if path.exists():
+            sync(path)
     return files
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _disk_failure(error: Exception, out: Path) -> str | None:
     """Says in one line what the disk refused; None if the error is a bug of ours."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):  # ArrayRecord and polars have no errno.
-        return f"no space left on the disk of {out.parent}; --out={out} was not created"
+        return (
+            f"no space left on the disk of {out.parent}; --out={out} was not created; free some, "
+            f"and start again to go on ({out}.partial has what is done)"
+        )
     return f"cannot write {str(out)!r}: {error}" if isinstance(error, OSError) else None
 
 
 def _summary(manifest: dict[str, Any], out: str) -> str:
     counts, source = manifest["counts"], manifest["source"]
-    stored, size = manifest["images"], manifest["files"][image_files.RECORDS]["bytes"] / 1e6
-    kind = f"resized to {stored['size']} x {stored['size']}" if stored["size"] else "as they were"
     lines = [
         f"Prepared {source['file']} in {out}",
         f"  users         {counts['users']:>13,}",
         f"  items         {counts['items']:>13,}",
         f"  interactions  {counts['interactions']:>13,}   "
         f"{counts['interactions'] / counts['users']:.1f} per user",
-        f"  images        {stored['count']:>13,}   {kind}, {size:,.0f} MB",
     ]
-    if count := len(stored["placeholders"]):
-        lines.append(f"  grey images   {count:>13,}   see missing_images.csv")
+    if stored := manifest["images"]:
+        files = manifest["files"].items()
+        size = sum(file["bytes"] for name, file in files if name.startswith(FOLDER)) / 1e6
+        kind = (
+            f"resized to {stored['size']} x {stored['size']}" if stored["size"] else "as they were"
+        )
+        lines.append(f"  images        {stored['count']:>13,}   {kind}, {size:,.0f} MB")
+        if count := len(stored["placeholders"]):
+            lines.append(f"  grey images   {count:>13,}   see missing_images.csv")
+    minimum = _minimum(source["options"])
     reasons = {
         "repeats": "repeats of a user with an item",
         "missing_images": "items without an image",
-        "min_interactions": f"users below {source['options']['min_interactions']} interactions",
+        "min_interactions": f"users below {minimum} interactions",
+        "sample": f"outside of --sample={source['options']['sample']}",
     }
     for why, lost in source["dropped"].items():
         if parts := ", ".join(f"{count:,} {name}" for name, count in lost.items() if count):
@@ -261,9 +322,11 @@ def _summary(manifest: dict[str, Any], out: str) -> str:
 def _define_flags() -> None:
     # Not at import: other programs import `prepare` and have flags of the same names.
     flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
-    flags.DEFINE_string("images", None, "folder of <item_id>.jpg", required=True)
+    flags.DEFINE_string("images", None, "folder, tar, zip, LMDB or TFDS dataset; none: ids only")
     flags.DEFINE_string("out", None, "folder to create", required=True)
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
+    flags.DEFINE_string("sample", "", f"so many random users, or {', '.join(sampling.NAMED)}")
+    flags.DEFINE_integer("seed", 0, "of --sample")
     flags.DEFINE_enum("missing", "error", CHOICES["missing"], "for items without a usable image")
     flags.DEFINE_enum("store", "original", CHOICES["store"], "files as they are, or raw pixels")
     flags.DEFINE_integer("image_size", 224, "pixels per side for --store=resized")
@@ -280,6 +343,8 @@ def main(_: Sequence[str]) -> None:
         values.images,
         values.out,
         min_interactions=values.min_interactions,
+        sample=values.sample,
+        seed=values.seed,
         missing=values.missing,
         store=values.store,
         image_size=values.image_size,

@@ -4,7 +4,6 @@ U users and N items are counted without padding: index 0 is padding, real ones a
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 import polars as pl
 
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.files import digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COLUMNS = ("item_id", "user_id", "timestamp")
 MANIFEST = "manifest.json"
 # Rows sorted at a time: bounds the memory of sorting, whatever the size of the dataset.
@@ -249,13 +249,13 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     if verify:
         for name in ("offsets.npy", "items.npy", "item_ids.arrow", "user_ids.arrow"):
             if digest(directory / name) != manifest["files"][name]["sha256"]:
-                raise _damaged(directory, f"{name} has other content than when it was written")
+                raise damaged(directory, f"{name} has other content than when it was written")
     arrays = {}
     for name in ("offsets", "items", "timestamps"):
         try:
             arrays[name] = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise _damaged(directory, f"{name}.npy: {error}") from None
+            raise damaged(directory, f"{name}.npy: {error}") from None
     counts = manifest["counts"]
     rows = counts["interactions"]
     expected = {
@@ -268,17 +268,11 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
         if array.dtype != dtype or array.shape != (length,):
             wanted = f"{np.dtype(dtype)}[{length}]"
             got = f"{array.dtype}{list(array.shape)}"
-            raise _damaged(directory, f"{name}.npy holds {got}, manifest.json says {wanted}")
+            raise damaged(directory, f"{name}.npy holds {got}, manifest.json says {wanted}")
     offsets = arrays["offsets"]
     if offsets[0] or offsets[1] or offsets[-1] != rows:
-        raise _damaged(directory, f"offsets.npy does not run from 0, 0 to {rows}")
+        raise damaged(directory, f"offsets.npy does not run from 0, 0 to {rows}")
     return Interactions(**arrays, manifest=manifest, directory=directory)
-
-
-def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, as the manifest holds it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -292,7 +286,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             "another with --config.dataset.path=DIR"
         ) from None
     except (OSError, ValueError) as error:
-        raise _damaged(directory, f"{MANIFEST} cannot be read ({error})") from None
+        raise damaged(directory, f"{MANIFEST} cannot be read ({error})") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -300,17 +294,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{SCHEMA_VERSION}; prepare the dataset again"
         )
     if missing := {"counts", "files", "images"} - manifest.keys():
-        raise _damaged(directory, f"{MANIFEST} has no {', '.join(sorted(missing))}")
+        raise damaged(directory, f"{MANIFEST} has no {', '.join(sorted(missing))}")
     for name, file in manifest["files"].items():
         path = directory / name
         size = path.stat().st_size if path.is_file() else None
         if size != file["bytes"]:
             found = "is missing" if size is None else f"has {size:,} bytes"
-            raise _damaged(directory, f"{name} {found}, manifest.json says {file['bytes']:,} bytes")
+            raise damaged(directory, f"{name} {found}, manifest.json says {file['bytes']:,} bytes")
     return manifest
 
 
-def _damaged(directory: Path, problem: str) -> UserError:
+def damaged(directory: Path, problem: str) -> UserError:
+    """Returns the error of a prepared dataset that is not as it was written."""
     return UserError(
         f"the prepared dataset {str(directory)!r} is damaged: {problem}; copy or prepare it again"
     )

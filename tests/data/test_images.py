@@ -56,8 +56,8 @@ def prepared(request, source, tmp_path_factory):
 
 @pytest.fixture
 def expected(source):
-    paths = images.find(source / "images")
-    return np.stack([pillow(source / "images" / paths[f"i{i}"], 16) for i in range(ITEMS)])
+    paths = {path.stem: path for path in (source / "images").iterdir()}
+    return np.stack([pillow(paths[f"i{i}"], 16) for i in range(ITEMS)])
 
 
 def test_load_is_bit_equal_to_pillow(prepared, expected):
@@ -79,7 +79,7 @@ def test_original_files_are_kept_as_they_are_and_serve_any_size(source, tmp_path
     np.testing.assert_array_equal(
         store.load(np.array([1]))[0], pillow(source / "images" / "i0.jpg", 7)
     )
-    content = (tmp_path / "out" / "images.array_record").read_bytes()
+    content = (tmp_path / "out" / "images" / "00000.array_record").read_bytes()
     assert (source / "images" / "i1.png").read_bytes() in content
 
 
@@ -131,14 +131,14 @@ def test_spawned_process_reads_the_same(prepared, expected):
 
 def test_a_flipped_bit_is_noticed(source, tmp_path):
     program.prepare(source / "x.csv", source / "images", tmp_path / "out")
-    path = tmp_path / "out" / images.RECORDS
+    path = tmp_path / "out" / "images" / "00000.array_record"
     content = bytearray(path.read_bytes())
     middle = content.find((source / "images" / "i1.png").read_bytes()) + 100
     content[middle] ^= 1
     path.write_bytes(content)
     store = ImageStore(tmp_path / "out", size=16)
     store.load(np.array([1]))
-    with pytest.raises(UserError, match=r"array_record' is damaged: .*hash mismatch"):
+    with pytest.raises(UserError, match=r"is damaged: images/00000.*hash mismatch"):
         store.load(np.array([2]))
 
 
@@ -174,34 +174,22 @@ def test_decode_refuses_a_bomb_before_decoding(monkeypatch, limit):
         images.decode(encoded(noise(0, 9, 10)), 4)
 
 
-def test_jpg_is_preferred_and_folders_are_no_images(tmp_path):
-    for name in ("a.webp", "a.png", "a.jpg", "a.jpeg", "b.c.png", "a.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "d.jpg").mkdir()
-    assert images.find(tmp_path) == {"a": "a.jpg", "b.c": "b.c.png"}
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_image_counts(kind):
+    frames = [noise(seed, 9, 5) for seed in range(3)]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(file).n_frames == 3
+    np.testing.assert_array_equal(images.decode(file.getvalue(), None), frames[0])
 
 
-def test_write_holds_few_images_at_a_time(tmp_path, monkeypatch):
-    started, written = [], []
+def test_16_bit_grey_keeps_its_upper_bits():
+    grey = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    decoded = images.decode(encoded(Image.fromarray(grey), "PNG"), None)
+    np.testing.assert_array_equal(decoded, np.repeat((grey >> 8)[..., None], 3, axis=2))
 
-    class Writer:
-        def __init__(self, *_):
-            pass
 
-        def write(self, record):
-            written.append(record)
-            limit = 4 * (images.os.cpu_count() or 1)
-            assert len(started) - len(written) < limit
-
-        def close(self):
-            pass
-
-    def record(path, size, *, resized):
-        started.append(path)
-        return path.name.encode()
-
-    monkeypatch.setattr(images.array_record_module, "ArrayRecordWriter", Writer)
-    monkeypatch.setattr(images, "_record", record)
-    paths = [tmp_path / str(number) for number in range(500)]
-    assert images.write(tmp_path / "x", paths, size=4, resized=False) == {}
-    assert written == [path.name.encode() for path in paths]
+def test_cmyk_becomes_rgb():
+    red = Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")
+    decoded = images.decode(encoded(red), None)
+    np.testing.assert_allclose(decoded[0, 0], [250, 10, 10], atol=4)

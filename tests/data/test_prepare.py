@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pixelrec_jax import prepare as program
-from pixelrec_jax.data import images, interactions
+from pixelrec_jax.data import interactions, sampling, shards
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.errors import UserError
 
@@ -107,7 +108,8 @@ def test_manifest_describes_source_and_files(place):
         "count": 4,
         "placeholders": [],
     }
-    on_disk = {path.name for path in (place / "out").iterdir()}
+    out = place / "out"
+    on_disk = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert on_disk == {*manifest["files"], "manifest.json"}
     assert "missing_images.csv" not in on_disk
     for name, file in manifest["files"].items():
@@ -195,7 +197,16 @@ def test_missing_and_corrupt_images_stop_the_run_with_a_report(place):
     assert f"{report}; add the images, or use --missing=drop" in message
     assert "\n" not in message
     assert report.read_text().splitlines()[:2] == ["item_id,reason", "c,missing"]
-    assert sorted(os.listdir(place)) == ["images", "out.missing_images.csv", "x.csv"]
+    assert sorted(os.listdir(place)) == [
+        "images",
+        "out.missing_images.csv",
+        "out.partial",
+        "x.csv",
+    ]
+    draw(place / "images", "c", (0, 0, 0))
+    (place / "images" / "e.jpg").write_bytes(whole)
+    run(place)
+    assert sorted(os.listdir(place)) == ["images", "out", "out.missing_images.csv", "x.csv"]
 
 
 def test_drop_removes_items_then_applies_the_user_filter_again(place):
@@ -214,15 +225,17 @@ def test_drop_removes_items_then_applies_the_user_filter_again(place):
     np.testing.assert_allclose(reds, [60, 0], atol=3)
     report = (place / "out" / "missing_images.csv").read_text().splitlines()
     assert report[1:] == ["d,missing", "e,not a JPEG, PNG or WEBP image".replace("e,", 'e,"') + '"']
-    assert "all.array_record" not in os.listdir(place / "out")
 
 
 def test_drop_that_leaves_a_user_too_short_or_nothing_is_an_error(place):
     (place / "images" / "d.jpg").unlink()
-    refused(place, r"1 of 2 users have fewer than 3 .*'b' has 2.*--min_inter", missing="drop")
+    with pytest.raises(UserError, match=r"1 of 2 users have fewer than 3 .*'b' has 2.*--min_inter"):
+        run(place, missing="drop")
     for item_id in "ace":
         (place / "images" / f"{item_id}.jpg").write_bytes(b"")
-    refused(place, "all 4 items are without an image", missing="drop")
+    with pytest.raises(UserError, match="all 4 items are without an image"):
+        run(place, missing="drop")
+    assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize("store", ["original", "resized"])
@@ -275,10 +288,10 @@ def test_absent_inputs(place):
     refused(place, "interactions file .*x.csv' does not exist")
     (place / "y.csv").rename(place / "x.csv")
     (place / "images").rename(place / "pictures")
-    refused(place, "image folder .*images' does not exist")
+    refused(place, "--images=.*images does not exist")
     (place / "images").mkdir()
     (place / "images" / "readme.txt").touch()
-    refused(place, "image folder .*images' holds no images")
+    refused(place, "--images=.*images holds no images")
 
 
 def test_occupied_out_is_not_touched_and_an_empty_one_is_used(place):
@@ -302,21 +315,24 @@ def test_occupied_out_is_not_touched_and_an_empty_one_is_used(place):
         (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
     ],
 )
-def test_a_failure_midway_leaves_nothing(place, monkeypatch, failure, becomes, match):
+def test_a_failure_midway_leaves_finished_images(place, monkeypatch, failure, becomes, match):
     def fail(*_):
         raise failure
 
     monkeypatch.setattr(interactions, "write_columns", fail)
     with pytest.raises(becomes, match=match):
         run(place)
+    assert sorted(os.listdir(place)) == ["images", "out.partial", "x.csv"]
+    with pytest.raises(becomes, match=match):  # ids only: no image is worth keeping
+        program.prepare(place / "x.csv", None, place / "out")
     assert sorted(os.listdir(place)) == ["images", "x.csv"]
 
 
-def test_interrupted_while_decoding_leaves_nothing(place, monkeypatch):
+def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "_record", interrupt)
+    monkeypatch.setattr(shards, "_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(place)
     assert sorted(os.listdir(place)) == ["images", "x.csv"]
@@ -340,12 +356,74 @@ def test_load_refuses_what_is_not_whole(place):
     (out / "manifest.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"offsets.npy holds int64\[4\], .*says int64\[7\]"):
         interactions.load(out)
-    (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 2}))
-    with pytest.raises(UserError, match="has schema version 2, this program reads 1"):
+    (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
+    with pytest.raises(UserError, match="has schema version 1, this program reads 2"):
         interactions.load(out)
     (out / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest.json cannot be read"):
         interactions.load(out)
+
+
+def test_a_dataset_without_images_is_for_ids(place):
+    manifest = program.prepare(place / "x.csv", None, place / "out")
+    assert manifest["images"] is None
+    assert interactions.load(place / "out").num_items == 5
+    with pytest.raises(UserError, match=r"was prepared without images; .*--images=DIR"):
+        ImageStore(place / "out", size=8)
+
+
+def test_two_preparations_do_not_write_the_same_folder(place, monkeypatch):
+    def second(*_):
+        with pytest.raises(UserError, match="another process is preparing --out="):
+            run(place)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interactions, "write_columns", second)
+    with pytest.raises(KeyboardInterrupt):
+        run(place)
+
+
+@pytest.fixture
+def many(place):
+    """Users u0..u39, of whom u<n> has 3 + n % 4 interactions."""
+    rows = [("acde"[t % 4], f"u{u}", t) for u in range(40) for t in range(3 + u % 4)]
+    (place / "x.csv").write_text(HEADER + lines(rows))
+    return place
+
+
+def users(place, **options):
+    manifest = program.prepare(place / "x.csv", None, place / "out", **options)
+    ids = set(interactions.load(place / "out").user_ids())
+    shutil.rmtree(place / "out")
+    return ids, manifest
+
+
+def test_samples_are_random_and_nested_and_leave_out_rare_users(many, monkeypatch):
+    small, manifest = users(many, sample="5", min_interactions=5)
+    large, _ = users(many, sample="12", min_interactions=5)
+    assert (len(small), len(large)) == (5, 12)
+    assert small < large
+    assert all(int(user[1:]) % 4 >= 2 for user in large)
+    assert users(many, sample="5", min_interactions=5)[0] == small
+    assert users(many, sample="5", min_interactions=5, seed=1)[0] != small
+    assert manifest["source"]["dropped"]["sample"]["users"] == 15
+    every, _ = users(many, sample="pixel8m")
+    assert every == {f"u{u}" for u in range(40) if u % 4 >= 2}
+    monkeypatch.setitem(sampling.NAMED, "pixel200k", sampling.Sample(5, 5))
+    assert users(many, sample="Pixel200K")[0] == small
+
+
+@pytest.mark.parametrize(
+    ("sample", "match"),
+    [
+        ("41", "--sample asks for 41 users, there are 40"),
+        ("0", "--sample=0 is no positive number"),
+        ("pixel20k", "--sample=pixel20k is no .*did you mean 'pixel200k'"),
+        ("pixel1m", "--sample asks for 1,000,000 users, there are 20"),
+    ],
+)
+def test_bad_samples(many, sample, match):
+    refused(many, match, sample=sample)
 
 
 def test_interactions_travel_to_other_processes_as_a_path(place):

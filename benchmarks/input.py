@@ -1,0 +1,164 @@
+"""Images from a prepared dataset to the training loop: how many a second, and where time goes.
+
+python -m benchmarks.input [--images=DIR] [--count=1024] [--size=224] [--workers=0,1,2]
+    [--threads=1,2]
+
+Prepares images of a folder, or generated JPEG files of 400 x 300 pixels, once as they are and once
+resized, and prints
+  prepare: images written a second, on all cores.
+  stages: microseconds an image takes in one thread, of reading the record, decoding it, and all
+    else (copying into the batch, ids, slots), and images/s of one core that come of it.
+  loop: images/s that arrive at a loop that does nothing, by processes and threads that make
+    batches, and the share of its time that a loop waits whose step takes twice as long as making a
+    batch does at that rate (on a device, that is without a core of this machine).
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pixelrec_jax import errors
+from pixelrec_jax.config import load_config
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.pipeline import TrainBatches, iterate
+from pixelrec_jax.data.sources import open_source
+from pixelrec_jax.experiment import build_experiment
+from pixelrec_jax.prepare import prepare
+
+_IMAGES = flags.DEFINE_string("images", "", "Folder, tar or zip of images; default generated ones.")
+_COUNT = flags.DEFINE_integer("count", 1024, "Images to use at most.", lower_bound=64)
+_SIZE = flags.DEFINE_integer("size", 224, "Pixels per side.", lower_bound=8)
+_WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Processes; 0: threads of the program.")
+_THREADS = flags.DEFINE_list("threads", ["1", "2"], "Threads in each process.")
+_BATCHES = flags.DEFINE_integer("batches", 40, "Batches of a measurement.", lower_bound=2)
+_ROOT = Path(__file__).parent.parent
+_PREFETCH = 2
+_HISTORY = 10
+
+
+def draw(folder: Path, count: int) -> None:
+    """Writes JPEG files of smooth noise, about as large as photographs of that size."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        small = rng.integers(0, 256, (38, 50, 3)).astype(np.uint8)
+        image = Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC)
+        image.save(folder / f"i{number}.jpg", quality=85)
+
+
+def write_interactions(path: Path, item_ids: Sequence[str]) -> None:
+    """Writes users of ten items each, every item in turn."""
+    rng = np.random.default_rng(0)
+    rows = ["item_id,user_id,timestamp"]
+    for user in range(max(len(item_ids) // 2, 64)):
+        chosen = rng.choice(len(item_ids), _HISTORY, replace=False)
+        rows += [f"{item_ids[item]},u{user},{t}" for t, item in enumerate(chosen)]
+    path.write_text("\n".join(rows))
+
+
+def open_batches(data: Path) -> TrainBatches:
+    """Returns the training batches of SASRec on pixels."""
+    config = load_config(f"{_ROOT}/configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=own")
+    config = config.unlock()
+    config.dataset.path, config.item.image_size = str(data), _SIZE.value
+    config.train.batch_size = 16
+    return build_experiment(config).batches
+
+
+def stages(batches: TrainBatches) -> dict[str, float]:
+    """Returns seconds an image takes in one thread, by stage."""
+    store: ImageStore = batches.store
+    seconds = dict.fromkeys(("read", "decode"), 0.0)
+    ids = np.arange(1, store.num_items + 1)
+    store.load(ids)  # the files are in memory now
+    for item in ids:
+        start = time.perf_counter()
+        record = store.record(item)
+        middle = time.perf_counter()
+        store.pixels(record)
+        seconds["read"] += middle - start
+        seconds["decode"] += time.perf_counter() - middle
+    seconds = {name: value / len(ids) for name, value in seconds.items()}
+    start = time.perf_counter()
+    images = sum(distinct(batches[index]) for index in range(_BATCHES.value))
+    total = (time.perf_counter() - start) / images
+    return {**seconds, "all else": total - sum(seconds.values()), "total": total}
+
+
+def distinct(batch) -> int:
+    """Returns how many images a batch holds."""
+    return int(np.count_nonzero(batch.items.id))
+
+
+def loop(batches: TrainBatches, workers: int, threads: int, step: float) -> tuple[float, float]:
+    """Returns images/s, and the share of the time that a step of so many seconds waits."""
+    images, waited = 0, 0.0
+    with iterate(
+        batches,
+        start=0,
+        stop=_BATCHES.value + 1,
+        workers=workers,
+        threads=threads,
+        prefetch=_PREFETCH,
+    ) as iterator:
+        next(iterator)  # processes have started
+        begin = time.perf_counter()
+        for _ in range(_BATCHES.value):
+            start = time.perf_counter()
+            batch = next(iterator)
+            waited += time.perf_counter() - start
+            images += distinct(batch)
+            time.sleep(step)
+    total = time.perf_counter() - begin
+    return images / total, waited / total
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the three tables."""
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        source = Path(_IMAGES.value)
+        if not _IMAGES.value:
+            source = work / "images"
+            source.mkdir()
+            draw(source, _COUNT.value)
+        item_ids = sorted(open_source(source).ids)[: _COUNT.value]
+        write_interactions(work / "x.csv", item_ids)
+        written = Table(
+            "store", "images", "images/s", "KB an image", title="prepare", box=box.SIMPLE
+        )
+        one = Table("store", "read us", "decode us", "all else us", "images/s a core")
+        one.title, one.box = "stages, one thread", box.SIMPLE
+        many = Table("store", "processes", "threads", "images/s", "waiting with a step, percent")
+        many.title, many.box = "loop", box.SIMPLE
+        for kind in ("original", "resized"):
+            start = time.perf_counter()
+            out = work / kind
+            manifest = prepare(work / "x.csv", source, out, store=kind, image_size=_SIZE.value)
+            count, seconds = manifest["counts"]["items"], time.perf_counter() - start
+            size = sum(file["bytes"] for file in manifest["files"].values()) / count / 1e3
+            written.add_row(kind, f"{count:,}", f"{count / seconds:,.0f}", f"{size:.0f}")
+            batches = open_batches(out)
+            parts = stages(batches)
+            total = parts.pop("total")
+            one.add_row(kind, *(f"{1e6 * x:.0f}" for x in parts.values()), f"{1 / total:,.0f}")
+            for workers, threads in itertools.product(_WORKERS.value, _THREADS.value):
+                setting = batches, int(workers), int(threads)
+                rate, _ = loop(*setting, 0.0)
+                step = 2 * distinct(batches[0]) / rate
+                _, waiting = loop(*setting, step)
+                many.add_row(kind, workers, threads, f"{rate:,.0f}", f"{100 * waiting:.1f}")
+        for table in (written, one, many):
+            Console().print(table)
+
+
+if __name__ == "__main__":
+    errors.run(main)
