@@ -18,8 +18,8 @@ def _counts(users: int, items: int, interactions: int) -> Mapping[str, int]:
     return MappingProxyType({"users": users, "items": items, "interactions": interactions})
 
 
-# Counts: PixelRec section 2.3, Tables 2 and 3; PixelRec50K is on the authors' page only. The authors
-# publish no hashes; the one of Pixel200K was reported by others who used the file.
+# Counts: PixelRec section 2.3, Tables 2 and 3; PixelRec50K is on the authors' page only. There are
+# no hashes of the authors; the one of Pixel200K was reported by others who used the file.
 OFFICIAL = MappingProxyType(
     {
         "PixelRec50K": Official(_counts(50_000, 82_865, 989_494)),
