@@ -11,7 +11,7 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax import errors, examples
+from pixelrec_jax import errors
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.text import render
 
@@ -104,7 +104,11 @@ def main(argv: Sequence[str]) -> None:
     """Prints the table of the runs named on the command line, and examples if asked to."""
     workdirs = [Path(workdir) for workdir in argv[1:]]
     print(table(workdirs))
-    for workdir in workdirs if flags.FLAGS.examples else ():
+    if not flags.FLAGS.examples:
+        return
+    from pixelrec_jax import examples  # JAX with it, which takes seconds to start
+
+    for workdir in workdirs:
         print(f"\n{workdir}")
         print(examples.show(workdir, users=flags.FLAGS.examples, seed=flags.FLAGS.seed))
 

@@ -71,6 +71,7 @@ def table(datasets: Mapping[str, Statistics]) -> str:
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
     """Returns what the table says of a dataset, by label."""
     sessions, items, times = facts["session_length"], facts["popularity"], facts["timestamps"]
+    most_popular = one_line(items["most_popular_item"], width=30)
     if times["dates"]:
         first, last = (date[:10] for date in times["dates"])
     else:
@@ -88,8 +89,7 @@ def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
         "sessions from 10 to 20": f"{sessions['share_from_10_to_20']:.1%}",
         "least popular item": f"{items['least']:,}",
         "median item": f"{items['median']:,g}",
-        "most popular item": f"{items['most']:,}",
-        "which is": one_line(items["most_popular_item"], width=30),
+        "most popular item": f"{items['most']:,} ({most_popular})",
         "share of top 1 % of items": f"{items['share_of_top_1_percent']:.1%}",
         "share of top 10 % of items": f"{items['share_of_top_10_percent']:.1%}",
         "Gini of items": f"{items['gini']:.3f}",

@@ -42,9 +42,11 @@ def _sizes(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
         _circle(axes, name, counts, above=True, color="tab:blue", alpha=0.6)
     _log(axes)
     axes.margins(0.15, 0.2)
+    low, high = axes.get_ylim()
     axes.set(
         xlabel="users",
         ylabel="items",
+        ylim=(min(low, 1e4), max(high, 1e6)),  # else there may be a single labelled tick
         title="Dataset size: a circle's area grows with the logarithm of its interactions",
     )
 

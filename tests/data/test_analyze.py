@@ -120,7 +120,8 @@ def test_several_datasets_are_compared_side_by_side(described, toy_dataset, tmp_
     rows = {label: cells for label, *cells in lines}
     assert rows["described"] == ["prepared"]  # the header, whose label is empty
     assert rows["users"] == ["60", "60"]
-    most = str(datasets["prepared"].facts["popularity"]["most"])
+    facts = datasets["prepared"].facts["popularity"]
+    most = f"{facts['most']} ({facts['most_popular_item']})"
     assert rows["most popular item"] == [most, most]
     assert rows["tags"] == ["2"]  # of one dataset only
 
