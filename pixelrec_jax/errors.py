@@ -33,15 +33,21 @@ def reason(error: Exception) -> str:
 def run(
     main: Callable[[Sequence[str]], Any],
     *,
+    arguments: str | None = None,
     parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS,
 ) -> None:
-    """Runs an absl program; a `UserError` and a bad flag print one line and exit with 2."""
+    """Runs an absl program; a `UserError` and a bad flag print one line and exit with 2.
+
+    A program that takes arguments beside flags, at least one, names them, as in "DIR [DIR ...]".
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries log every step of a checkpoint
         try:
-            if len(argv) > 1:
+            if arguments and len(argv) == 1:
+                raise UserError(f"{arguments} is missing; see --help")
+            if not arguments and len(argv) > 1:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}; options are given as --name=value"
                 )

@@ -1,19 +1,19 @@
 """Prints the test metrics of one run or of several side by side, with their baselines.
 
-python -m pixelrec_jax.report runs/pixel runs/id
+python -m pixelrec_jax.report runs/pixel runs/id --examples=3
 """
 
-import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from pixelrec_jax import errors
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.text import render
 
 _SLICES = {"all": "all test targets", "cold": "cold targets"}
 
@@ -61,8 +61,7 @@ def table(workdirs: Sequence[Path]) -> str:
         rows.append((label, result["test"]["model"]))
     test = first["test"]
     names = list(test["model"]["all"])
-    text = io.StringIO()
-    console = Console(file=text, width=1000)  # the table is as wide as it needs to be
+    grids = []
     for part, title in _SLICES.items():
         if part == "cold":
             title += f" (at most {test['cold_threshold']} training interactions)"
@@ -77,8 +76,8 @@ def table(workdirs: Sequence[Path]) -> str:
             grid.add_column(name, justify="right")
         for label, metrics in rows:
             grid.add_row(label, *(_cell(metrics[part][name]) for name in names))
-        console.print(grid)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        grids.append(grid)
+    return render(grids)
 
 
 def _measured_on(result: dict) -> tuple:
@@ -95,17 +94,25 @@ def _cell(estimate: dict) -> str:
     return f"{100 * value:.2f}{interval}"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the table of the runs named on the command line."""
-    try:
-        if not argv or argv[0].startswith("-"):
-            raise UserError("usage: python -m pixelrec_jax.report WORKDIR [WORKDIR ...]")
-        print(table([Path(workdir) for workdir in argv]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _define_flags() -> None:
+    # Not at import: pixelrec_jax.main imports `table` and has flags of its own.
+    flags.DEFINE_integer("examples", 0, "users to show with histories and recommendations", 0)
+    flags.DEFINE_integer("seed", 0, "which users these are", 0)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the table of the runs named on the command line, and examples if asked to."""
+    workdirs = [Path(workdir) for workdir in argv[1:]]
+    print(table(workdirs))
+    if not flags.FLAGS.examples:
+        return
+    from pixelrec_jax import examples  # JAX with it, which takes seconds to start
+
+    for workdir in workdirs:
+        print(f"\n{workdir}")
+        print(examples.show(workdir, users=flags.FLAGS.examples, seed=flags.FLAGS.seed))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _define_flags()
+    errors.run(main, arguments="WORKDIR [WORKDIR ...]")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from pixelrec_jax.config import flatten
+from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.evaluate import Ranking
@@ -135,16 +136,23 @@ class MetricsLog:
 
 
 def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ranking) -> None:
-    """Writes recommendations.parquet: user_id, rank (1 = best), item_id, score; original ids."""
+    """Writes recommendations.parquet: user_id, rank (1 = best), item_id, score; original ids.
+
+    Where the items have titles there is a column title, too.
+    """
     user_ids, item_ids = interactions.user_ids(), interactions.item_ids()
     users, k = ranking.top_ids.shape
-    table = polars.DataFrame(
-        {
-            "user_id": user_ids.gather(np.repeat(ranking.user - 1, k)),
-            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), users),
-            "item_id": item_ids.gather(ranking.top_ids.reshape(-1) - 1),
-            "score": ranking.top_scores.reshape(-1),
-        }
-    ).filter(polars.col("score").is_finite())  # a user may have fewer than k items left
+    top = ranking.top_ids.reshape(-1) - 1
+    columns = {
+        "user_id": user_ids.gather(np.repeat(ranking.user - 1, k)),
+        "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), users),
+        "item_id": item_ids.gather(top),
+        "score": ranking.top_scores.reshape(-1),
+    }
+    info = item_info.load(interactions)
+    if info is not None and "title" in info.columns:
+        columns["title"] = info["title"].gather(top)
+    table = polars.DataFrame(columns)
+    table = table.filter(polars.col("score").is_finite())  # a user may have fewer than k items left
     with replaced_file(workdir / "recommendations.parquet") as temporary:
         table.write_parquet(temporary)

@@ -1,0 +1,23 @@
+"""Tables as plain text."""
+
+import io
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+
+def render(tables: Iterable[Table]) -> str:
+    """Returns tables as text, as wide as they need to be, taking what is in them literally."""
+    text = io.StringIO()
+    console = Console(file=text, width=1000, markup=False, emoji=False, highlight=False)
+    for table in tables:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def one_line(value: str | None, *, width: int) -> str:
+    """Returns a text from outside on one line, shortened, without what a terminal would obey."""
+    visible = "".join(c if c.isprintable() else " " for c in value or "")
+    line = " ".join(visible.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,116 @@
+"""Item information on its way to people: recommendations.parquet and the examples of a report."""
+
+import json
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pixelrec_jax import examples
+from pixelrec_jax.data import interactions, item_info
+from pixelrec_jax.errors import UserError
+from pixelrec_jax.evaluate import Ranking
+from pixelrec_jax.workdir import write_recommendations
+
+
+@pytest.fixture
+def run(toy_dataset, tmp_path):
+    """Returns a workdir with recommendations; every even user's target is on place 2."""
+
+    def write(info=None):
+        directory, workdir = tmp_path / "data", tmp_path / "run"
+        shutil.copytree(toy_dataset, directory)
+        ids = interactions.load(directory).item_ids()
+        if info:
+            (tmp_path / "info.csv").write_text(info(ids))
+            item_info.write(item_info.read_csv(tmp_path / "info.csv"), ids, directory)
+            manifest = json.loads((directory / "manifest.json").read_text())
+            size = (directory / item_info.FILE).stat().st_size
+            manifest["files"][item_info.FILE] = {"bytes": size}
+            (directory / "manifest.json").write_text(json.dumps(manifest))
+        dataset = interactions.load(directory)
+        user = np.arange(1, dataset.num_users, dtype=np.int32)
+        target = dataset.items[dataset.offsets[2:] - 1]
+        after, later = (((target + step) % (dataset.num_items - 1)) + 1 for step in (0, 1))
+        top = np.stack([after, np.where(user % 2, later, target)], axis=1)
+        scores = np.tile(np.float32([2.5, 1.25]), (len(user), 1))
+        scores[user == 3, 1] = -np.inf  # nothing else was left for user 3
+        workdir.mkdir()
+        config = {"train": {}, "dataset": {"path": str(directory)}}
+        (workdir / "config.json").write_text(json.dumps(config))
+        write_recommendations(workdir, dataset, Ranking(user, target, user, top, scores, user))
+        return workdir, dataset
+
+    return write
+
+
+def titled(ids):
+    """Titles for all items but the first; a tag and a title that a terminal would obey."""
+    rows = (f'{item},"The\n[b]{item}[/b]\x1b[31m",tag{k}\n' for k, item in enumerate(ids) if k)
+    return "item_id,title,tag\n" + "".join(rows)
+
+
+def test_recommendations_have_titles_where_the_items_have(run):
+    workdir, dataset = run(titled)
+    table = pl.read_parquet(workdir / "recommendations.parquet")
+    assert table.columns == ["user_id", "rank", "item_id", "score", "title"]
+    assert table.height == 2 * (dataset.num_users - 1) - 1
+    nameless = dataset.item_ids()[0]
+    for row in table.iter_rows(named=True):
+        expected = None if row["item_id"] == nameless else f"The\n[b]{row['item_id']}[/b]\x1b[31m"
+        assert row["title"] == expected
+    assert nameless in table["item_id"]
+
+
+def test_examples_show_history_hits_and_the_choice(run):
+    workdir, dataset = run(titled)
+    text = examples.show(workdir, users=dataset.num_users, seed=0)  # more than there are
+    assert "\x1b" not in text
+    users, ids = dataset.user_ids(), dataset.item_ids()
+    blocks = dict(block.split("\n", 1) for block in text.split("user ")[1:])
+    assert list(blocks) == users.to_list()
+    for user in range(1, dataset.num_users):
+        lines = [line for line in blocks[users[user - 1]].splitlines()[3:] if line.strip()]
+        rows = [line.replace("  hit", "").split() for line in lines]
+        items = ids.gather(dataset.items[dataset.offsets[user] : dataset.offsets[user + 1]] - 1)
+        assert [r[1] for r in rows if r[0] == "history"] == items.to_list()[:-1][-8:]
+        assert [r[1] for r in rows if r[0] == "chosen"] == [items[-1]]
+        assert [r[1] for r in rows if r[0] == "top"] == (["1"] if user == 3 else ["1", "2"])
+        hits = [r for r, line in zip(rows, lines, strict=True) if "hit" in line]
+        assert [r[:3] for r in hits] == ([] if user % 2 else [["top", "2", items[-1]]])
+        for row, line in zip(rows, lines, strict=True):
+            item = row[2 if row[0] == "top" else 1]
+            assert (f"The [b]{item}[/b] [31m" in line) == (item != ids[0])
+
+
+def test_which_users_are_shown_follows_from_the_seed(run):
+    workdir, _ = run()
+    one = examples.show(workdir, users=2, seed=1)
+    assert one.count("user ") == 2
+    assert "title" not in one
+    assert one == examples.show(workdir, users=2, seed=1)
+    assert one != examples.show(workdir, users=2, seed=2)
+
+
+def test_what_is_missing_or_foreign_is_one_line(run):
+    workdir, dataset = run()
+    path = dataset.directory / "user_ids.arrow"
+    pl.DataFrame({"user_id": [f"other{k}" for k in range(dataset.num_users - 1)]}).write_ipc(path)
+    manifest = json.loads((dataset.directory / "manifest.json").read_text())
+    manifest["files"]["user_ids.arrow"] = {
+        "bytes": path.stat().st_size,
+        "sha256": interactions.digest(path),
+    }
+    (dataset.directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="data is not the dataset of the run in"):
+        examples.show(workdir, users=1, seed=0)
+    shutil.rmtree(dataset.directory)
+    with pytest.raises(UserError, match="data' is not a prepared dataset"):
+        examples.show(workdir, users=1, seed=0)
+    (workdir / "recommendations.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"recommendations\.parquet cannot be read .*--mode=eval"):
+        examples.show(workdir, users=1, seed=0)
+    (workdir / "recommendations.parquet").unlink()
+    with pytest.raises(UserError, match=r"recommendations\.parquet cannot be read .*--mode=eval"):
+        examples.show(workdir, users=1, seed=0)
