@@ -109,12 +109,12 @@ class GoogleDrive:
         def check_space(done: int, total: int | None) -> None:
             if total is not None and total - done > (free := shutil.disk_usage(folder).free):
                 raise UserError(
-                    f"{path or url} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
+                    f"{path or folder.name} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
                     f"{free / 1e6:,.0f} MB; free space and start again to go on"
                 )
 
         target = folder / path
-        with self._one_line(path or "the file", url):
+        with self._one_line(path or folder.name, url):
             (target.parent if path else target).mkdir(parents=True, exist_ok=True)
             written = self._gdown.download(
                 id=drive_id,

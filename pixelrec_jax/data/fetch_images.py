@@ -84,18 +84,19 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
     failures: dict[int, str] = {}  # row of `todo` -> reason
     report = out.with_name(f"{out.name}.failures.csv")
     try:
-        asyncio.run(_fetch_all(todo, out, fetcher, failures))
+        try:
+            asyncio.run(_fetch_all(todo, out, fetcher, failures))
+        finally:  # Ctrl-C, too, leaves a report of what failed so far.
+            _write_report(report, todo, failures)
     except OSError as error:
         raise UserError(
-            f"cannot write to --out={out}: {error.strerror}; start again to fetch the rest"
+            f"cannot write to {error.filename or out}: {error.strerror}; start again to go on"
         ) from None
-    finally:  # Ctrl-C, too, leaves a report of what failed so far.
-        _write_report(report, todo, failures)
     if failures:
         item_id, url = todo.row(min(failures))
         raise UserError(
             f"{len(failures):,} of {len(frame):,} images could not be fetched, such as {item_id} "
-            f"from {url[:200]}: {failures[min(failures)]}; all are listed in {report}; start again "
+            f"from {url[:200]!r}: {failures[min(failures)]}; all are listed in {report}; start again "
             "to try those once more"
         )
     return {"fetched": len(todo), "there": len(frame) - len(todo)}
@@ -190,7 +191,7 @@ def main(_: Sequence[str]) -> None:
         retries=values.retries,
         timeout=values.timeout,
         max_bytes=values.max_bytes,
-        allow_hosts=frozenset(values.allow_hosts),
+        allow_hosts=frozenset(host.strip().lower() for host in values.allow_hosts),
     )
     counts = fetch(values.urls, values.out, Fetcher(limits))
     print(f"{counts['fetched']:,} images fetched to {values.out}, {counts['there']:,} were there")

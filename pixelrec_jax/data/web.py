@@ -148,7 +148,7 @@ class Fetcher:
             if response.status != 200:
                 raise RefusedError(f"HTTP {response.status}")
             if (encoding := fields.get(b"content-encoding", "identity")) != "identity":
-                raise RefusedError(f"is sent as {encoding}, which was not asked for")
+                raise RefusedError(f"sent as {encoding[:40]!r}, which was not asked for")
             return await self._read(response, fields.get(b"content-length", ""))
 
     def _obey(self, host: str, status: int, fields: dict[bytes, str]) -> None:
@@ -175,7 +175,7 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after)
     try:
         date = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if date.tzinfo is None:
         date = date.replace(tzinfo=datetime.UTC)

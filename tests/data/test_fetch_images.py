@@ -117,7 +117,7 @@ def test_images_are_named_by_item_and_real_format(tmp_path, server):
         ("nonsense", "RemoteProtocolError", 3),
         ("large", "larger than 100,000 bytes (1,000,000,000)", 1),
         ("endless", "larger than 100,000 bytes", 1),
-        ("gzip", "sent as gzip", 1),
+        ("gzip", "sent as 'gzip'", 1),
     ],
 )
 def test_failures_are_listed_with_their_reason(tmp_path, server, path, reason, hits):
@@ -176,6 +176,23 @@ def test_retry_after_holds_back_the_whole_host(tmp_path, server):
     assert run(tmp_path, server, paths, clock=clock, concurrency=1) == {}
     assert clock.time == pytest.approx(7, abs=1e-3)
     assert clock.waits[:2] == [1, 6]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120),
+        (" 0 ", 0),
+        ("", 0),
+        ("soon", 0),
+        ("-5", 0),
+        ("²", 0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),  # past
+        ("Thu, 01 Jan 2099 00:00:00 +99999999999999", 0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header, seconds):
+    assert web._seconds(header) == seconds
 
 
 def test_every_host_has_its_own_pace():
