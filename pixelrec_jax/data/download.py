@@ -105,16 +105,17 @@ class GoogleDrive:
 
     def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
         """Downloads a file or the rest of it; `UserError` for quotas, network and full disks."""
+        what = path or folder.name
 
         def check_space(done: int, total: int | None) -> None:
             if total is not None and total - done > (free := shutil.disk_usage(folder).free):
                 raise UserError(
-                    f"{path or folder.name} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
+                    f"{what} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
                     f"{free / 1e6:,.0f} MB; free space and start again to go on"
                 )
 
         target = folder / path
-        with self._one_line(path or folder.name, url):
+        with self._one_line(what, url):
             (target.parent if path else target).mkdir(parents=True, exist_ok=True)
             written = self._gdown.download(
                 id=drive_id,

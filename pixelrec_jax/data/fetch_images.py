@@ -48,8 +48,9 @@ def read_urls(path: Path) -> pl.DataFrame:
     except OSError as error:
         raise UserError(f"cannot read --urls={path}: {error.strerror}") from None
     except pl.exceptions.PolarsError as error:
+        reason = errors.reason(error).partition(" Resolved plan")[0]
         raise UserError(
-            f"{path} is not a CSV with the columns {','.join(COLUMNS)} ({errors.reason(error)})"
+            f"{path} is not a CSV with the columns {','.join(COLUMNS)} ({reason})"
         ) from None
     ids = frame["item_id"]
     bad = ids.filter(~ids.str.contains(f"^(?:{ITEM_ID})$") | ids.str.contains("..", literal=True))
@@ -93,11 +94,12 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
             f"cannot write to {error.filename or out}: {error.strerror}; start again to go on"
         ) from None
     if failures:
-        item_id, url = todo.row(min(failures))
+        first = min(failures)
+        item_id, url = todo.row(first)
         raise UserError(
-            f"{len(failures):,} of {len(frame):,} images could not be fetched, such as {item_id} "
-            f"from {url[:200]!r}: {failures[min(failures)]}; all are listed in {report}; start again "
-            "to try those once more"
+            f"{len(failures):,} of {len(frame):,} images could not be fetched, such as that of "
+            f"{item_id!r} from {url[:200]!r}: {failures[first]}; all are listed in {report}; start "
+            "again to try those once more"
         )
     return {"fetched": len(todo), "there": len(frame) - len(todo)}
 

@@ -242,6 +242,14 @@ def test_a_failed_write_is_one_line_and_leaves_no_half_file(tmp_path, server, mo
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("path", ["image", "gone"])
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, server, path):
+    (tmp_path / "out.failures.csv").mkdir()
+    file = write_urls(tmp_path, server, {"i1": path})
+    with pytest.raises(UserError, match=r"cannot write to .*out.failures.csv"):
+        fetch_images.fetch(file, tmp_path / "out", fetcher())
+
+
 @pytest.mark.parametrize(
     "item_id", ["../x", "a/b", "a..b", "..", ".hidden", "", "a\\b", "C:x", "ü"]
 )
@@ -303,7 +311,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tmp_path, server):
     process = start(*options)
     output, error = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert error.startswith("error: 1 of 6 images could not be fetched, such as i5")
+    assert error.startswith("error: 1 of 6 images could not be fetched, such as that of 'i5'")
     assert error.count("\n") == 1
     assert output == ""
     assert server.hits == {"image": 4, "drip": 1, "png": 1, "gone": 1}
