@@ -1,0 +1,117 @@
+"""Which URLs and addresses a program may connect to when strangers wrote them: public ones."""
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterable
+
+import httpcore2
+import httpx2
+
+# Beyond these a URL speaks to services that are no web servers, such as mail.
+PORTS = (80, 443, 8080, 8443)
+_UNICAST = ipaddress.ip_network("2000::/3")
+# "0x7f.1", "2130706433", "0177.0.0.1": resolvers read them as IPv4 addresses.
+_NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
+
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+
+class RefusedError(Exception):
+    """What is not fetched, however often one tries; the message says why."""
+
+
+def is_public(address: str) -> bool:
+    """Tells whether an IP address is that of a host on the public internet.
+
+    False for private, shared, loopback, link-local, multicast and reserved ones. Of IPv6 only
+    global unicast is public, without 6to4 and Teredo, which carry an IPv4 address inside; IPv4
+    addresses that are mapped or translated to IPv6 (NAT64) lie outside of it.
+    """
+    ip = ipaddress.ip_address(address)
+    if ip.version == 4:
+        return ip.is_global and not ip.is_multicast
+    return ip in _UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
+
+
+def check_url(text: str, *, allowed: Collection[str] = ()) -> httpx2.URL:
+    """Returns a URL that may be asked for, unless its name leads to an address that may not.
+
+    Hosts in `allowed` may have any port. Raises `RefusedError` for other schemes than http and
+    https, credentials, odd ports, and addresses in unusual spelling.
+    """
+    try:
+        url = httpx2.URL(text.strip())
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise RefusedError(f"not a URL: {error}") from None
+    host = url.raw_host.decode("ascii")
+    if url.scheme not in ("http", "https") or not host:
+        raise RefusedError("not an http or https URL")
+    if url.userinfo:
+        raise RefusedError("URL with a user name")
+    if host in allowed:
+        return url
+    if url.port is not None and url.port not in PORTS:
+        raise RefusedError(f"port {url.port} (may be {', '.join(map(str, PORTS))})")
+    if _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2].lower()) and not _is_literal(host):
+        raise RefusedError(f"{host} is an IP address in unusual spelling")
+    return url
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Returns the addresses of a name; raises `RefusedError` if it has none."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise httpcore2.ConnectError(f"{host} cannot be resolved at present") from None
+        raise RefusedError(f"{host} does not resolve") from None
+    except UnicodeError:
+        raise RefusedError(f"{host} is not a host name") from None
+    return list(dict.fromkeys(address[0] for *_, address in found))
+
+
+class PublicNetwork(httpcore2.AnyIOBackend):
+    """Opens connections to public addresses and to the hosts in `allowed`, and to nothing else.
+
+    A name is resolved here, all its addresses are checked, and the connection is made to one of
+    them by number: no second lookup could lead elsewhere (DNS rebinding). Redirects, literal
+    addresses and reused connections all pass here, since no socket is opened in another place.
+    """
+
+    def __init__(self, *, allowed: Collection[str] = (), resolver: Resolver = resolve):
+        self._allowed = frozenset(allowed)
+        self._resolver = resolver
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Connects to the first address that answers; `RefusedError` if any is not public."""
+        found = await self._resolver(host, port)
+        for address in found:
+            if host not in self._allowed and not is_public(address):
+                at = host if host == address else f"{host} ({address})"
+                raise RefusedError(f"{at} is not on the public internet")
+        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
+        for address in found:
+            try:
+                return await super().connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+        raise failure
