@@ -25,7 +25,8 @@ from PIL import Image
 
 from pixelrec_jax import errors
 from pixelrec_jax.data import interactions as tables
-from pixelrec_jax.data import missing_images, sampling, shards
+from pixelrec_jax.data import item_info as information
+from pixelrec_jax.data import missing_images, official, sampling, shards
 from pixelrec_jax.data.images import FOLDER, ROWS
 from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.errors import UserError
@@ -48,6 +49,7 @@ def prepare(
     images: str | Path | None,
     out: str | Path,
     *,
+    item_info: str | Path | None = None,
     min_interactions: int = 0,
     sample: str = "",
     seed: int = 0,
@@ -78,27 +80,24 @@ def prepare(
     source, out = Path(interactions), Path(os.path.realpath(out))
     _check_free(out)
     pictures = None if images is None else open_source(Path(images))
+    info = None if item_info is None else information.read_csv(Path(item_info))
     dropped: Losses = {}
-    table, repeated = _read(source, options, dropped)
+    table, facts = _read(source, options, dropped)
 
     with _partial(out) as work:
-        facts = None
+        stored = None
         if pictures is None:
             shutil.rmtree(work / FOLDER, ignore_errors=True)
         else:
-            table, facts = _write_images(work, out, pictures, table, options, dropped)
+            table, stored = _write_images(work, out, pictures, table, options, dropped)
         tables.write_columns(table, work)
+        if info is not None:
+            facts["with_item_info"] = information.write(info, table.item_ids, work)
         manifest = {
             "schema_version": tables.SCHEMA_VERSION,
             "counts": table.counts,
-            "source": {
-                "file": source.name,
-                "sha256": digest(source),
-                "options": options,
-                "dropped": dropped,
-                "repeats": repeated,
-            },
-            "images": facts,
+            "source": {**facts, "options": options, "dropped": dropped},
+            "images": stored,
             "files": _seal(work),
         }
         with (work / tables.MANIFEST).open("w", encoding="utf-8") as file:
@@ -145,18 +144,25 @@ def _clear(work: Path) -> None:
             path.unlink()
 
 
-def _read(source: Path, options: dict[str, Any], dropped: Losses) -> tuple[tables.Table, int]:
-    """Returns the interactions that the options leave, and how many were repeats."""
+def _read(
+    source: Path, options: dict[str, Any], dropped: Losses
+) -> tuple[tables.Table, dict[str, Any]]:
+    """Returns the interactions that the options leave, and facts of the file."""
     table = tables.read_csv(source)
-    repeated = tables.count_repeats(table)
+    sha256, repeated = digest(source), tables.count_repeats(table)
+    facts = {
+        "file": source.name,
+        "sha256": sha256,
+        "official": official.recognise(source.name, table.counts, sha256),
+        "repeats": repeated,
+    }
     if repeated and options["repeats"] == "first":
         table = _drop(table, tables.first_of_repeats(table), "repeats", dropped)
     table = _drop_rare_users(table, _minimum(options), dropped)
     if users := sampling.parse(options["sample"]).users:
-        table = _drop(
-            table, sampling.random_users(table, users, options["seed"]), "sample", dropped
-        )
-    return table, repeated
+        keep = sampling.random_users(table, users, options["seed"])
+        table = _drop(table, keep, "sample", dropped)
+    return table, facts
 
 
 def _minimum(options: dict[str, Any]) -> int:
@@ -304,6 +310,10 @@ def _summary(manifest: dict[str, Any], out: str) -> str:
         lines.append(f"  images        {stored['count']:>13,}   {kind}, {size:,.0f} MB")
         if count := len(stored["placeholders"]):
             lines.append(f"  grey images   {count:>13,}   see missing_images.csv")
+    if "with_item_info" in source:
+        lines.append(
+            f"  described     {source['with_item_info']:>13,}   items, in {information.FILE}"
+        )
     minimum = _minimum(source["options"])
     reasons = {
         "repeats": "repeats of a user with an item",
@@ -316,6 +326,8 @@ def _summary(manifest: dict[str, Any], out: str) -> str:
             lines.append(f"  dropped {parts}: {reasons[why]}")
     if source["repeats"] and source["options"]["repeats"] == "keep":
         lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
+    if source["official"]:
+        lines.append(f"  {source['official']}")
     return "\n".join(lines)
 
 
@@ -323,6 +335,7 @@ def _define_flags() -> None:
     # Not at import: other programs import `prepare` and have flags of the same names.
     flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
     flags.DEFINE_string("images", None, "folder, tar, zip, LMDB or TFDS dataset; none: ids only")
+    flags.DEFINE_string("item_info", None, "CSV: item_id and what else is known of items")
     flags.DEFINE_string("out", None, "folder to create", required=True)
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
     flags.DEFINE_string("sample", "", f"so many random users, or {', '.join(sampling.NAMED)}")
@@ -342,6 +355,7 @@ def main(_: Sequence[str]) -> None:
         values.interactions,
         values.images,
         values.out,
+        item_info=values.item_info,
         min_interactions=values.min_interactions,
         sample=values.sample,
         seed=values.seed,

@@ -100,7 +100,7 @@ def test_what_is_missing_or_foreign_is_one_line(run):
     manifest = json.loads((dataset.directory / "manifest.json").read_text())
     manifest["files"]["user_ids.arrow"] = {
         "bytes": path.stat().st_size,
-        "sha256": interactions.digest(path),
+        "sha256": files.digest(path),
     }
     (dataset.directory / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="data is not the dataset of the run in"):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from absl import flags
 
 from pixelrec_jax import errors, files
-from pixelrec_jax.data.interactions import digest
+from pixelrec_jax.data.official import OFFICIAL
 from pixelrec_jax.errors import UserError
 
 MANIFEST = "download.json"
@@ -27,8 +27,6 @@ _INTERACTIONS = "1vR1lgQUZCy1cuhzPkM2q7AsdYRP43feQ"
 _ITEMS = "1rXBM-zi5sSdLHNshXWtGgVReWLuYNgDB"
 _COVERS = "17V70KN6UOAdphNEc0wXlocFwgmI7hVOo"
 _SAMPLE = "1bQPgM-6yAnzcD0jKBoUUheA9LL5xnCHG"
-# Reported by others who have the file; the authors publish no hashes.
-_PIXEL200K = "77daac2c79079a7b389ca8c0f697b63a92ec981f1c61a5e98e94790fee399ac7"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ def _parts(name: str, sha256: str | None = None) -> dict[str, Source]:
 
 
 DATASETS = {
-    "pixel200k": _parts("pixel200k", _PIXEL200K),
+    "pixel200k": _parts("pixel200k", OFFICIAL["Pixel200K"].sha256),
     "pixel1m": _parts("pixel1m"),
     "pixel8m": _parts("pixel8m"),
     "pixelrec": _parts("pixelrec"),
@@ -167,7 +165,7 @@ def download(
                 written = drive.fetch(drive_id, out / part, path, url=source.url)
                 name = written.relative_to(out).as_posix()
                 manifest.pop(name, None)  # told of the file that was removed
-            sha256 = digest(out / name)
+            sha256 = files.digest(out / name)
             if name not in manifest:
                 size = (out / name).stat().st_size
                 manifest[name] = {"drive_id": drive_id, "bytes": size, "sha256": sha256}
