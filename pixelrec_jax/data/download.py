@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from absl import flags
 
@@ -62,19 +62,6 @@ DATASETS = {
 }
 
 
-class Drive(Protocol):
-    """Where the files are."""
-
-    def list_folder(self, source: Source) -> list[tuple[str, str]]:
-        """Returns (id, path) of all files of a folder."""
-
-    def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
-        """Downloads a file, or the rest of it, to folder/path and returns its place.
-
-        Without `path` the file keeps its own name; `url` is its page, or that of its folder.
-        """
-
-
 class GoogleDrive:
     """Google Drive through gdown, without an account; a partial file is continued.
 
@@ -102,7 +89,11 @@ class GoogleDrive:
         return [(file.id, file.path) for file in found]
 
     def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
-        """Downloads a file or the rest of it; `UserError` for quotas, network and full disks."""
+        """Downloads a file, or the rest of it, to folder/path and returns its place.
+
+        Without `path` it keeps its own name. Raises `UserError`, which shows `url` for a browser,
+        for used-up quotas, a failing network and a disk that is or would be full.
+        """
         what = path or folder.name
 
         def check_space(done: int, total: int | None) -> None:
@@ -143,7 +134,7 @@ class GoogleDrive:
 
 
 def download(
-    dataset: str, out: str | Path, *, parts: Sequence[str] = (), drive: Drive
+    dataset: str, out: str | Path, *, parts: Sequence[str] = (), drive: GoogleDrive
 ) -> dict[str, dict[str, Any]]:
     """Downloads what is not there yet and returns path -> drive_id, bytes, sha256.
 
@@ -188,7 +179,7 @@ def _choose(dataset: str, parts: Sequence[str]) -> dict[str, Source]:
     return {part: source for part, source in known.items() if part in parts or not parts}
 
 
-def _files(drive: Drive, source: Source) -> list[tuple[str, str]]:
+def _files(drive: GoogleDrive, source: Source) -> list[tuple[str, str]]:
     """Returns (id, path) of the files that a source stands for."""
     if not source.is_folder:
         return [(source.drive_id, "")]
