@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax import examples
+from pixelrec_jax import examples, files
 from pixelrec_jax.data import interactions, item_info
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.evaluate import Ranking

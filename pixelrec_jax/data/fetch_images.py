@@ -26,6 +26,7 @@ from rich.console import Console
 from pixelrec_jax import errors, files
 from pixelrec_jax.data import images
 from pixelrec_jax.data.addresses import RefusedError
+from pixelrec_jax.data.sources.source import SUFFIXES
 from pixelrec_jax.data.web import Fetcher, Limits
 from pixelrec_jax.errors import UserError
 
@@ -80,7 +81,7 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
         names = [os.path.splitext(name) for name in os.listdir(out)]
     except OSError as error:
         raise UserError(f"cannot write to --out={out}: {error.strerror}") from None
-    there = {stem for stem, suffix in names if suffix.lower() in images.SUFFIXES}
+    there = {stem for stem, suffix in names if suffix.lower() in SUFFIXES}
     todo = frame.filter(~frame["item_id"].is_in(list(there)))
     failures: dict[int, str] = {}  # row of `todo` -> reason
     report = out.with_name(f"{out.name}.failures.csv")
