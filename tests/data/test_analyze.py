@@ -127,6 +127,21 @@ def test_names_are_paths_where_folders_are_named_alike(toy_dataset, tmp_path):
     assert list(datasets) == [str(toy_dataset), str(other)]
 
 
+def test_names_are_drawn_as_they_are(toy_dataset, tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+
+    def look(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        legend = figure.axes[0].get_legend()
+        if legend:
+            drawn.extend(text.get_text() for text in legend.get_texts())
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    analyze.write([shutil.copytree(toy_dataset, tmp_path / r"_$\no$")])
+    assert [text.split(" (")[0] for text in drawn] == [r" _\$\no\$"] * 2
+
+
 def test_the_program_prints_its_table_or_json(described):
     process = run(described, "--json")
     assert (process.returncode, process.stderr) == (0, "")
