@@ -8,10 +8,12 @@ import polars as pl
 import pytest
 
 from pixelrec_jax import examples, files
-from pixelrec_jax.data import interactions, item_info
+from pixelrec_jax.data import interactions
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.evaluate import Ranking
+from pixelrec_jax.text import one_line
 from pixelrec_jax.workdir import write_recommendations
+from tests.described import describe
 
 
 @pytest.fixture
@@ -19,16 +21,11 @@ def run(toy_dataset, tmp_path):
     """Returns a workdir with recommendations; every even user's target is on place 2."""
 
     def write(info=None):
-        directory, workdir = tmp_path / "data", tmp_path / "run"
-        shutil.copytree(toy_dataset, directory)
-        ids = interactions.load(directory).item_ids()
+        directory, workdir = toy_dataset, tmp_path / "run"
         if info:
-            (tmp_path / "info.csv").write_text(info(ids))
-            item_info.write(item_info.read_csv(tmp_path / "info.csv"), ids, directory)
-            manifest = json.loads((directory / "manifest.json").read_text())
-            size = (directory / item_info.FILE).stat().st_size
-            manifest["files"][item_info.FILE] = {"bytes": size}
-            (directory / "manifest.json").write_text(json.dumps(manifest))
+            csv = tmp_path / "info.csv"
+            csv.write_text(info(interactions.load(toy_dataset).item_ids()))
+            directory = describe(toy_dataset, csv, tmp_path / "data")
         dataset = interactions.load(directory)
         user = np.arange(1, dataset.num_users, dtype=np.int32)
         target = dataset.items[dataset.offsets[2:] - 1]
@@ -94,7 +91,7 @@ def test_which_users_are_shown_follows_from_the_seed(run):
 
 
 def test_what_is_missing_or_foreign_is_one_line(run):
-    workdir, dataset = run()
+    workdir, dataset = run(titled)  # on a copy of the dataset, which can be spoilt
     path = dataset.directory / "user_ids.arrow"
     pl.DataFrame({"user_id": [f"other{k}" for k in range(dataset.num_users - 1)]}).write_ipc(path)
     manifest = json.loads((dataset.directory / "manifest.json").read_text())
@@ -114,3 +111,9 @@ def test_what_is_missing_or_foreign_is_one_line(run):
     (workdir / "recommendations.parquet").unlink()
     with pytest.raises(UserError, match=r"recommendations\.parquet cannot be read .*--mode=eval"):
         examples.show(workdir, users=1, seed=0)
+
+
+def test_long_and_missing_texts_fit_into_a_cell():
+    assert one_line(None, width=5) == ""
+    assert one_line("a\tb\nc\u202ed", width=7) == "a b c d"
+    assert one_line("abcdef", width=5) == "abcd…"

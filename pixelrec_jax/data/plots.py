@@ -19,6 +19,7 @@ _AREA = 40  # of a circle, in square points for each factor of ten of interactio
 
 def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
     """Writes sizes.png, popularity.png and session_length.png of some datasets by name."""
+    datasets = {_literal(name): dataset for name, dataset in datasets.items()}
     plots = {"sizes": _sizes, "popularity": _popularity, "session_length": _session_length}
     for name, plot in plots.items():
         # Without pyplot there is no global state and no need of a screen.
@@ -30,6 +31,12 @@ def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
         plot(axes, datasets)
         with replaced_file(directory / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png")
+
+
+def _literal(name: str) -> str:
+    # To Matplotlib, text between two $ is a formula, and a label with a leading _ is hidden.
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _sizes(axes: Axes, datasets: Mapping[str, Statistics]) -> None:

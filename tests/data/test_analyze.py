@@ -14,10 +14,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pixelrec_jax.data import analyze, interactions, item_info
+from pixelrec_jax.data import analyze, interactions
 from pixelrec_jax.data import statistics as measured
 from pixelrec_jax.data.statistics import Distribution
 from pixelrec_jax.errors import UserError
+from tests.described import describe
 
 
 def run(*arguments):
@@ -32,17 +33,11 @@ def run(*arguments):
 @pytest.fixture
 def described(toy_dataset, tmp_path):
     """The toy catalogue with item information: views for all items but the first, tags by turns."""
-    directory = tmp_path / "described"
-    shutil.copytree(toy_dataset, directory)
-    ids = interactions.load(directory).item_ids()
+    ids = interactions.load(toy_dataset).item_ids()
     rows = [f"{item},{k},{'odd' if k % 2 else 'even'}" for k, item in enumerate(ids) if k]
-    (tmp_path / "info.csv").write_text("\n".join(["item_id,view_number,tag", *rows]) + "\n")
-    item_info.write(item_info.read_csv(tmp_path / "info.csv"), ids, directory)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    size = (directory / item_info.FILE).stat().st_size
-    manifest["files"][item_info.FILE] = {"bytes": size}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    return directory
+    csv = tmp_path / "info.csv"
+    csv.write_text("\n".join(["item_id,view_number,tag", *rows]) + "\n")
+    return describe(toy_dataset, csv, tmp_path / "described")
 
 
 def test_facts_equal_plain_counting(described, monkeypatch):
@@ -130,6 +125,21 @@ def test_names_are_paths_where_folders_are_named_alike(toy_dataset, tmp_path):
     other = shutil.copytree(toy_dataset, tmp_path / toy_dataset.name)
     datasets, _ = analyze.write([toy_dataset, other], tmp_path / "out")
     assert list(datasets) == [str(toy_dataset), str(other)]
+
+
+def test_names_are_drawn_as_they_are(toy_dataset, tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+
+    def look(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        legend = figure.axes[0].get_legend()
+        if legend:
+            drawn.extend(text.get_text() for text in legend.get_texts())
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    analyze.write([shutil.copytree(toy_dataset, tmp_path / r"_$\no$")])
+    assert [text.split(" (")[0] for text in drawn] == [r" _\$\no\$"] * 2
 
 
 def test_the_program_prints_its_table_or_json(described):
