@@ -3,7 +3,9 @@
 python -m pixelrec_jax.data.tfds.build --config=own_items --images=DIR --out=DIR
 """
 
+import logging
 import re
+import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
@@ -56,6 +58,8 @@ def _options(options: Sequence[str]):
         raise UserError(
             "--beam_runner needs Apache Beam; install pixelrec_jax[beam], or build without it"
         ) from None
+    # The traceback that a worker in this process logs is in the error that it ends with, too.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     return PipelineOptions([f"--{option.removeprefix('--')}" for option in options])
 
 
@@ -65,9 +69,8 @@ def _user_error(error: BaseException | None) -> str | None:
     A worker may run elsewhere, so that only the text of its traceback comes back.
     """
     while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
-        if found := re.search(r"errors\.UserError: (.+?)( \[while running|\n|$)", str(error)):
+        text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+        if found := re.search(r"errors\.UserError: (.+?)( \[while running|\n|$)", text):
             return found[1]
         error = error.__cause__ or error.__context__
     return None
@@ -88,6 +91,8 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Builds the dataset that the flags name and prints what it holds."""
     values = flags.FLAGS
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     builder = build(
         values.config,
         values.out,

@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 
 from pixelrec_jax.data import images
+from pixelrec_jax.data.tfds import pieces
 from pixelrec_jax.errors import UserError
 
 NUMBERS = (
@@ -37,9 +38,14 @@ def rows(
     files = _find(epath.Path(folder))
     info = None if item_info is None else _read_info(item_info)
     if interactions is not None:
-        ids = _read(interactions, ("item_id",)).unique().sort("item_id")
+        of_pieces = (
+            pieces.read(start, path=interactions)["item_id"].unique()
+            for start in pieces.starts(interactions)
+        )
+        known = set().union(*of_pieces)
     else:
-        ids = pl.DataFrame({"item_id": sorted(files)}) if info is None else info.select("item_id")
+        known = set(files) if info is None else set(info["item_id"])
+    ids = pl.DataFrame({"item_id": sorted(known)})
     if info is not None:
         ids = ids.join(info, on="item_id", how="left", maintain_order="left")
     unknown = [
@@ -96,7 +102,14 @@ def _find(folder: epath.Path) -> dict[str, str]:
 
 def _read_info(path: str) -> pl.DataFrame:
     """Reads item_id and those attributes that the file has; numbers as int64."""
-    info = _read(path, ("item_id", *NUMBERS, *TEXTS))
+    try:
+        info = pl.read_csv(epath.Path(path).read_bytes(), infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
+    if "item_id" not in info.columns:
+        raise UserError(f"{path!r} has no column item_id; it has {', '.join(info.columns)}")
+    info = info.select("item_id", *(n for n in (*NUMBERS, *TEXTS) if n in info.columns))
+    info = info.filter(pl.col("item_id").is_not_null())  # blank lines
     twice = info.filter(pl.col("item_id").is_duplicated())
     if len(twice):
         raise UserError(f"{path!r} describes item {twice['item_id'][0]!r} twice; keep one line")
@@ -110,19 +123,3 @@ def _read_info(path: str) -> pl.DataFrame:
             )
         info = info.with_columns(number)
     return info
-
-
-def _read(path: str, columns: tuple[str, ...]) -> pl.DataFrame:
-    """Reads as text those of `columns` that a CSV has; item_id must be among them."""
-    try:
-        scan = pl.scan_csv(path, infer_schema=False)
-        names = scan.collect_schema().names()
-        if "item_id" not in names:
-            raise UserError(f"{path!r} has no column item_id; it has {', '.join(names)}")
-        scan = scan.select(name for name in columns if name in names)
-        table = scan.filter(pl.col("item_id").is_not_null())
-        if columns == ("item_id",):
-            table = table.unique()  # Inside the scan: an item of millions of rows is held once.
-        return table.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None

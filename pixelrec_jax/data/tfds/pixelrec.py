@@ -6,13 +6,13 @@ tfds.data_source("pixelrec/pixel200k_items", data_dir=DIR) reads it; see docs/tf
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pixelrec_jax.data.tfds import histories, items
+from pixelrec_jax.data.tfds import histories, items, pieces
 from pixelrec_jax.data.tfds.shards import ShardWriter
 from pixelrec_jax.errors import UserError
 
@@ -23,7 +23,6 @@ SIZES = {
     "pixel8m": (8_886_078, 407_082, 158_488_652),
     "pixelrec": (29_845_039, 408_374, 195_755_320),
 }
-_PIECE = 32 << 20  # Bytes of the CSV that one Beam worker reads at once.
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,8 +54,8 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First."}  # noqa: RUF012 (so declared by TFDS)
-    BUILDER_CONFIGS = list(_configs())
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First."}
+    BUILDER_CONFIGS: ClassVar[list[PixelrecConfig]] = list(_configs())
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put interactions.csv, images/ and item_info.csv (those that the config needs) here. "
         "Where to ask for them: https://github.com/westlake-repl/PixelRec."
@@ -114,33 +113,44 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             "with Raw Pixels",
         )
 
-    def _source(self, dl_manager: tfds.download.DownloadManager, name: str) -> str:
-        """Returns the path of a source, given or in the manual directory."""
-        given = self._sources[name]
-        path = epath.Path(given) if given else dl_manager.manual_dir / name
-        is_right = path.is_dir() if name == "images" else path.exists() and not path.is_dir()
-        if not is_right:
-            kind = "image folder" if name == "images" else "file"
-            raise UserError(f"{kind} {str(path)!r} does not exist")
-        return str(path)
+    def _source(self, dl_manager: tfds.download.DownloadManager, name: str) -> str | None:
+        """Returns the path of a source, or None if there is none; raises if it is not there."""
+        if given := self._sources[name]:
+            path = epath.Path(given)
+            if not (path.is_dir() if name == "images" else path.exists() and not path.is_dir()):
+                kind = "image folder" if name == "images" else "file"
+                raise UserError(f"{kind} {given!r} does not exist")
+            return given
+        if any(self._sources.values()):  # Sources are all given, or all in the manual directory.
+            return None
+        try:
+            path = dl_manager.manual_dir / name
+        except AssertionError:  # There is no such directory.
+            return None
+        return str(path) if path.exists() else None
 
-    def _optional(self, dl_manager: tfds.download.DownloadManager, name: str) -> str | None:
-        if self._sources[name] is None:
-            # Sources are either all given or all in the manual directory.
-            if any(self._sources.values()) or not (dl_manager.manual_dir / name).exists():
-                return None
-        return self._source(dl_manager, name)
+    def _needed(self, dl_manager: tfds.download.DownloadManager, name: str) -> str:
+        path = self._source(dl_manager, name)
+        if path is None:
+            argument = name.removesuffix(".csv")
+            raise UserError(
+                f"{self.builder_config.name} needs {argument}; give --{argument}=... (the argument "
+                f"{argument} of the builder), or put {name} into the manual directory of TFDS"
+            )
+        return path
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         split = self.builder_config.split
         if split == "users":
-            path = self._source(dl_manager, "interactions.csv")
-            return {split: self._generate_examples(path=path)}
-        sources = {
-            "folder": self._source(dl_manager, "images"),
-            "item_info": self._optional(dl_manager, "item_info.csv"),
-            "interactions": self._optional(dl_manager, "interactions.csv"),
-        }
+            sources = {"interactions": self._needed(dl_manager, "interactions.csv")}
+        else:
+            sources = {
+                "folder": self._needed(dl_manager, "images"),
+                "item_info": self._source(dl_manager, "item_info.csv"),
+                "interactions": self._source(dl_manager, "interactions.csv"),
+            }
+        if sources["interactions"] is not None:
+            pieces.check(sources["interactions"])
         return {split: self._generate_examples(**sources)}
 
     def _generate_examples(self, **sources: str | None) -> Any:
@@ -164,17 +174,16 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             | "Read images" >> beam.FlatMapTuple(examples)
         )
 
-    def _users(self, path: str) -> Any:
+    def _users(self, interactions: str) -> Any:
         if not self._distributed:
-            return histories.examples(path, str(self.data_dir))
+            return histories.examples(interactions)
         import apache_beam as beam
 
-        histories.check_header(path)
         return (
-            beam.Create(histories.pieces(path, _PIECE))
+            beam.Create(list(pieces.starts(interactions)))
             | beam.Reshuffle()
             | "Read interactions"
-            >> beam.FlatMap(functools.partial(histories.parts, path=path, size=_PIECE))
+            >> beam.FlatMap(functools.partial(histories.parts, path=interactions))
             | "Group by user" >> beam.GroupByKey()
             | "Order by time" >> beam.MapTuple(histories.merge)
         )
