@@ -37,13 +37,15 @@ def build(
         download_config = download_config.replace(
             beam_runner=beam_runner, beam_options=_options(beam_options)
         )
-    builder = pixelrec.Pixelrec(
-        config=config, data_dir=out, distributed=beam_runner is not None, **sources
-    )
-    if builder.is_prepared():
-        raise UserError(f"{builder.data_dir} exists; remove it or choose another --out")
     try:
+        builder = pixelrec.Pixelrec(
+            config=config, data_dir=out, distributed=beam_runner is not None, **sources
+        )
+        if builder.is_prepared():
+            raise UserError(f"{builder.data_dir} exists; remove it or choose another --out")
         builder.download_and_prepare(download_config=download_config)
+    except ImportError as error:  # a bucket without the library for it
+        raise UserError(str(error)) from error
     except Exception as error:
         if message := _user_error(error):
             raise UserError(message) from error
