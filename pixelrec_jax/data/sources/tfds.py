@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from pixelrec_jax import errors
 from pixelrec_jax.errors import UserError
 
 
@@ -25,11 +26,14 @@ class TfdsImages:
         self._directory = str(directory)
         self._close()
         self._items: dict[str, tuple[int, bytes]] = {}  # id -> position and digest of the image
-        for index, example in enumerate(self._open()):
-            item_id = example["item_id"].decode()
-            if item_id in self._items:
-                raise UserError(f"{self._directory!r} has two images of item {item_id!r}")
-            self._items[item_id] = index, hashlib.sha256(example["image"]).digest()
+        try:
+            for index, example in enumerate(self._open()):
+                item_id = example["item_id"].decode()
+                if item_id in self._items:
+                    raise UserError(f"{self._directory!r} has two images of item {item_id!r}")
+                self._items[item_id] = index, _digest(example["image"])
+        except RuntimeError as error:  # of ArrayRecord
+            raise UserError(f"{self._directory!r} is damaged: {errors.reason(error)}") from None
 
     def _close(self) -> None:
         self._lock = threading.Lock()
@@ -66,11 +70,16 @@ class TfdsImages:
         index, digest = self._items[item_id]
         try:
             image = self._open()[index]["image"]
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"cannot be read ({error})") from None
-        if hashlib.sha256(image).digest() != digest:
-            raise ValueError("was changed while it was read")
+        except RuntimeError as error:
+            raise ValueError(f"cannot be read ({errors.reason(error)})") from None
+        # ArrayRecord also returns nothing, or what it should not, where a file is cut off.
+        if not isinstance(image, bytes) or _digest(image) != digest:
+            raise ValueError("is not what it was when the dataset was opened")
         return image
+
+
+def _digest(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()
 
 
 def _data_source(directory: str) -> Any:
