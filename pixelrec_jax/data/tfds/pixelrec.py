@@ -99,7 +99,9 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
         else:
             columns = {
                 "user_id": features.Text(),
-                "item_ids": features.Sequence(features.Text(), doc="In order of time."),
+                "item_ids": features.Tensor(
+                    shape=(None,), dtype=np.object_, doc="In order of time."
+                ),
                 "timestamps": features.Tensor(
                     shape=(None,), dtype=np.int64, doc="Of the items, as in the source."
                 ),
