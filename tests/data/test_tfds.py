@@ -131,12 +131,11 @@ def digests(folder: Path):
     }
 
 
-@pytest.mark.parametrize("config", ["own_items", "own_interactions"])
-def test_beam_writes_the_same_bytes_as_one_process(raw, built, tmp_path, config):
-    build(config, str(tmp_path), beam_runner="DirectRunner", **sources(raw))
-    for out in (built, tmp_path):
-        assert len(digests(out / "pixelrec" / config)) == 3  # info, features, one shard
-    assert digests(tmp_path / "pixelrec" / config) == digests(built / "pixelrec" / config)
+def test_beam_writes_the_same_bytes_as_one_process(raw, built, tmp_path):
+    build("own_items", str(tmp_path), beam_runner="DirectRunner", **sources(raw))
+    expected = digests(built / "pixelrec" / "own_items")
+    assert len(expected) == 3  # info, features, one shard
+    assert digests(tmp_path / "pixelrec" / "own_items") == expected
 
 
 def test_another_order_of_the_lines_builds_the_same_bytes(raw, built, tmp_path):
@@ -276,7 +275,7 @@ def test_wrong_input_is_refused_in_one_line(raw, tmp_path, name):
     refused(raw, tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["truncated", "twice", "time"])
+@pytest.mark.parametrize("name", ["truncated", "time"])
 def test_a_worker_of_beam_refuses_in_the_same_line(raw, tmp_path, name):
     refused(raw, tmp_path, name, beam_runner="DirectRunner")
 
@@ -288,21 +287,18 @@ def test_a_dataset_is_not_overwritten(raw, built):
     assert digests(built) == before
 
 
-def test_the_program_tells_other_files_from_the_published_ones(raw, tmp_path):
-    program = [sys.executable, "-m", "pixelrec_jax.data.tfds.build", f"--out={tmp_path}"]
-    given = [f"--images={raw / 'images'}", "--config=pixel1m_items"]
-    done = subprocess.run([*program, *given], capture_output=True, text=True, check=True)
+def test_the_program_needs_no_jax_or_tensorflow_and_says_what_it_built(raw, tmp_path):
+    arguments = [f"--out={tmp_path}", f"--images={raw / 'images'}", "--config=pixel1m_items"]
+    code = (
+        "import runpy, sys\n"
+        "import pixelrec_jax.data.sources.tfds\n"
+        "try:\n"
+        "    runpy.run_module('pixelrec_jax.data.tfds.build', run_name='__main__')\n"
+        "finally:\n"
+        "    print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])\n"
+    )
+    program = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert "1.0.0: 5 items\n" in done.stdout
     assert "has 100,541: these are other files" in done.stdout
-    done = subprocess.run([*program, *given], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-
-
-def test_neither_jax_nor_tensorflow_is_imported():
-    code = (
-        "import sys, pixelrec_jax.data.tfds.build, pixelrec_jax.data.sources.tfds\n"
-        "print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.endswith("\n[]\n")
