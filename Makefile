@@ -41,6 +41,6 @@ $(VENV)/installed: requirements.txt $(VENV)/bin/python
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-test: requirements-test.txt $(VENV)/installed
+$(VENV)/installed-test: requirements-test.txt requirements-data.txt $(VENV)/installed
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
