@@ -15,7 +15,7 @@ _ZERO_ALLOWED = (
     "train.patience",
     "eval.cold_threshold",
 )
-_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")  # checked by build_mesh
+_CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by build_mesh and build_split
 
 
 def load_config(file_and_words: str) -> ConfigDict:
@@ -31,7 +31,7 @@ def check_values(config: ConfigDict) -> None:
     """Raises `UserError` for a value that no run can work with."""
     values = flatten(config.to_dict())
     for name, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and name not in _MESH:
+        if type(value) is int and not name.startswith(_CHECKED_ELSEWHERE):
             least = 0 if name in _ZERO_ALLOWED or name.startswith("optim.") else 1
             if value < least:
                 raise UserError(f"{name}={value}; expected {least} or more")
