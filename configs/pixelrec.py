@@ -21,6 +21,9 @@ def base() -> ConfigDict:
             "seed": 2020,
             "width": 512,  # D, of item and user vectors
             "dataset": {"name": "", "path": ""},
+            # The folder of a finished run whose item encoder this one starts with (Table 7); "all":
+            # with all that is learned but of users, who are others there. "" is no such run.
+            "init": {"run": "", "parts": "item"},
             "task": {"name": "next_item", "history_length": 10, "negatives": 1},
             "user": {},
             "item": {},

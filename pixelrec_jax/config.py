@@ -43,6 +43,8 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f"{name}={value}; expected at least 0 and less than 1")
         if name.endswith("dtype") and value not in ("float32", "bfloat16"):
             raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
+        if name == "init.parts" and value not in ("item", "all"):
+            raise UserError(f"{name}={value!r}; expected item or all")
         if name == "task.mask_ratio" and not 0 < value < 1:
             raise UserError(f"{name}={value}; expected more than 0 and less than 1")
         if name in ("eval.ks", "item.dnn_layers", "user.dilations"):

@@ -118,7 +118,7 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
         ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
         ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
         ([CONFIG, "--config.dataset.split.name=global_time"], "give the word split=global_time"),
-        ([f"{CONFIG},split=time"], "unknown split='time'; did you mean 'global_time'?"),
+        ([f"{CONFIG},split=globaltime"], "unknown split='globaltime'; did you mean 'global_time'?"),
         ([f"{CONFIG},split=global_time", "--config.dataset.split.test_from=0.7"], "in this order"),
         ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
         ([CONFIG, "--config.eval.select=ndcg@7"], "eval.select='ndcg@7'; expected one of"),
