@@ -15,7 +15,7 @@ _ZERO_ALLOWED = (
     "train.patience",
     "eval.cold_threshold",
 )
-_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")  # checked by build_mesh
+_CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by build_mesh and build_split
 
 
 def load_config(file_and_words: str) -> ConfigDict:
@@ -31,7 +31,7 @@ def check_values(config: ConfigDict) -> None:
     """Raises `UserError` for a value that no run can work with."""
     values = flatten(config.to_dict())
     for name, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and name not in _MESH:
+        if type(value) is int and not name.startswith(_CHECKED_ELSEWHERE):
             least = 0 if name in _ZERO_ALLOWED or name.startswith("optim.") else 1
             if value < least:
                 raise UserError(f"{name}={value}; expected {least} or more")
@@ -43,6 +43,8 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f"{name}={value}; expected at least 0 and less than 1")
         if name.endswith("dtype") and value not in ("float32", "bfloat16"):
             raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
+        if name == "init.parts" and value not in ("item", "all"):
+            raise UserError(f"{name}={value!r}; expected item or all")
         if name == "task.mask_ratio" and not 0 < value < 1:
             raise UserError(f"{name}={value}; expected more than 0 and less than 1")
         if name in ("eval.ks", "item.dnn_layers", "user.dilations"):

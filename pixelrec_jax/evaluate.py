@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax import metrics
 from pixelrec_jax.data.graph import Graph
-from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
-from pixelrec_jax.data.split import Queries, Split, ranking_queries, training_counts
+from pixelrec_jax.data.split import Part, Queries, Split, ranking_queries, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, History, Items
 from pixelrec_jax.recommender import Recommender
@@ -136,16 +135,16 @@ class Evaluator:
     def __init__(
         self,
         model: Recommender,
-        interactions: Interactions,
+        split: Split,
         store: ItemStore | None,
         graph: Graph | None,
         config: ConfigDict,
         mesh: Mesh,
     ):
         """Args: `store` and `graph` are None for models that need none; see `Experiment`."""
-        self.interactions, self.graph = interactions, graph
+        self.split, self.graph = split, graph
         self.config, self.mesh = config, mesh
-        self.num_items = interactions.num_items
+        self.num_items = split.interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
         self._masks = task_of(config).masks
@@ -184,7 +183,7 @@ class Evaluator:
     @cached_property
     def training_counts(self) -> np.ndarray:
         """int64[N], how often each item occurs in the training data."""
-        return training_counts(self.interactions)
+        return training_counts(self.split)
 
     def _retrieve(self, *arrays):
         return retrieve(*arrays, k=self.k, num_items=self.num_items, mesh=self.mesh)
@@ -215,41 +214,41 @@ class Evaluator:
         rows = NamedSharding(self.mesh, ROWS)
         return jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=rows)()
 
-    def rank(self, variables: dict, split: Split) -> Ranking:
-        """Ranks the whole catalogue for every user of a split."""
+    def rank(self, variables: dict, part: Part) -> Ranking:
+        """Ranks the whole catalogue for every user with a target in this part."""
         if self.graph is not None:
             variables = self._propagate(variables, self.graph)
         catalog = self.encode_catalog(variables)
         return self._collect(
-            split,
+            part,
             lambda q: self._rank(variables, catalog, q.user, q.history, q.seen, q.target),
         )
 
-    def rank_by_popularity(self, split: Split) -> Ranking:
+    def rank_by_popularity(self, part: Part) -> Ranking:
         """The popularity baseline: items ordered by their number of training interactions."""
         source = self.source
         counts = np.zeros((source.num_shards, source.rows_per_shard, 1), np.float32)
         counts.reshape(-1)[: self.num_items] = self.training_counts
         counts = to_global(counts[source.local_shards], self.mesh, ROWS)
-        return self._collect(split, lambda q: self._rank_by_counts(counts, q.seen, q.target))
+        return self._collect(part, lambda q: self._rank_by_counts(counts, q.seen, q.target))
 
-    def _queries(self, split: Split) -> Iterator[tuple[Queries, int]]:
+    def _queries(self, part: Part) -> Iterator[tuple[Queries, int]]:
         """Batches of queries of one size (the last is filled up) and how many are real."""
-        users = np.arange(1, self.interactions.num_users)
+        users = self.split.users(part)
         for start in range(0, len(users), self.batch_size):
             chosen = users[start : start + self.batch_size]
             filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
             length = self.config.task.history_length
-            queries = ranking_queries(self.interactions, filled, split, history_length=length)
+            queries = ranking_queries(self.split, filled, part, history_length=length)
             if self._masks:  # the place of the item to predict
                 mask = np.full((len(filled), 1), self.num_items, np.int32)
                 history = np.concatenate([queries.history, mask], axis=1)
                 queries = queries.replace(history=history)
             yield queries, len(chosen)
 
-    def _collect(self, split: Split, rank_batch) -> Ranking:
+    def _collect(self, part: Part, rank_batch) -> Ranking:
         parts = []
-        for queries, real in self._queries(split):
+        for queries, real in self._queries(part):
             top_ids, top_scores, rank = jax.device_get(rank_batch(replicate(queries, self.mesh)))
             columns = (queries.user, queries.target, rank, top_ids, top_scores)
             columns += (self._candidates(queries),)
@@ -269,18 +268,18 @@ class Evaluator:
             "cold": metrics.ranking_metrics(ranking.rank[cold], self.config.eval.ks),
         }
 
-    def report(self, ranking: Ranking, split: Split) -> dict:
+    def report(self, ranking: Ranking, part: Part) -> dict:
         """The metrics of a model beside those of the popularity and the random ranking."""
         cold = self._is_cold(ranking.target)
         candidates, ks = ranking.candidates, self.config.eval.ks
         return {
-            "split": split,
+            "split": part,
             "users": {"all": len(cold), "cold": int(cold.sum())},
             "repeated_targets": int(np.count_nonzero(candidates == 0)),
             "items": self.num_items - 1,
             "cold_threshold": self.config.eval.cold_threshold,
             "model": self.metrics(ranking),
-            "popularity": self.metrics(self.rank_by_popularity(split)),
+            "popularity": self.metrics(self.rank_by_popularity(part)),
             "random": {
                 "all": metrics.random_metrics(candidates, ks),
                 "cold": metrics.random_metrics(candidates[cold], ks),

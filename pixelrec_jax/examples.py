@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pixelrec_jax.data import interactions as tables
 from pixelrec_jax.data import item_info
-from pixelrec_jax.data.split import ranking_queries
+from pixelrec_jax.data.split import LEAVE_ONE_OUT, build_split, ranking_queries
 from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.text import one_line, render
 from pixelrec_jax.workdir import read_config
@@ -26,14 +26,16 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     without recommendations and for a dataset that is gone or another one.
     """
     top = _recommendations(workdir, users=users, seed=seed)
-    dataset = tables.load(read_config(workdir).dataset.path)
+    settings = read_config(workdir).dataset
+    dataset = tables.load(settings.path)
+    split = build_split(dataset, settings.get("split", LEAVE_ONE_OUT))
     names = top["user_id"].unique(maintain_order=True)
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
     places = [user_ids.index_of(name) for name in names]
     if None in places:
         raise UserError(f"{dataset.directory} is not the dataset of the run in {workdir}")
     rows = np.array(places) + 1
-    queries = ranking_queries(dataset, rows, "test", history_length=_HISTORY)
+    queries = ranking_queries(split, rows, "test", history_length=_HISTORY)
     history = [item_ids.gather(items[items > 0] - 1) for items in queries.history]
     target = item_ids.gather(queries.target - 1)
 

@@ -15,6 +15,7 @@ from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
+from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
@@ -36,13 +37,18 @@ class Experiment:
 
     config: ConfigDict
     mesh: Mesh
-    interactions: Interactions
+    split: Split
     store: ItemStore | None
     graph: Graph | None
     model: Recommender
     optimizer: optax.GradientTransformation
     batches: TrainBatches
     evaluator: Evaluator
+
+    @property
+    def interactions(self) -> Interactions:
+        """All interactions, those held out included."""
+        return self.split.interactions
 
     @property
     def data_fingerprint(self) -> str:
@@ -56,7 +62,9 @@ class Experiment:
 
     def _fingerprint(self, of_store: str) -> str:
         files = self.interactions.manifest.get("files", {})
-        hashes = [files[name]["sha256"] for name in _INTERACTIONS if name in files]
+        # Times matter to splits by time only: their order is in the items'.
+        by_time = ("timestamps.npy",) if self.split.settings != LEAVE_ONE_OUT else ()
+        hashes = [files[name]["sha256"] for name in (*_INTERACTIONS, *by_time) if name in files]
         hashes += [of_store] if of_store else []
         return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
@@ -79,11 +87,13 @@ def build_experiment(
     check_values(config)
     mesh = build_mesh(config.mesh, devices)
     interactions = load(config.dataset.path) if interactions is None else interactions
+    # Configs of earlier versions do not say how they split.
+    split = build_split(interactions, config.dataset.get("split", LEAVE_ONE_OUT))
     model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
     store = _open_store(config.item, interactions) if store is None else store
     optimizer = build_optimizer(config.optim)
     options = {key: value for key, value in config.task.items() if key != "name"}
-    task = task_of(config)(interactions, **options)
+    task = task_of(config)(split, **options)
     batches = TrainBatches(
         task,
         store,
@@ -97,17 +107,17 @@ def build_experiment(
     )
     graph = None
     if model.user_encoder.uses_graph:
-        graph = replicate(training_graph(interactions), mesh)
+        graph = replicate(training_graph(split), mesh)
     return Experiment(
         config=config,
         mesh=mesh,
-        interactions=interactions,
+        split=split,
         store=store,
         graph=graph,
         model=model,
         optimizer=optimizer,
         batches=batches,
-        evaluator=Evaluator(model, interactions, store, graph, config, mesh),
+        evaluator=Evaluator(model, split, store, graph, config, mesh),
     )
 
 

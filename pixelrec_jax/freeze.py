@@ -54,6 +54,6 @@ def partition(params: Params, is_trainable: Callable[[str], bool]) -> tuple[Para
     return unflatten_dict(trainable), unflatten_dict(frozen)
 
 
-def merge(trainable: Params, frozen: Params) -> Params:
-    """Joins two partitions of one tree."""
-    return unflatten_dict({**flatten_dict(trainable), **flatten_dict(frozen)})
+def merge(first: Params, second: Params) -> Params:
+    """Joins two trees; a leaf that both have is the second one's."""
+    return unflatten_dict({**flatten_dict(first), **flatten_dict(second)})

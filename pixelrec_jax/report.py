@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from pixelrec_jax import errors
+from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.text import render
 
@@ -51,8 +52,8 @@ def table(workdirs: Sequence[Path]) -> str:
     for workdir, result in zip(workdirs, results, strict=True):
         if _measured_on(result) != _measured_on(first):
             raise UserError(
-                f"{workdir} and {workdirs[0]} are runs on different data or with other eval "
-                "settings; compare runs that agree in both"
+                f"{workdir} and {workdirs[0]} are runs on different data, or with other splits or "
+                "eval settings; compare runs that agree in all of them"
             )
     rows = [(name, first["test"][name]) for name in ("random", "popularity")]
     for workdir, result in zip(workdirs, results, strict=True):
@@ -83,7 +84,8 @@ def table(workdirs: Sequence[Path]) -> str:
 def _measured_on(result: dict) -> tuple:
     test = result["test"]
     kept = ("users", "items", "cold_threshold")
-    return result["interactions"], *(test[key] for key in kept), *test["random"]["all"]
+    split = result.get("split", LEAVE_ONE_OUT)  # the only one of earlier versions
+    return result["interactions"], split, *(test[key] for key in kept), *test["random"]["all"]
 
 
 def _cell(estimate: dict) -> str:

@@ -17,6 +17,7 @@ from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.items.vision.pretrained import read_trunk
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import infer_shardings
+from pixelrec_jax.transfer import read_source
 
 
 @struct.dataclass
@@ -51,8 +52,8 @@ class TrainState:
         return {"params": self.params, **self.model_state}
 
 
-def create_state(experiment: Experiment, pretrained: dict | None = None) -> TrainState:
-    """Returns a new state; `pretrained` replaces the random weights of the vision trunk.
+def create_state(experiment: Experiment, given: dict | None = None) -> TrainState:
+    """Returns a new state; `given` are variables, by Flax collection, that replace random ones.
 
     Traceable: `jax.eval_shape` of it gives the shapes without allocating anything.
     """
@@ -69,8 +70,8 @@ def create_state(experiment: Experiment, pretrained: dict | None = None) -> Trai
         weight=jnp.zeros((1, 1, 1)),
     )
     model_state = dict(model.init(jax.random.key(config.seed), batch, train=False))
-    if pretrained is not None:
-        model_state = _with_trunk(model_state, pretrained)
+    if given is not None:
+        model_state = freeze.merge(model_state, given)
     params = model_state.pop("params", {})
     trainable, frozen = freeze.partition(params, trainable_filter(model))
     return TrainState(
@@ -108,28 +109,23 @@ def state_template(experiment: Experiment) -> TrainState:
 
 
 def init_state(experiment: Experiment) -> TrainState:
-    """Returns the state at step 0 on the mesh, with pretrained weights if the config names some."""
-    template = state_template(experiment)
-    pretrained = None
-    if experiment.config.item.get("weights"):
-        pretrained = read_trunk(experiment.config.item, trunk_variables(template.variables))
+    """Returns the state at step 0 on the mesh, from the run or the weights that the config names.
+
+    A run has weights for all that published ones are for.
+    """
+    config, template = experiment.config, state_template(experiment)
+    given = None
+    if config.get("init", {}).get("run"):  # configs of earlier versions have no such section
+        given = read_source(config, experiment.model, template.variables)
+    elif config.item.get("weights"):
+        trunk = read_trunk(config.item, trunk_variables(template.variables))
+        given = {name: {"item_encoder": {"trunk": tree}} for name, tree in trunk.items()}
     shardings = jax.tree.map(lambda x: x.sharding, template)
-    create = jax.jit(lambda trunk: create_state(experiment, trunk), out_shardings=shardings)
-    return create(pretrained)
+    create = jax.jit(lambda given: create_state(experiment, given), out_shardings=shardings)
+    return create(given)
 
 
 def trunk_variables(variables: dict) -> dict:
     """Returns the variables of the vision trunk, by Flax collection."""
     trunks = {name: tree.get("item_encoder", {}).get("trunk") for name, tree in variables.items()}
     return {name: trunk for name, trunk in trunks.items() if trunk}
-
-
-def _with_trunk(variables: dict, trunk: dict) -> dict:
-    """Replaces what `trunk_variables` returns."""
-    return variables | {
-        name: {
-            **variables[name],
-            "item_encoder": {**variables[name]["item_encoder"], "trunk": tree},
-        }
-        for name, tree in trunk.items()
-    }

@@ -244,6 +244,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
         },
         "dataset": experiment.config.dataset.name,
         "interactions": experiment.interactions_fingerprint,
+        "split": dict(experiment.split.settings),
         "best_step": int(state.step),
         "test": evaluator.report(ranking, "test"),
     }

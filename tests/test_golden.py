@@ -250,7 +250,7 @@ def test_validation_metrics(golden, name, devices):
 def test_training_windows_are_the_references_chunks(golden, name):
     case = golden(name)
     interactions = case.experiment.interactions
-    windows = training_windows(interactions, size=11)
+    windows = training_windows(case.experiment.split, size=11)
     ours = sorted(
         interactions.items[start : start + length].tolist()
         for start, length in zip(windows.start, windows.length, strict=True)

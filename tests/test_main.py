@@ -87,13 +87,21 @@ def test_runs_are_compared_side_by_side(finished):
     assert "holds no result.json" in run(workdir.parent, module="report").stderr
 
 
-def test_runs_on_different_data_are_not_compared(finished, tmp_path):
+def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
     workdir, _ = finished
     result = json.loads((workdir / "result.json").read_text())
-    result["test"]["items"] += 1
+    assert result["split"] == {"name": "leave_one_out"}
+    by_time = {"name": "global_time", "valid_from": 5, "test_from": 9}
+    for other in (
+        result | {"test": result["test"] | {"items": 99}},
+        result | {"split": by_time},
+    ):
+        (tmp_path / "result.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match="different data, or with other splits"):
+            report.table([workdir, tmp_path])
+    del result["split"]  # as earlier versions wrote it
     (tmp_path / "result.json").write_text(json.dumps(result))
-    with pytest.raises(UserError, match="different data"):
-        report.table([workdir, tmp_path])
+    assert str(tmp_path) in report.table([workdir, tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,9 @@ def test_runs_on_different_data_are_not_compared(finished, tmp_path):
         ([CONFIG, "--config.eval.ks=abc"], "expected whole numbers"),
         ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
         ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
+        ([CONFIG, "--config.dataset.split.name=global_time"], "give the word split=global_time"),
+        ([f"{CONFIG},split=globaltime"], "unknown split='globaltime'; did you mean 'global_time'?"),
+        ([f"{CONFIG},split=global_time", "--config.dataset.split.test_from=0.7"], "in this order"),
         ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
         ([CONFIG, "--config.eval.select=ndcg@7"], "eval.select='ndcg@7'; expected one of"),
         ([], "holds no run (no config.json); give --config to start one"),

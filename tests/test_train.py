@@ -12,10 +12,12 @@ from functools import partial
 
 import jax
 import numpy as np
+import polars
 import pytest
 
 from pixelrec_jax import train, workdir
 from pixelrec_jax.checkpoint import Checkpoints
+from pixelrec_jax.data.interactions import load
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.sharding import BATCH, to_global
@@ -291,6 +293,43 @@ def test_finished_runs_evaluate_again_to_the_same_result(toy_dataset, tmp_path):
     assert train.train_and_evaluate(config, tmp_path) == result
     assert train.evaluate(config, tmp_path) == result
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("words", [MODELS[0], "user=mf,item=id,dataset=toy"])
+def test_a_split_by_time_ranks_those_who_have_a_past_and_a_target(toy_dataset, tmp_path, words):
+    config = _config(f"{words},split=global_time", toy_dataset, epochs=1)
+    config.eval.batch_size = 16  # more than one, the last one partly filled
+    result = train.train_and_evaluate(config, tmp_path)
+    data = load(toy_dataset)
+    test_from = result["split"]["test_from"]
+    assert test_from == np.sort(data.timestamps)[int(0.9 * len(data.timestamps))]
+    past, target = {}, {}
+    for user in range(1, data.num_users):
+        rows = slice(data.offsets[user], data.offsets[user + 1])
+        late = data.timestamps[rows] >= test_from
+        if late.any() and not late.all():
+            past[data.user_ids()[user - 1]] = set(data.items[rows][~late])
+            target[user] = data.items[rows][late][0]
+    assert 16 < result["test"]["users"]["all"] == len(past) < data.num_users - 1
+    seen = data.items[data.timestamps < result["split"]["valid_from"]]
+    cold = np.bincount(seen, minlength=data.num_items) <= config.eval.cold_threshold
+    assert result["test"]["users"]["cold"] == cold[list(target.values())].sum() > 0
+    table = polars.read_parquet(tmp_path / "recommendations.parquet")
+    assert set(table["user_id"]) == set(past)
+    number = {name: n for n, name in enumerate(data.item_ids(), start=1)}
+    for user, item in zip(table["user_id"], table["item_id"], strict=True):
+        assert number[item] not in past[user]
+    assert train.evaluate(config, tmp_path) == result
+
+
+def test_runs_of_versions_without_a_choice_of_splits_go_on(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    del config.dataset.split
+    result = train.train_and_evaluate(config, tmp_path)
+    assert train.evaluate(workdir.read_config(tmp_path), tmp_path) == result
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    with pytest.raises(UserError, match=r"dataset.split.name=None there, 'leave_one_out' given"):
+        train.evaluate(config, tmp_path)
 
 
 def test_no_epochs_evaluate_the_initial_state_from_which_training_may_go_on(toy_dataset, tmp_path):

@@ -3,8 +3,7 @@
 import numpy as np
 from flax import struct
 
-from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.split import training_lengths
+from pixelrec_jax.data.split import Split
 from pixelrec_jax.data.types import Array
 
 
@@ -24,14 +23,11 @@ class Graph:
     item_degree: Array
 
 
-def training_graph(interactions: Interactions) -> Graph:
+def training_graph(split: Split) -> Graph:
     """Returns the graph of the training interactions, in host memory."""
-    length = training_lengths(interactions)
+    interactions, length = split.interactions, split.train_length
     user = np.repeat(np.arange(len(length)), length)
-    # A user's training rows are the first ones: those past the end of a user are skipped.
-    skipped = np.diff(np.asarray(interactions.offsets)) - length
-    row = np.arange(len(user)) + np.repeat(np.cumsum(skipped) - skipped, length)
-    edge = user * interactions.num_items + interactions.items[row]
+    edge = user * interactions.num_items + interactions.items[split.is_training]
     edge.sort()  # in place, as there may be tens of millions
     edge = edge[np.diff(edge, prepend=-1) > 0]
     user, item = np.divmod(edge, interactions.num_items)

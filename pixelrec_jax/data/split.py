@@ -1,19 +1,171 @@
-"""Leave-one-out split, training windows and ranking queries, vectorised over users.
+"""What is trained on and what is ranked, user by user; windows and ranking queries follow from it.
 
-Per user, in time order: the last interaction is the test target, the one before it the
-validation target, the rest is training data (PixelRec section 4.1).
+Everything is vectorised over users, of whom there may be tens of millions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from flax import struct
 
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.errors import UserError, nearest
 
-Split = Literal["valid", "test"]
-_HELD_OUT = {"valid": 2, "test": 1}  # interactions from the target to the end of a sequence
+Part = Literal["valid", "test"]
+LEAVE_ONE_OUT = {"name": "leave_one_out"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training data: a user's first interactions; targets: later ones, one or none in each part.
+
+    A target is predicted from all of its user's interactions before it, of which there is at least
+    one.
+
+    Attributes:
+      interactions: what is split.
+      settings: how, with times as timestamps; `build_split` makes the same split of it.
+      train_stop: int64[U], the row after each user's last training interaction.
+      targets: int64[U] by part, the row of each user's target, -1 for none.
+    """
+
+    interactions: Interactions
+    settings: Mapping[str, Any]
+    train_stop: np.ndarray
+    targets: Mapping[Part, np.ndarray]
+
+    def __reduce__(self):
+        # Worker processes make the arrays themselves: at full size they are very large.
+        return build_split, (self.interactions, self.settings)
+
+    @property
+    def train_length(self) -> np.ndarray:
+        """int64[U]: how many training interactions each user has; user 0 is padding."""
+        return self.train_stop - np.asarray(self.interactions.offsets)[:-1]
+
+    @property
+    def is_training(self) -> np.ndarray:
+        """bool[rows]: which interactions are trained on."""
+        train = self.train_length
+        held_out = np.diff(np.asarray(self.interactions.offsets)) - train
+        runs = np.stack([train, held_out], axis=1).reshape(-1)
+        return np.repeat(np.tile([True, False], len(train)), runs)
+
+    def users(self, part: Part) -> np.ndarray:
+        """Returns int64[Q]: who has a target, in order."""
+        return np.flatnonzero(self.targets[part] >= 0)
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """A user's last interaction is the test target, the one before it the validation target.
+
+    The rest is training data (PixelRec section 4.1).
+    """
+    offsets = np.asarray(interactions.offsets)
+    start, stop = offsets[:-1], offsets[1:]
+    return Split(
+        interactions,
+        LEAVE_ONE_OUT,
+        train_stop=np.maximum(stop - 2, start),
+        targets={
+            "valid": np.where(stop - start > 2, stop - 2, -1),
+            "test": np.where(stop - start > 1, stop - 1, -1),
+        },
+    )
+
+
+def global_time(interactions: Interactions, *, valid_from: float, test_from: float) -> Split:
+    """Training data is what everybody did before a time, so that it knows nothing of the future.
+
+    A user's targets are the first interaction from `valid_from` on and before `test_from`, and the
+    first from `test_from` on; users without an interaction before a target do not have it.
+
+    Args:
+      interactions: what is split.
+      valid_from: a timestamp; or a number between 0 and 1, the timestamp that this fraction of the
+        interactions precedes, or a little less, as those of equal time are on one side.
+      test_from: the same.
+
+    Raises:
+      UserError: nothing would be trained on or ranked.
+    """
+    timestamps = np.asarray(interactions.timestamps)
+    valid_from = _timestamp(timestamps, valid_from)
+    test_from = _timestamp(timestamps, test_from)
+    first, last = int(timestamps.min()), int(timestamps.max())
+    if not first < valid_from < test_from <= last:
+        raise UserError(
+            f"dataset.split.valid_from is the time {valid_from}, test_from {test_from}; expected "
+            f"are two times in this order, after the first interaction ({first}) and not after the "
+            f"last ({last}), or fractions of the interactions, as 0.8 and 0.9"
+        )
+    offsets = np.asarray(interactions.offsets)
+    start, stop = offsets[:-1], offsets[1:]
+    valid = start + _count_before(timestamps, offsets, valid_from)
+    test = start + _count_before(timestamps, offsets, test_from)
+    return Split(
+        interactions,
+        {"name": "global_time", "valid_from": valid_from, "test_from": test_from},
+        train_stop=valid,
+        targets={
+            "valid": np.where((valid > start) & (valid < test), valid, -1),
+            "test": np.where((test > start) & (test < stop), test, -1),
+        },
+    )
+
+
+# The functions that split, and the settings of each.
+SPLITS = {
+    "leave_one_out": (leave_one_out, ()),
+    "global_time": (global_time, ("valid_from", "test_from")),
+}
+
+
+def build_split(interactions: Interactions, settings: Mapping[str, Any]) -> Split:
+    """Returns the split that `config.dataset.split` describes.
+
+    Raises:
+      UserError: there is none of this name, it has other settings, or nobody has a target.
+    """
+    name, options = settings["name"], {key: settings[key] for key in settings if key != "name"}
+    if name not in SPLITS:
+        raise UserError(f"unknown dataset.split.name={name!r}{nearest(name, SPLITS)}")
+    make, expected = SPLITS[name]
+    if set(options) != set(expected):
+        raise UserError(
+            f"dataset.split has the settings {', '.join(options) or 'none'}, but {name} takes "
+            f"{', '.join(expected) or 'none'}; give the word split={name} in --config"
+        )
+    split = make(interactions, **options)
+    for part in split.targets:
+        if not len(split.users(part)):
+            raise UserError(
+                f"no user can be ranked in {part}: under dataset.split.name={name} nobody has a "
+                "target and an interaction before it; give more interactions or other times"
+            )
+    return split
+
+
+def _timestamp(timestamps: np.ndarray, time: float) -> int:
+    if 0 < time < 1:
+        place = int(time * len(timestamps))
+        return int(np.partition(timestamps, place)[place])
+    if time != int(time):
+        raise UserError(
+            f"dataset.split: {time} is no time; expected a timestamp, which is a whole number, or "
+            "a fraction of the interactions between 0 and 1"
+        )
+    return int(time)
+
+
+def _count_before(timestamps: np.ndarray, offsets: np.ndarray, time: int) -> np.ndarray:
+    """Returns int64[U]: how many interactions of each user are before a time."""
+    # One more row, so that a user without rows at the end has a place, too.
+    before = np.append(timestamps < time, False)
+    count = np.add.reduceat(before, offsets[:-1], dtype=np.int64)
+    return np.where(np.diff(offsets) > 0, count, 0)  # of no rows, reduceat returns one
 
 
 @dataclass(frozen=True)
@@ -34,19 +186,14 @@ class Windows:
         return len(self.start)
 
 
-def training_lengths(interactions: Interactions) -> np.ndarray:
-    """Returns int64[U]: how many training interactions each user has; user 0 is padding."""
-    return np.maximum(np.diff(interactions.offsets) - 2, 0)
-
-
-def training_windows(interactions: Interactions, *, size: int) -> Windows:
+def training_windows(split: Split, *, size: int) -> Windows:
     """Cuts each user's training interactions into windows as the reference does.
 
     At most `size` interactions make one window. A longer sequence loses its oldest
     (length mod size) interactions; the rest is cut into consecutive windows of exactly `size`.
     """
-    offsets = np.asarray(interactions.offsets)
-    train_length = training_lengths(interactions)
+    offsets = np.asarray(split.interactions.offsets)
+    train_length = split.train_length
     short = train_length <= size
     count = np.where(short, np.minimum(train_length, 1), train_length // size)
     dropped = np.where(short, 0, train_length % size)
@@ -79,12 +226,10 @@ class Queries:
     target: np.ndarray
 
 
-def ranking_queries(
-    interactions: Interactions, users: np.ndarray, split: Split, *, history_length: int
-) -> Queries:
-    """Returns the queries of these users (int[Q], each with three interactions or more)."""
-    start, stop = interactions.offsets[users], interactions.offsets[users + 1]
-    target_row = stop - _HELD_OUT[split]
+def ranking_queries(split: Split, users: np.ndarray, part: Part, *, history_length: int) -> Queries:
+    """Returns the queries of these users (int[Q], of `Split.users`)."""
+    interactions = split.interactions
+    start, target_row = interactions.offsets[users], split.targets[part][users]
     seen_length = target_row - start
     history = np.minimum(seen_length, history_length)
     # Seen lists are padded to a power of two so that only a few shapes are ever compiled.
@@ -100,14 +245,10 @@ def ranking_queries(
     )
 
 
-def training_counts(interactions: Interactions) -> np.ndarray:
+def training_counts(split: Split) -> np.ndarray:
     """Returns int64[N]: how often each item occurs in the training data."""
-    offsets = np.asarray(interactions.offsets)
-    train = np.ones(len(interactions.items), bool)
-    for held_out in (1, 2):
-        rows = offsets[1:] - held_out
-        train[rows[rows >= offsets[:-1]]] = False
-    return np.bincount(interactions.items[train], minlength=interactions.num_items)
+    interactions = split.interactions
+    return np.bincount(interactions.items[split.is_training], minlength=interactions.num_items)
 
 
 def _read_left_padded(interactions: Interactions, start, length, size: int) -> np.ndarray:

@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.split import Windows, read_windows, training_lengths, training_windows
+from pixelrec_jax.data.split import Split, Windows, read_windows, training_windows
 from pixelrec_jax.errors import UserError, nearest
 
 
@@ -45,6 +44,11 @@ class Task(Protocol):
         """Returns the rows of b examples (int[b]), B = b * R; `rng` is the only randomness."""
 
 
+_HELD_OUT = (
+    "leave_one_out holds out the last two of every user, global_time those from valid_from on"
+)
+
+
 class _Task:
     """What most tasks have in common."""
 
@@ -63,42 +67,43 @@ class _WindowTask(_Task):
     As in the reference, a negative may be any item outside its window.
     """
 
-    def __init__(self, interactions: Interactions, *, history_length: int, negatives: int):
+    def __init__(self, split: Split, *, history_length: int, negatives: int):
         """Args: `history_length` is L and `negatives` is K.
 
         Raises:
           UserError: nothing can be learned from the dataset.
         """
-        self.interactions, self.negatives = interactions, negatives
+        self.split, self.negatives = split, negatives
         self.size = history_length + 1
-        if interactions.num_items - 1 <= self.size:
+        num_items = split.interactions.num_items
+        if num_items - 1 <= self.size:
             raise UserError(
-                f"the catalogue has {interactions.num_items - 1} items, but negatives are drawn "
+                f"the catalogue has {num_items - 1} items, but negatives are drawn "
                 f"outside windows of {self.size} items; use a larger catalogue or a smaller "
                 "task.history_length"
             )
         if not np.any(self.windows.length > 1):
             raise UserError(
-                "no user has four interactions or more, so that there is nothing to learn from: "
-                "the last two are the validation and the test target"
+                "no user has two training interactions or more, so that there is nothing to learn "
+                f"from; {_HELD_OUT}"
             )
 
     @cached_property
     def windows(self) -> Windows:
         """All training windows."""
-        return training_windows(self.interactions, size=self.size)
+        return training_windows(self.split, size=self.size)
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def _read(self, windows: np.ndarray) -> np.ndarray:
-        return read_windows(self.interactions, self.windows, windows, size=self.size)
+        return read_windows(self.split.interactions, self.windows, windows, size=self.size)
 
     def _draw(
         self, rng: np.random.Generator, shape: tuple[int, ...], exclude: np.ndarray
     ) -> np.ndarray:
-        shape = (*shape, self.negatives)
-        return sample_negatives(rng, shape, exclude=exclude, num_items=self.interactions.num_items)
+        shape, num_items = (*shape, self.negatives), self.split.interactions.num_items
+        return sample_negatives(rng, shape, exclude=exclude, num_items=num_items)
 
 
 class NextItem(_WindowTask):
@@ -185,14 +190,14 @@ class Cloze(_WindowTask):
 
     def __init__(
         self,
-        interactions: Interactions,
+        split: Split,
         *,
         history_length: int,
         negatives: int,
         mask_ratio: float,
     ):
         """Args: `mask_ratio` is the probability that an item is masked."""
-        super().__init__(interactions, history_length=history_length, negatives=negatives)
+        super().__init__(split, history_length=history_length, negatives=negatives)
         self.mask_ratio = mask_ratio
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
@@ -202,7 +207,7 @@ class Cloze(_WindowTask):
         negative = self._draw(rng, window.shape, window)
         return Rows(
             user=self.windows.user[chosen],
-            history=np.where(masked, self.interactions.num_items, window),
+            history=np.where(masked, self.split.interactions.num_items, window),
             positive=np.where(masked, window, 0),
             negative=np.where(masked[..., None], negative, 0),
             weight=masked.astype(np.float32),
@@ -215,19 +220,19 @@ class Pairs(_Task):
     An example is a training interaction; a negative is no training item of the user.
     """
 
-    def __init__(self, interactions: Interactions, *, history_length: int, negatives: int):
+    def __init__(self, split: Split, *, history_length: int, negatives: int):
         """Args: histories of `history_length` are empty, as these models have users only."""
-        self.interactions, self.negatives = interactions, negatives
+        self.split, self.negatives = split, negatives
         self.history_length = history_length
         longest = int(self._train_length.max(initial=0))
         if longest == 0:
-            raise UserError("no user has three interactions or more; the last two are held out")
-        if longest >= interactions.num_items - 1:
+            raise UserError(f"there are no training interactions; {_HELD_OUT}")
+        if longest >= split.interactions.num_items - 1:
             raise UserError("a user has every item, so that there is nothing to tell them from")
 
     @cached_property
     def _train_length(self) -> np.ndarray:
-        return training_lengths(self.interactions)
+        return self.split.train_length
 
     @cached_property
     def _first_example(self) -> np.ndarray:
@@ -238,7 +243,7 @@ class Pairs(_Task):
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1."""
-        interactions = self.interactions
+        interactions = self.split.interactions
         user, place = _locate(chosen, self._first_example)
         start = np.asarray(interactions.offsets)[user]
         length = self._train_length[user]

@@ -10,6 +10,7 @@ from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.split import (
+    leave_one_out,
     ranking_queries,
     read_windows,
     training_counts,
@@ -32,7 +33,7 @@ def make_batches(dataset, *, pixels=True, **changes) -> TrainBatches:
         "slot_buckets": 4,
     } | changes
     images = ImageStore(dataset, size=16) if pixels else None
-    task = NextItem(interactions, history_length=10, negatives=1)
+    task = NextItem(leave_one_out(interactions), history_length=10, negatives=1)
     return TrainBatches(task, images, **options)
 
 
@@ -46,7 +47,7 @@ def test_windows_by_hand():
     lengths = [3, 6, 10, 13]
     sequences = [100 * n + np.arange(1, length + 1) for n, length in enumerate(lengths)]
     interactions = interactions_of(sequences, 1000)
-    windows = training_windows(interactions, size=4)
+    windows = training_windows(leave_one_out(interactions), size=4)
     read = read_windows(interactions, windows, np.arange(len(windows)), size=4)
     expected = [
         [0, 0, 0, 1],
@@ -62,21 +63,22 @@ def test_windows_by_hand():
 
 def test_queries_by_hand():
     interactions = interactions_of([np.array([5, 6, 7]), np.array([1, 2, 3, 4, 8])], 9)
-    valid = ranking_queries(interactions, np.array([1, 2]), "valid", history_length=2)
+    split = leave_one_out(interactions)
+    valid = ranking_queries(split, np.array([1, 2]), "valid", history_length=2)
     np.testing.assert_array_equal(valid.target, [6, 4])
     np.testing.assert_array_equal(valid.history, [[0, 5], [2, 3]])
     np.testing.assert_array_equal(valid.seen, [[5, 0, 0, 0], [1, 2, 3, 0]])
-    test = ranking_queries(interactions, np.array([1, 2]), "test", history_length=2)
+    test = ranking_queries(split, np.array([1, 2]), "test", history_length=2)
     np.testing.assert_array_equal(test.target, [7, 8])
     np.testing.assert_array_equal(test.history, [[5, 6], [3, 4]])
     np.testing.assert_array_equal(test.seen, [[5, 6, 0, 0], [1, 2, 3, 4]])
-    np.testing.assert_array_equal(training_counts(interactions), [0, 1, 1, 1, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(training_counts(split), [0, 1, 1, 1, 0, 1, 0, 0, 0])
 
 
 def test_next_item_rows():
     # Training parts [3, 4, 5], [1, 2, 3, 4, 5] and [6].
     sequences = [np.array(s) for s in ([3, 4, 5, 9, 9], [1, 2, 3, 4, 5, 9, 9], [6, 9, 9])]
-    task = NextItem(interactions_of(sequences, 40), history_length=4, negatives=3)
+    task = NextItem(leave_one_out(interactions_of(sequences, 40)), history_length=4, negatives=3)
     rows = task.rows(np.arange(len(task)), np.random.default_rng(0))
     np.testing.assert_array_equal(rows.user, [1, 2, 3])
     np.testing.assert_array_equal(rows.history, [[0, 0, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]])
@@ -101,14 +103,16 @@ def test_negatives_are_uniform_outside_the_window():
 
 
 def test_data_without_anything_to_learn_is_refused():
+    few_items = leave_one_out(interactions_of([np.arange(1, 6)], 6))
     with pytest.raises(UserError, match="the catalogue has 5 items"):
-        NextItem(interactions_of([np.arange(1, 6)], 6), history_length=10, negatives=1)
-    with pytest.raises(UserError, match="no user has four interactions or more"):
-        NextItem(interactions_of([np.array([1, 2, 3])] * 4, 50), history_length=10, negatives=1)
+        NextItem(few_items, history_length=10, negatives=1)
+    short = leave_one_out(interactions_of([np.array([1, 2, 3])] * 4, 50))
+    with pytest.raises(UserError, match="no user has two training interactions or more"):
+        NextItem(short, history_length=10, negatives=1)
 
 
 def test_a_task_travels_without_its_windows(toy_dataset):
-    task = NextItem(load(toy_dataset), history_length=10, negatives=1)
+    task = NextItem(leave_one_out(load(toy_dataset)), history_length=10, negatives=1)
     travelled = pickle.dumps(task)
     assert len(travelled) < 2000
     np.testing.assert_array_equal(pickle.loads(travelled).windows.start, task.windows.start)
@@ -135,7 +139,9 @@ def test_deduplicate():
 def test_an_epoch_covers_every_window_once(toy_dataset):
     batches = make_batches(toy_dataset)
     windows = batches.task.windows
-    expected = read_windows(batches.task.interactions, windows, np.arange(len(windows)), size=11)
+    expected = read_windows(
+        batches.task.split.interactions, windows, np.arange(len(windows)), size=11
+    )
     for epoch in range(2):
         seen = []
         for step in range(batches.steps_per_epoch):

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelrec_jax.data.graph import Graph, training_graph
+from pixelrec_jax.data.split import leave_one_out
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.recommender import build
@@ -29,7 +30,7 @@ def sequences():
 
 @pytest.fixture(scope="module")
 def graph(sequences):
-    return training_graph(interactions_of(sequences, ITEMS))
+    return training_graph(leave_one_out(interactions_of(sequences, ITEMS)))
 
 
 @pytest.fixture(scope="module")
