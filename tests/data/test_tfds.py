@@ -214,8 +214,8 @@ def picture(**options):
 
 
 REFUSED = {  # name -> config, changed sources, files to write first, match
-    "no folder": ("own_items", {"images": "nowhere"}, {}, "nowhere' does not exist"),
-    "no file": ("own_interactions", {"interactions": "no.csv"}, {}, "no.csv' does not exist"),
+    "no folder": ("own_items", {"images": "nowhere"}, {}, "no image folder '.*nowhere'"),
+    "no file": ("own_interactions", {"interactions": "no.csv"}, {}, "no file '.*no.csv'"),
     "not given": ("own_interactions", {"interactions": None}, {}, "needs interactions; give --"),
     "no images": ("own_items", {"images": "f"}, {"f/a.txt": b"-"}, "f' holds no images"),
     "config": ("own_itms", {}, {}, "own_itms is unknown; did you mean 'own_items'"),
@@ -283,6 +283,11 @@ def test_wrong_input_is_refused_in_one_line(raw, tmp_path, name):
 @pytest.mark.parametrize("name", ["truncated", "time"])
 def test_a_worker_of_beam_refuses_in_the_same_line(raw, tmp_path, name):
     refused(raw, tmp_path, name, beam_runner="DirectRunner")
+
+
+def test_a_place_that_cannot_hold_it_is_refused(raw, tmp_path):
+    with pytest.raises(UserError, match=r"cannot build in --out=.*x.csv"):
+        build("own_items", str(raw / "x.csv"), **sources(raw))
 
 
 def test_a_dataset_is_not_overwritten(raw, built):
