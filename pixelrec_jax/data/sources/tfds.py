@@ -7,10 +7,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from pixelrec_jax import errors
 from pixelrec_jax.errors import UserError
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise UserError(
+        f"images out of a TFDS dataset need tensorflow_datasets ({error}); install "
+        "pixelrec_jax[tfds]"
+    ) from None
 
 
 class TfdsImages:

@@ -3,6 +3,7 @@
 python -m pixelrec_jax.data.tfds.build --config=own_items --images=DIR --out=DIR
 """
 
+import errno
 import logging
 import re
 import sys
@@ -49,6 +50,8 @@ def build(
     except Exception as error:
         if message := _user_error(error):
             raise UserError(message) from error
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"cannot build in --out={out}: {error}") from error
         raise
     return builder
 

@@ -121,7 +121,7 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             path = epath.Path(given)
             if not (path.is_dir() if name == "images" else path.exists() and not path.is_dir()):
                 kind = "image folder" if name == "images" else "file"
-                raise UserError(f"{kind} {given!r} does not exist")
+                raise UserError(f"there is no {kind} {given!r}")
             return given
         if any(self._sources.values()):  # Sources are all given, or all in the manual directory.
             return None
