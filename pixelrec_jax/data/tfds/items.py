@@ -1,6 +1,5 @@
 """The items of PixelRec as TFDS examples: an encoded image and what is known of the item."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,19 +8,11 @@ from absl import logging
 from etils import epath
 
 from pixelrec_jax.data import images
+from pixelrec_jax.data.item_info import COUNTS, TEXTS
+from pixelrec_jax.data.sources.source import SUFFIXES, by_item_id
 from pixelrec_jax.data.tfds import pieces
 from pixelrec_jax.errors import UserError
 
-NUMBERS = (
-    "view_number",
-    "comment_number",
-    "thumbup_number",
-    "share_number",
-    "coin_number",
-    "favorite_number",
-    "barrage_number",
-)
-TEXTS = ("title", "tag", "description")
 UNKNOWN = -1  # of a number; an unknown text is empty
 MISSING = ("error", "drop")
 
@@ -50,7 +41,7 @@ def rows(
         ids = ids.join(info, on="item_id", how="left", maintain_order="left")
     unknown = [
         (pl.col(name).fill_null(value) if name in ids.columns else pl.lit(value)).alias(name)
-        for names, value in ((NUMBERS, UNKNOWN), (TEXTS, ""))
+        for names, value in ((COUNTS, UNKNOWN), (TEXTS, ""))
         for name in names
     ]
     for row in ids.with_columns(unknown).iter_rows(named=True):
@@ -84,20 +75,13 @@ def examples(
 
 
 def _find(folder: epath.Path) -> dict[str, str]:
-    """Returns item id -> file name; of several files of an item the first of `SUFFIXES` counts."""
-    found: dict[str, tuple[int, str]] = {}
-    # By way of epath and not `images.find`, because a bucket has no entries to scan.
-    for path in folder.iterdir():
-        stem, suffix = os.path.splitext(path.name)
-        if suffix.lower() in images.SUFFIXES:
-            candidate = (images.SUFFIXES.index(suffix.lower()), path.name)
-            found[stem] = min(candidate, found.get(stem, candidate))
+    """Returns item id -> file name; a bucket lists its files, too."""
+    found = by_item_id({path.name: path.name for path in folder.iterdir()})
     if not found:
         raise UserError(
-            f"image folder {str(folder)!r} holds no images (<item_id> + "
-            f"{', '.join(images.SUFFIXES)})"
+            f"image folder {str(folder)!r} holds no images (<item_id> + {', '.join(SUFFIXES)})"
         )
-    return {stem: name for stem, (_, name) in found.items()}
+    return found
 
 
 def _read_info(path: str) -> pl.DataFrame:
@@ -108,12 +92,12 @@ def _read_info(path: str) -> pl.DataFrame:
         raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
     if "item_id" not in info.columns:
         raise UserError(f"{path!r} has no column item_id; it has {', '.join(info.columns)}")
-    info = info.select("item_id", *(n for n in (*NUMBERS, *TEXTS) if n in info.columns))
+    info = info.select("item_id", *(n for n in (*COUNTS, *TEXTS) if n in info.columns))
     info = info.filter(pl.col("item_id").is_not_null())  # blank lines
     twice = info.filter(pl.col("item_id").is_duplicated())
     if len(twice):
         raise UserError(f"{path!r} describes item {twice['item_id'][0]!r} twice; keep one line")
-    for name in set(NUMBERS) & set(info.columns):
+    for name in set(COUNTS) & set(info.columns):
         number = info[name].cast(pl.Int64, strict=False)
         wrong = info.filter(number.is_null() & info[name].is_not_null())
         if len(wrong):

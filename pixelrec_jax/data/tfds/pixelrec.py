@@ -12,17 +12,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from pixelrec_jax.data import item_info
+from pixelrec_jax.data.official import OFFICIAL
 from pixelrec_jax.data.tfds import histories, items, pieces
 from pixelrec_jax.data.tfds.shards import ShardWriter
 from pixelrec_jax.errors import UserError
-
-# Users, items and interactions of the published files (the paper's Table 2).
-SIZES = {
-    "pixel200k": (200_000, 96_282, 3_965_656),
-    "pixel1m": (1_001_822, 100_541, 19_886_579),
-    "pixel8m": (8_886_078, 407_082, 158_488_652),
-    "pixelrec": (29_845_039, 408_374, 195_755_320),
-}
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,9 +31,10 @@ class PixelrecConfig(tfds.core.BuilderConfig):
 
 
 def _configs() -> Iterator[PixelrecConfig]:
-    for size, (users, number_of_items, _) in SIZES.items():
-        yield PixelrecConfig(name=f"{size}_items", split="items", published=number_of_items)
-        yield PixelrecConfig(name=f"{size}_interactions", split="users", published=users)
+    for size, official in OFFICIAL.items():
+        for kind, split in (("items", "items"), ("interactions", "users")):
+            name = f"{size.lower()}_{kind}"
+            yield PixelrecConfig(name=name, split=split, published=official.counts[split])
     yield PixelrecConfig(name="own_items", split="items")
     yield PixelrecConfig(name="own_interactions", split="users")
 
@@ -92,9 +87,9 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
                 "image": features.Image(doc="The file as it is: JPEG, PNG or WebP."),
                 **{
                     name: features.Scalar(np.int64, doc=f"{items.UNKNOWN}: unknown.")
-                    for name in items.NUMBERS
+                    for name in item_info.COUNTS
                 },
-                **{name: features.Text(doc="Empty: unknown.") for name in items.TEXTS},
+                **{name: features.Text(doc="Empty: unknown.") for name in item_info.TEXTS},
             }
         else:
             columns = {

@@ -5,13 +5,16 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.sources.tfds import TfdsImages
 from pixelrec_jax.data.tfds.build import build
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.prepare import prepare
 
 ITEMS = [f"i{number}" for number in range(20)]
 
@@ -107,3 +110,15 @@ def test_what_is_no_dataset_of_item_images_is_refused(folder, tmp_path):
         with pytest.raises(UserError, match=match) as caught:
             TfdsImages(path)
         assert "\n" not in str(caught.value)
+
+
+def test_prepare_takes_the_images_of_a_dataset(tmp_path):
+    images = draw(tmp_path / "images")
+    rows = "".join(f"{item},u,{time}\n" for time, item in enumerate(ITEMS[:5]))
+    (tmp_path / "x.csv").write_text("item_id,user_id,timestamp\n" + rows)
+    stored = []
+    for source in (images, dataset(tmp_path / "d", images)):
+        prepare(tmp_path / "x.csv", source, tmp_path / "out", store="resized", image_size=4)
+        stored.append(ImageStore(tmp_path / "out", size=4).load(np.arange(6)))
+        shutil.rmtree(tmp_path / "out")
+    np.testing.assert_array_equal(*stored)
