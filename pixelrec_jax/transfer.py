@@ -14,8 +14,15 @@ from pixelrec_jax.recommender import Recommender
 # Settings of a section that say how it is trained or computed, not what its parameters mean.
 _MAY_DIFFER = {
     "item": (
-        *("weights", "trainable", "train_frozen", "drop_path", "init", "path", "image_size"),
-        *("remat", "dtype"),
+        "weights",
+        "init",
+        "path",
+        "image_size",
+        "trainable",
+        "train_frozen",
+        "drop_path",
+        "remat",
+        "dtype",
     ),
     "user": ("dropout", "init_std", "dtype"),
 }
