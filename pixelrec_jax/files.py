@@ -1,5 +1,6 @@
 """Files that appear complete or not at all."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pixelrec_jax.errors import UserError
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -39,3 +44,23 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, *, option: str, busy: str) -> Iterator[None]:
+    """Creates a folder if need be and holds the lock in it, whose file stays.
+
+    Raises `UserError`, with the name of the option that named the folder, if it cannot be written;
+    with the message `busy` if another process holds the lock.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--{option}={folder} cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(busy) from None
+        yield

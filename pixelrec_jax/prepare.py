@@ -8,7 +8,6 @@ whose images are needed; those images are checked; if --missing=drop removes ite
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -26,11 +25,11 @@ from PIL import Image
 from pixelrec_jax import errors
 from pixelrec_jax.data import interactions as tables
 from pixelrec_jax.data import item_info as information
-from pixelrec_jax.data import missing_images, official, sampling, shards
+from pixelrec_jax.data import missing_images, official, selection, shards
 from pixelrec_jax.data.images import FOLDER, ROWS
 from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.errors import UserError
-from pixelrec_jax.files import digest, sync
+from pixelrec_jax.files import LOCK, digest, locked, sync
 
 CHOICES = {
     "missing": ("error", "drop", "placeholder"),
@@ -39,9 +38,6 @@ CHOICES = {
 }
 # Leave-one-out: the last is the test target, the one before the validation target.
 _LEAST_INTERACTIONS = 3
-_LOCK = ".lock"
-
-Losses = dict[str, dict[str, int]]  # why -> how many users, items, interactions
 
 
 def prepare(
@@ -81,8 +77,16 @@ def prepare(
     _check_free(out)
     pictures = None if images is None else open_source(Path(images))
     info = None if item_info is None else information.read_csv(Path(item_info))
-    dropped: Losses = {}
-    table, facts = _read(source, options, dropped)
+    dropped: selection.Losses = {}
+    table = tables.read_csv(source)
+    sha256 = digest(source)
+    facts = {
+        "file": source.name,
+        "sha256": sha256,
+        "official": official.recognise(source.name, table.counts, sha256),
+        "repeats": tables.count_repeats(table),
+    }
+    table = selection.select(table, options, dropped)
 
     with _partial(out) as work:
         stored = None
@@ -105,6 +109,7 @@ def prepare(
         sync(work / tables.MANIFEST)
         sync(work)
         work.rename(out)  # Replaces an empty folder; fails if it was filled in the meantime.
+        (out / LOCK).unlink()
         sync(out.parent)
     return manifest
 
@@ -113,18 +118,8 @@ def prepare(
 def _partial(out: Path) -> Iterator[Path]:
     """Yields the folder that becomes `out`; afterwards it stays only if it has images."""
     work = out.with_name(f"{out.name}.partial")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / _LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"cannot create {str(work)!r}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process is preparing --out={out}; wait for it or choose another folder"
-            ) from None
+    busy = f"another process is preparing --out={out}; wait for it or choose another folder"
+    with locked(work, option="out", busy=busy):
         try:
             _clear(work)
             yield work
@@ -140,33 +135,8 @@ def _partial(out: Path) -> Iterator[Path]:
 def _clear(work: Path) -> None:
     """Removes what an interrupted run has left, but for images."""
     for path in work.iterdir():
-        if path.name not in (FOLDER, _LOCK):
+        if path.name not in (FOLDER, LOCK):
             path.unlink()
-
-
-def _read(
-    source: Path, options: dict[str, Any], dropped: Losses
-) -> tuple[tables.Table, dict[str, Any]]:
-    """Returns the interactions that the options leave, and facts of the file."""
-    table = tables.read_csv(source)
-    sha256, repeated = digest(source), tables.count_repeats(table)
-    facts = {
-        "file": source.name,
-        "sha256": sha256,
-        "official": official.recognise(source.name, table.counts, sha256),
-        "repeats": repeated,
-    }
-    if repeated and options["repeats"] == "first":
-        table = _drop(table, tables.first_of_repeats(table), "repeats", dropped)
-    table = _drop_rare_users(table, _minimum(options), dropped)
-    if users := sampling.parse(options["sample"]).users:
-        keep = sampling.random_users(table, users, options["seed"])
-        table = _drop(table, keep, "sample", dropped)
-    return table, facts
-
-
-def _minimum(options: dict[str, Any]) -> int:
-    return max(options["min_interactions"], sampling.parse(options["sample"]).min_interactions)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -176,7 +146,7 @@ def _check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--{name}={options[name]} is not an option{hint}")
     if options["min_interactions"] < 0:
         raise UserError(f"--min_interactions={options['min_interactions']} must be 0 or more")
-    sampling.parse(options["sample"])
+    selection.parse(options["sample"])
     if options["seed"] < 0:
         raise UserError(f"--seed={options['seed']} must be 0 or more")
     if not 1 <= options["image_size"] <= 4096:
@@ -192,44 +162,13 @@ def _check_free(out: Path) -> None:
         raise UserError(f"--out={out} exists and is not empty; remove it or choose another folder")
 
 
-def _drop(table: tables.Table, keep: np.ndarray, why: str, dropped: Losses) -> tables.Table:
-    """Returns the rows `keep` and adds what that costs to dropped[why]."""
-    kept = table.where(keep)
-    before, after = table.counts, kept.counts
-    account = dropped.setdefault(why, dict.fromkeys(before, 0))
-    for name in before:
-        account[name] += before[name] - after[name]
-    return kept
-
-
-def _drop_rare_users(table: tables.Table, minimum: int, dropped: Losses) -> tables.Table:
-    if minimum > 1:
-        keep = tables.of_frequent_users(table, minimum)
-        if not keep.any():
-            raise UserError(
-                f"--min_interactions={minimum} leaves no users; the most that any of the "
-                f"{table.counts['users']:,} has is {np.bincount(table.users).max():,}"
-            )
-        table = _drop(table, keep, "min_interactions", dropped)
-    short = ~tables.of_frequent_users(table, _LEAST_INTERACTIONS)
-    if short.any():
-        users = table.users[short]
-        example, count = table.user_ids[int(users[0])], int((users == users[0]).sum())
-        raise UserError(
-            f"{len(np.unique(users)):,} of {table.counts['users']:,} users have fewer than "
-            f"{_LEAST_INTERACTIONS} interactions (user {example!r} has {count}), too few for "
-            f"leave-one-out; drop them with --min_interactions={_LEAST_INTERACTIONS}"
-        )
-    return table
-
-
 def _write_images(
     work: Path,
     out: Path,
     source: ImageSource,
     table: tables.Table,
     options: dict[str, Any],
-    dropped: Losses,
+    dropped: selection.Losses,
 ) -> tuple[tables.Table, dict[str, Any]]:
     """Writes the images of all items; returns the table of the items kept and the facts."""
     missing, resized = options["missing"], options["store"] == "resized"
@@ -252,8 +191,8 @@ def _write_images(
             raise UserError(f"all {len(ids):,} items are without an image; is --images right?")
         rows[list(reasons)] = -1
     if reasons and missing == "drop":
-        table = _drop(table, (rows >= 0)[table.items], "missing_images", dropped)
-        table = _drop_rare_users(table, _minimum(options), dropped)
+        table = selection.drop(table, (rows >= 0)[table.items], "missing_images", dropped)
+        table = selection.drop_rare_users(table, selection.least_interactions(options), dropped)
         row_of = dict(zip(ids, rows, strict=True))
         rows = np.array([row_of[item_id] for item_id in table.item_ids], np.int32)
     np.save(work / ROWS, rows)
@@ -272,12 +211,9 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
         if path.is_dir():
             for name, file in shards.take_digests(path).items():
                 files[f"{path.name}/{name}"] = file
-        elif path.name == _LOCK:
-            path.unlink()
-        else:
+        elif path.name != LOCK:
             files[path.name] = {"sha256": digest(path), "bytes": path.stat().st_size}
-        if path.exists():
-            sync(path)
+        sync(path)
     return files
 
 
@@ -314,7 +250,7 @@ def _summary(manifest: dict[str, Any], out: str) -> str:
         lines.append(
             f"  described     {source['with_item_info']:>13,}   items, in {information.FILE}"
         )
-    minimum = _minimum(source["options"])
+    minimum = selection.least_interactions(source["options"])
     reasons = {
         "repeats": "repeats of a user with an item",
         "missing_images": "items without an image",
@@ -338,7 +274,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("item_info", None, "CSV: item_id and what else is known of items")
     flags.DEFINE_string("out", None, "folder to create", required=True)
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
-    flags.DEFINE_string("sample", "", f"so many random users, or {', '.join(sampling.NAMED)}")
+    flags.DEFINE_string("sample", "", f"so many random users, or {', '.join(selection.NAMED)}")
     flags.DEFINE_integer("seed", 0, "of --sample")
     flags.DEFINE_enum("missing", "error", CHOICES["missing"], "for items without a usable image")
     flags.DEFINE_enum("store", "original", CHOICES["store"], "files as they are, or raw pixels")

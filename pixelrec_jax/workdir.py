@@ -1,6 +1,5 @@
 """The folder of a run: resolved config, metrics (JSON lines, TensorBoard), result, top lists."""
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.evaluate import Ranking
-from pixelrec_jax.files import replaced_file, write_json
+from pixelrec_jax.files import locked, replaced_file, write_json
 
 # Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes.
 _CHANGEABLE = re.compile(
@@ -41,18 +40,8 @@ def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
       UserError: another process trains in it, or it holds a run of another config; the message
         names the keys that differ.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process is training in --workdir={workdir}; wait for it or give another"
-            ) from None
+    busy = f"another process is training in --workdir={workdir}; wait for it or give another"
+    with locked(workdir, option="workdir", busy=busy):
         if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
             check_same(workdir, config)
         write_json(workdir / "config.json", to_json(config))

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pixelrec_jax import prepare as program
-from pixelrec_jax.data import interactions, sampling, shards
+from pixelrec_jax.data import interactions, selection, shards
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.errors import UserError
 
@@ -409,7 +409,7 @@ def test_samples_are_random_and_nested_and_leave_out_rare_users(many, monkeypatc
     assert manifest["source"]["dropped"]["sample"]["users"] == 15
     every, _ = users(many, sample="pixel8m")
     assert every == {f"u{u}" for u in range(40) if u % 4 >= 2}
-    monkeypatch.setitem(sampling.NAMED, "pixel200k", sampling.Sample(5, 5))
+    monkeypatch.setitem(selection.NAMED, "pixel200k", selection.Sample(5, 5))
     assert users(many, sample="Pixel200K")[0] == small
 
 
