@@ -7,8 +7,7 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax.data import interactions as tables
-from pixelrec_jax.data import item_info
+from pixelrec_jax.data import interactions, item_info
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, build_split, ranking_queries
 from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.text import one_line, render
@@ -27,7 +26,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     """
     top = _recommendations(workdir, users=users, seed=seed)
     settings = read_config(workdir).dataset
-    dataset = tables.load(settings.path)
+    dataset = interactions.load(settings.path)
     split = build_split(dataset, settings.get("split", LEAVE_ONE_OUT))
     names = top["user_id"].unique(maintain_order=True)
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()

@@ -23,10 +23,11 @@ from absl import flags
 from PIL import Image
 
 from pixelrec_jax import errors
-from pixelrec_jax.data import interactions as tables
+from pixelrec_jax.data import columns, missing_images, official, selection, shards
 from pixelrec_jax.data import item_info as information
-from pixelrec_jax.data import missing_images, official, selection, shards
+from pixelrec_jax.data.columns import Table
 from pixelrec_jax.data.images import FOLDER, ROWS
+from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
 from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.files import LOCK, digest, locked, sync
@@ -78,13 +79,13 @@ def prepare(
     pictures = None if images is None else open_source(Path(images))
     info = None if item_info is None else information.read_csv(Path(item_info))
     dropped: selection.Losses = {}
-    table = tables.read_csv(source)
+    table = columns.read_csv(source)
     sha256 = digest(source)
     facts = {
         "file": source.name,
         "sha256": sha256,
         "official": official.recognise(source.name, table.counts, sha256),
-        "repeats": tables.count_repeats(table),
+        "repeats": columns.count_repeats(table),
     }
     table = selection.select(table, options, dropped)
 
@@ -94,19 +95,19 @@ def prepare(
             shutil.rmtree(work / FOLDER, ignore_errors=True)
         else:
             table, stored = _write_images(work, out, pictures, table, options, dropped)
-        tables.write_columns(table, work)
+        columns.write_columns(table, work)
         if info is not None:
             facts["with_item_info"] = information.write(info, table.item_ids, work)
         manifest = {
-            "schema_version": tables.SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION,
             "counts": table.counts,
             "source": {**facts, "options": options, "dropped": dropped},
             "images": stored,
             "files": _seal(work),
         }
-        with (work / tables.MANIFEST).open("w", encoding="utf-8") as file:
+        with (work / MANIFEST).open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1, ensure_ascii=False)
-        sync(work / tables.MANIFEST)
+        sync(work / MANIFEST)
         sync(work)
         work.rename(out)  # Replaces an empty folder; fails if it was filled in the meantime.
         (out / LOCK).unlink()
@@ -166,10 +167,10 @@ def _write_images(
     work: Path,
     out: Path,
     source: ImageSource,
-    table: tables.Table,
+    table: Table,
     options: dict[str, Any],
     dropped: selection.Losses,
-) -> tuple[tables.Table, dict[str, Any]]:
+) -> tuple[Table, dict[str, Any]]:
     """Writes the images of all items; returns the table of the items kept and the facts."""
     missing, resized = options["missing"], options["store"] == "resized"
     size = options["image_size"] if resized else None

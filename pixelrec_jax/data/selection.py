@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pixelrec_jax.data import interactions as tables
-from pixelrec_jax.data.interactions import Table
+from pixelrec_jax.data.columns import Table, first_of_repeats, of_frequent_users
 from pixelrec_jax.errors import UserError, nearest
 
 _LEAST = 5  # comments of a user of the paper's sub-datasets
@@ -61,7 +60,7 @@ def random_users(table: Table, users: int, seed: int) -> np.ndarray:
 def select(table: Table, options: dict[str, Any], dropped: Losses) -> Table:
     """Returns the rows that the options of `prepare` leave, but for items without images."""
     if options["repeats"] == "first":
-        table = drop(table, tables.first_of_repeats(table), "repeats", dropped)
+        table = drop(table, first_of_repeats(table), "repeats", dropped)
     table = drop_rare_users(table, least_interactions(options), dropped)
     if users := parse(options["sample"]).users:
         table = drop(table, random_users(table, users, options["seed"]), "sample", dropped)
@@ -91,14 +90,14 @@ def drop_rare_users(table: Table, minimum: int, dropped: Losses) -> Table:
     Raises `UserError` if there are none, or if any has too few to be split.
     """
     if minimum > 1:
-        keep = tables.of_frequent_users(table, minimum)
+        keep = of_frequent_users(table, minimum)
         if not keep.any():
             raise UserError(
                 f"--min_interactions={minimum} leaves no users; the most that any of the "
                 f"{table.counts['users']:,} has is {np.bincount(table.users).max():,}"
             )
         table = drop(table, keep, "min_interactions", dropped)
-    short = ~tables.of_frequent_users(table, _LEAST_INTERACTIONS)
+    short = ~of_frequent_users(table, _LEAST_INTERACTIONS)
     if short.any():
         users = table.users[short]
         example, count = table.user_ids[int(users[0])], int((users == users[0]).sum())

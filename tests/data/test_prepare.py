@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pixelrec_jax import prepare as program
-from pixelrec_jax.data import interactions, selection, shards
+from pixelrec_jax.data import columns, interactions, selection, shards
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.errors import UserError
 
@@ -136,7 +136,7 @@ def test_sorting_in_blocks_equals_sorting_at_once(place, monkeypatch):
     users, items, times = rng.integers(0, 20, 400), rng.integers(0, 4, 400), rng.integers(0, 9, 400)
     rows = [("acde"[i], f"u{u}", t) for i, u, t in zip(items, users, times, strict=True)]
     (place / "x.csv").write_text(HEADER + lines(rows))
-    monkeypatch.setattr(interactions, "_ROWS_PER_BLOCK", 50)
+    monkeypatch.setattr(columns, "_ROWS_PER_BLOCK", 50)
     expected, earliest = {}, {}
     for item, user, _ in sorted(rows, key=lambda row: row[2]):  # Python's sort is stable.
         expected[user] = expected.get(user, "") + item
@@ -146,8 +146,8 @@ def test_sorting_in_blocks_equals_sorting_at_once(place, monkeypatch):
     assert sequences(place) == expected
     repeated = sum(map(len, expected.values())) - sum(map(len, earliest.values()))
     assert manifest["source"]["repeats"] == repeated
-    table = interactions.read_csv(place / "x.csv")
-    assert interactions.first_of_repeats(table).sum() == sum(map(len, earliest.values()))
+    table = columns.read_csv(place / "x.csv")
+    assert columns.first_of_repeats(table).sum() == sum(map(len, earliest.values()))
 
 
 def test_rare_users_are_dropped_and_ids_follow_the_kept_rows(place):
@@ -319,7 +319,7 @@ def test_a_failure_midway_leaves_finished_images(place, monkeypatch, failure, be
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(interactions, "write_columns", fail)
+    monkeypatch.setattr(columns, "write_columns", fail)
     with pytest.raises(becomes, match=match):
         run(place)
     assert sorted(os.listdir(place)) == ["images", "out.partial", "x.csv"]
@@ -378,7 +378,7 @@ def test_two_preparations_do_not_write_the_same_folder(place, monkeypatch):
             run(place)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(interactions, "write_columns", second)
+    monkeypatch.setattr(columns, "write_columns", second)
     with pytest.raises(KeyboardInterrupt):
         run(place)
 

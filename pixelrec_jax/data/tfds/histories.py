@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelrec_jax.data import interactions as tables
+from pixelrec_jax.data.columns import read_csv, write_columns
 from pixelrec_jax.data.tfds import pieces
 
 _USERS_AT_ONCE = 10_000
@@ -23,12 +23,12 @@ def examples(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the key and example of every user of a CSV.
 
     Sorted columns (12 bytes an interaction) are kept in a temporary folder and mapped, so that the
-    memory is that of `interactions.read_csv`.
+    memory is that of `read_csv`.
     """
-    table = tables.read_csv(Path(path))
+    table = read_csv(Path(path))
     item_ids, user_ids = table.item_ids, table.user_ids
     with tempfile.TemporaryDirectory() as columns:
-        tables.write_columns(table, Path(columns))
+        write_columns(table, Path(columns))
         del table
         offsets, items, timestamps = (
             np.load(Path(columns) / f"{name}.npy", mmap_mode="r", allow_pickle=False)

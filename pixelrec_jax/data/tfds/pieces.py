@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 from etils import epath
 
-from pixelrec_jax.data.interactions import COLUMNS
+from pixelrec_jax.data.columns import COLUMNS
 from pixelrec_jax.errors import UserError
 
 SIZE = 32 << 20  # bytes
