@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import pixelrec
 from pixelrec_jax.config import check_values
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import build_experiment
@@ -71,3 +72,11 @@ def test_one_state_of_a_user_is_not_scored_against_many_targets():
             lambda batch: experiment.model.init(jax.random.key(0), batch, train=True),
             experiment.batches[0],
         )
+
+
+@pytest.mark.parametrize("dataset", pixelrec.DATASETS)
+@pytest.mark.parametrize("split", pixelrec.SPLITS)
+def test_every_dataset_and_split_makes_a_config(dataset, split):
+    config = pixelrec.get_config(f"dataset={dataset},split={split}")
+    check_values(config)
+    assert (config.dataset.name, config.dataset.split.name) == (dataset, split)
