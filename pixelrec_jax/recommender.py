@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Graph
@@ -10,7 +11,7 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder, id_table
-from pixelrec_jax.tables import Lookups
+from pixelrec_jax.tables import Lookup, Lookups
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import UserEncoder
 
@@ -42,9 +43,10 @@ class Recommender(nn.Module):
             return {}  # every row may reach any other
         found = {}
         if (path := id_table(self.item_encoder)) is not None:
-            found["item_encoder", *path] = batch.items.id
+            # The slots of a shard are distinct items; shards may share some.
+            found["item_encoder", *path] = Lookup(batch.items.id, len(batch.items.id) == 1)
         if self.user_encoder.has_table:
-            found["user_encoder", "table"] = batch.user
+            found["user_encoder", "table"] = Lookup(batch.user, distinct=False)
         return found
 
     def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:
@@ -64,11 +66,10 @@ class Recommender(nn.Module):
     def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the scores of positives float32[G, B, T] and negatives float32[G, B, T, K]."""
         item = self.encode_items(batch.items, train=train)
-        # Slots index within a shard, so no shard reads another one's items.
-        take = jax.vmap(lambda table, slot: table[slot])
+        history, positive, negative = _take(item, batch.history, batch.positive, batch.negative)
         shards, rows, targets = batch.positive.shape
         history = History(
-            vector=take(item, batch.history),
+            vector=history,
             item=batch.history,
             user=batch.user,
         )
@@ -80,8 +81,22 @@ class Recommender(nn.Module):
                 "state of it; use task.name=prefixes, leave_one_out or pairs"
             )
         state = state[:, -targets:].reshape(shards, rows, targets, -1)
-        positive = self.score(state, take(item, batch.positive)[..., None, :])
-        return positive[..., 0], self.score(state, take(item, batch.negative))
+        positive = self.score(state, positive[..., None, :])
+        return positive[..., 0], self.score(state, negative)
+
+
+def _take(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:
+    """Returns the vectors [G, ..., E] at slots int32[G, ...] of items [G, U, E].
+
+    Slots index within a shard, so no shard reads another one's items. All are taken at once, since
+    the gradient then is one sum over the slots of all.
+    """
+    shards = len(item)
+    flat = jnp.concatenate([x.reshape(shards, -1) for x in slots], axis=1)
+    vector = jax.vmap(lambda table, slot: table[slot])(item, flat)
+    ends = np.cumsum([x.size // shards for x in slots])[:-1]
+    parts = jnp.split(vector, ends, axis=1)
+    return [part.reshape(*x.shape, -1) for part, x in zip(parts, slots, strict=True)]
 
 
 def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:

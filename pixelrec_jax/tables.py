@@ -5,6 +5,7 @@ take much of the time of a step on ids, and sending it to other devices even mor
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,8 +16,19 @@ COLLECTION = "rows"  # of variables: the rows that a train step has looked up al
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
-# The ids int32[...] of the rows that a batch reads, by the path of the table in the parameters.
-Lookups = Mapping[Path, jax.Array]
+
+
+class Lookup(NamedTuple):
+    """The ids int32[...] of the rows that a batch reads.
+
+    distinct: whether no id but PAD occurs twice, and PAD with a gradient only once.
+    """
+
+    ids: jax.Array
+    distinct: bool
+
+
+Lookups = Mapping[Path, Lookup]  # by the path of the table in the parameters
 
 
 def look_up(
@@ -31,7 +43,7 @@ def look_up(
 def read_rows(params: dict, lookups: Lookups) -> dict:
     """Returns the rows that lookups read, as variables of the collection."""
     flat = flatten_dict(params)
-    return unflatten_dict({path: flat[path][ids] for path, ids in lookups.items()})
+    return unflatten_dict({path: flat[path][lookup.ids] for path, lookup in lookups.items()})
 
 
 def by_row(gradient: dict, rows: dict, lookups: Lookups) -> tuple[dict, dict]:
@@ -48,11 +60,13 @@ def by_row(gradient: dict, rows: dict, lookups: Lookups) -> tuple[dict, dict]:
     """
     gradient, ids = flatten_dict(gradient), dict.fromkeys(flatten_dict(gradient))
     for path, row in flatten_dict(rows).items():
-        table = gradient[path]
-        unique, place = jnp.unique(
-            lookups[path], return_inverse=True, size=lookups[path].size, fill_value=len(table)
-        )
-        row = row.reshape(-1, table.shape[-1])
-        gradient[path] = jax.ops.segment_sum(row, place.reshape(-1), num_segments=len(row))
-        ids[path] = unique
+        table, lookup = gradient[path], lookups[path]
+        gradient[path], ids[path] = row.reshape(-1, table.shape[-1]), lookup.ids.reshape(-1)
+        if not lookup.distinct:
+            ids[path], place = jnp.unique(
+                ids[path], return_inverse=True, size=ids[path].size, fill_value=len(table)
+            )
+            gradient[path] = jax.ops.segment_sum(
+                gradient[path], place.reshape(-1), num_segments=len(place)
+            )
     return unflatten_dict(gradient), unflatten_dict(ids)
