@@ -1,7 +1,7 @@
 """Images from a prepared dataset to the training loop: how many a second, and where time goes.
 
-python -m benchmarks.input [--images=DIR] [--count=1024] [--size=224] [--workers=0,1,2]
-    [--threads=1,2]
+python -m benchmarks.input [--images=DIR] [--count=1024] [--size=224] [--workers=0 --workers=2]
+    [--threads=1 --threads=2]
 
 Prepares images of a folder, or generated JPEG files of 400 x 300 pixels, once as they are and once
 resized, and prints
@@ -13,6 +13,7 @@ resized, and prints
     batch does at that rate (on a device, that is without a core of this machine).
 """
 
+import csv
 import itertools
 import tempfile
 import time
@@ -31,14 +32,15 @@ from pixelrec_jax.config import load_config
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.data.sources import open_source
+from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.prepare import prepare
 
 _IMAGES = flags.DEFINE_string("images", "", "Folder, tar or zip of images; default generated ones.")
 _COUNT = flags.DEFINE_integer("count", 1024, "Images to use at most.", lower_bound=64)
 _SIZE = flags.DEFINE_integer("size", 224, "Pixels per side.", lower_bound=8)
-_WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Processes; 0: threads of the program.")
-_THREADS = flags.DEFINE_list("threads", ["1", "2"], "Threads in each process.")
+_WORKERS = flags.DEFINE_multi_integer("workers", [0, 1, 2], "Processes; 0: the program's threads.")
+_THREADS = flags.DEFINE_multi_integer("threads", [1, 2], "Threads in each process.")
 _BATCHES = flags.DEFINE_integer("batches", 40, "Batches of a measurement.", lower_bound=2)
 _ROOT = Path(__file__).parent.parent
 _PREFETCH = 2
@@ -57,11 +59,12 @@ def draw(folder: Path, count: int) -> None:
 def write_interactions(path: Path, item_ids: Sequence[str]) -> None:
     """Writes users of ten items each, every item in turn."""
     rng = np.random.default_rng(0)
-    rows = ["item_id,user_id,timestamp"]
-    for user in range(max(len(item_ids) // 2, 64)):
-        chosen = rng.choice(len(item_ids), _HISTORY, replace=False)
-        rows += [f"{item_ids[item]},u{user},{t}" for t, item in enumerate(chosen)]
-    path.write_text("\n".join(rows))
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("item_id", "user_id", "timestamp"))
+        for user in range(max(len(item_ids) // 2, 64)):
+            chosen = rng.choice(len(item_ids), _HISTORY, replace=False)
+            rows.writerows((item_ids[item], f"u{user}", time) for time, item in enumerate(chosen))
 
 
 def open_batches(data: Path) -> TrainBatches:
@@ -131,6 +134,10 @@ def main(_: Sequence[str]) -> None:
             source.mkdir()
             draw(source, _COUNT.value)
         item_ids = sorted(open_source(source).ids)[: _COUNT.value]
+        if len(item_ids) < _HISTORY:
+            raise UserError(
+                f"--images={source} has {len(item_ids)} images; give {_HISTORY} or more"
+            )
         write_interactions(work / "x.csv", item_ids)
         written = Table(
             "store", "images", "images/s", "KB an image", title="prepare", box=box.SIMPLE
@@ -142,7 +149,8 @@ def main(_: Sequence[str]) -> None:
         for kind in ("original", "resized"):
             start = time.perf_counter()
             out = work / kind
-            manifest = prepare(work / "x.csv", source, out, store=kind, image_size=_SIZE.value)
+            size = _SIZE.value if kind == "resized" else None
+            manifest = prepare(work / "x.csv", source, out, store=kind, image_size=size)
             count, seconds = manifest["counts"]["items"], time.perf_counter() - start
             size = sum(file["bytes"] for file in manifest["files"].values()) / count / 1e3
             written.add_row(kind, f"{count:,}", f"{count / seconds:,.0f}", f"{size:.0f}")
@@ -151,11 +159,13 @@ def main(_: Sequence[str]) -> None:
             total = parts.pop("total")
             one.add_row(kind, *(f"{1e6 * x:.0f}" for x in parts.values()), f"{1 / total:,.0f}")
             for workers, threads in itertools.product(_WORKERS.value, _THREADS.value):
-                setting = batches, int(workers), int(threads)
+                setting = batches, workers, threads
                 rate, _ = loop(*setting, 0.0)
                 step = 2 * distinct(batches[0]) / rate
                 _, waiting = loop(*setting, step)
-                many.add_row(kind, workers, threads, f"{rate:,.0f}", f"{100 * waiting:.1f}")
+                many.add_row(
+                    kind, str(workers), str(threads), f"{rate:,.0f}", f"{100 * waiting:.1f}"
+                )
         for table in (written, one, many):
             Console().print(table)
 

@@ -9,6 +9,7 @@ sessions of 6 to 434, rows in order of time. Then, each in a process of its own:
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,12 +91,15 @@ def main(_: Sequence[str]) -> None:
     out = folder / f"prepared-{os.getpid()}"
     prepare = [sys.executable, "-m", "pixelrec_jax.prepare"]
     table = Table("program", "seconds", "peak GB", box=box.SIMPLE)
-    for name, command in (
-        ("prepare", [*prepare, f"--interactions={csv}", f"--out={out}"]),
-        ("open", [sys.executable, "-c", _OPEN, str(out)]),
-    ):
-        seconds, memory = _measure(command)
-        table.add_row(name, f"{seconds:.1f}", f"{memory:.1f}")
+    try:
+        for name, command in (
+            ("prepare", [*prepare, f"--interactions={csv}", f"--out={out}"]),
+            ("open", [sys.executable, "-c", _OPEN, str(out)]),
+        ):
+            seconds, memory = _measure(command)
+            table.add_row(name, f"{seconds:.1f}", f"{memory:.1f}")
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
     Console().print(table)
 
 

@@ -55,7 +55,7 @@ def run(
         except UserError as error:
             _exit(str(error))
         except KeyboardInterrupt:
-            _exit("interrupted", code=130)
+            _exit("interrupted; start the same command again to go on", code=130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

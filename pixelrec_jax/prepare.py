@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.files import LOCK, digest, locked, sync
 
+_IMAGE_SIZE = 224  # of the reference
 CHOICES = {
     "missing": ("error", "drop", "placeholder"),
     "store": ("original", "resized"),
     "repeats": ("keep", "first"),
 }
-# Leave-one-out: the last is the test target, the one before the validation target.
-_LEAST_INTERACTIONS = 3
 
 
 def prepare(
@@ -52,14 +51,15 @@ def prepare(
     seed: int = 0,
     missing: str = "error",
     store: str = "original",
-    image_size: int = 224,
+    image_size: int | None = None,
     repeats: str = "keep",
 ) -> dict[str, Any]:
     """Writes the prepared dataset `out` and returns its manifest.
 
     Everything is built in `<out>.partial` and renamed at the end, so `out` appears complete or not
     at all. An interrupted run leaves there the images that it has finished, which the next run
-    takes up. Without `images` the dataset is for ids only.
+    takes up. Without `images` the dataset is for ids only. `item_info` is a CSV of what is known of
+    items. `image_size` is of resized images, by default 224.
 
     Raises `UserError` for wrong input, an `out` that is not empty, and a full disk; images that
     stop the run are listed in `<out>.missing_images.csv`.
@@ -76,20 +76,22 @@ def prepare(
     _check_options(options)
     source, out = Path(interactions), Path(os.path.realpath(out))
     _check_free(out)
-    pictures = None if images is None else open_source(Path(images))
     info = None if item_info is None else information.read_csv(Path(item_info))
-    dropped: selection.Losses = {}
-    table = columns.read_csv(source)
-    sha256 = digest(source)
-    facts = {
-        "file": source.name,
-        "sha256": sha256,
-        "official": official.recognise(source.name, table.counts, sha256),
-        "repeats": columns.count_repeats(table),
-    }
-    table = selection.select(table, options, dropped)
-
-    with _partial(out) as work:
+    with ExitStack() as stack:
+        pictures = None
+        if images is not None:
+            pictures = stack.enter_context(closing(open_source(Path(images))))
+        work = stack.enter_context(_partial(out))
+        table = columns.read_csv(source)
+        sha256 = digest(source)
+        facts = {
+            "file": source.name,
+            "sha256": sha256,
+            "official": official.recognise(source.name, table.counts, sha256),
+            "repeats": columns.count_repeats(table),
+        }
+        dropped: selection.Losses = {}
+        table = selection.select(table, options, dropped)
         stored = None
         if pictures is None:
             shutil.rmtree(work / FOLDER, ignore_errors=True)
@@ -109,9 +111,7 @@ def prepare(
             json.dump(manifest, file, indent=1, ensure_ascii=False)
         sync(work / MANIFEST)
         sync(work)
-        work.rename(out)  # Replaces an empty folder; fails if it was filled in the meantime.
-        (out / LOCK).unlink()
-        sync(out.parent)
+        _publish(work, out)
     return manifest
 
 
@@ -119,25 +119,38 @@ def prepare(
 def _partial(out: Path) -> Iterator[Path]:
     """Yields the folder that becomes `out`; afterwards it stays only if it has images."""
     work = out.with_name(f"{out.name}.partial")
+    if work.exists() and not (work / LOCK).exists():
+        raise UserError(f"{work} is needed for what is not finished yet, but holds something else")
     busy = f"another process is preparing --out={out}; wait for it or choose another folder"
     with locked(work, option="out", busy=busy):
         try:
-            _clear(work)
+            for path in work.iterdir():  # what an interrupted run has left
+                if path.name not in (FOLDER, LOCK):
+                    path.unlink()
             yield work
         except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
-            if message := _disk_failure(error, out):
+            if message := _disk_failure(error, out, work):
                 raise UserError(message) from error
             raise
         finally:  # Also on Ctrl-C. After the rename there is nothing left to remove.
-            if not any((work / FOLDER).glob("*.json")):
+            if not shards.notes(work / FOLDER):
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _clear(work: Path) -> None:
-    """Removes what an interrupted run has left, but for images."""
-    for path in work.iterdir():
-        if path.name not in (FOLDER, LOCK):
-            path.unlink()
+def _publish(work: Path, out: Path) -> None:
+    """Renames the finished folder and removes what only an unfinished one needs."""
+    try:
+        work.rename(out)  # Replaces an empty folder.
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(
+                f"--out={out} was filled by something else in the meantime; remove it and start "
+                "again, which takes seconds for the images"
+            ) from None
+        raise
+    for path in (out / LOCK, *shards.notes(out / FOLDER), missing_images.of_failure(out)):
+        path.unlink(missing_ok=True)
+    sync(out.parent)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -150,7 +163,15 @@ def _check_options(options: dict[str, Any]) -> None:
     selection.parse(options["sample"])
     if options["seed"] < 0:
         raise UserError(f"--seed={options['seed']} must be 0 or more")
-    if not 1 <= options["image_size"] <= 4096:
+    resized = options["store"] == "resized"
+    if options["image_size"] is None:
+        options["image_size"] = _IMAGE_SIZE if resized else None
+    elif not resized:
+        raise UserError(
+            f"--image_size={options['image_size']} is of --store=resized; files that are stored as "
+            "they are get their size in training, by --config.item.image_size"
+        )
+    elif not 1 <= options["image_size"] <= 4096:
         raise UserError(f"--image_size={options['image_size']} must be between 1 and 4096")
 
 
@@ -172,21 +193,20 @@ def _write_images(
     dropped: selection.Losses,
 ) -> tuple[Table, dict[str, Any]]:
     """Writes the images of all items; returns the table of the items kept and the facts."""
-    missing, resized = options["missing"], options["store"] == "resized"
-    size = options["image_size"] if resized else None
+    missing, size = options["missing"], options["image_size"]
     ids = table.item_ids.to_list()
     reasons = shards.write_shards(work / FOLDER, source, ids, size=size)
     rows = np.arange(len(ids), dtype=np.int32)
     if reasons:
         report = work / "missing_images.csv"
         if missing == "error":
-            report = out.with_name(f"{out.name}.missing_images.csv")
+            report = missing_images.of_failure(out)
         missing_images.write(report, ids, reasons)
         if missing == "error":
             raise UserError(
                 f"{missing_images.describe(ids, reasons)}; all are listed in {report}; add the "
-                "images, or use --missing=drop or --missing=placeholder; the other images need not "
-                "be read again"
+                "images, or use --missing=drop or --missing=placeholder; shards of images that are "
+                "complete are not read again"
             )
         if len(reasons) == len(ids):
             raise UserError(f"all {len(ids):,} items are without an image; is --images right?")
@@ -210,7 +230,7 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for path in sorted(work.iterdir()):
         if path.is_dir():
-            for name, file in shards.take_digests(path).items():
+            for name, file in shards.digests(path).items():
                 files[f"{path.name}/{name}"] = file
         elif path.name != LOCK:
             files[path.name] = {"sha256": digest(path), "bytes": path.stat().st_size}
@@ -218,13 +238,14 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _disk_failure(error: Exception, out: Path) -> str | None:
+def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
     """Says in one line what the disk refused; None if the error is a bug of ours."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):  # ArrayRecord and polars have no errno.
+        kept = f"; the next run goes on with the images in {work}"
         return (
             f"no space left on the disk of {out.parent}; --out={out} was not created; free some, "
-            f"and start again to go on ({out}.partial has what is done)"
+            f"and start again{kept if shards.notes(work / FOLDER) else ''}"
         )
     return f"cannot write {str(out)!r}: {error}" if isinstance(error, OSError) else None
 
@@ -279,7 +300,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "of --sample")
     flags.DEFINE_enum("missing", "error", CHOICES["missing"], "for items without a usable image")
     flags.DEFINE_enum("store", "original", CHOICES["store"], "files as they are, or raw pixels")
-    flags.DEFINE_integer("image_size", 224, "pixels per side for --store=resized")
+    flags.DEFINE_integer(
+        "image_size", None, f"pixels per side for --store=resized; default {_IMAGE_SIZE}"
+    )
     flags.DEFINE_enum("repeats", "keep", CHOICES["repeats"], "a user's repeats of an item")
 
 

@@ -256,7 +256,7 @@ def test_the_program_stopped_by_sigterm_saves_its_step(toy_dataset, tmp_path, wo
     os.killpg(victim.pid, signal.SIGINT if workers else signal.SIGTERM)
     _, errors = victim.communicate(timeout=120)
     assert victim.returncode == 130
-    assert errors.strip().endswith("error: interrupted")
+    assert "error: interrupted; start the same command again" in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
     saved = max(
         int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()

@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 import polars as pl
 
+from pixelrec_jax.data import csv_file
+from pixelrec_jax.data.csv_file import one_line_errors
 from pixelrec_jax.errors import UserError
 
 COLUMNS = ("item_id", "user_id", "timestamp")
@@ -66,19 +69,12 @@ def read_csv(path: Path) -> Table:
     a row plus the distinct ids. Raises `UserError` naming the line for an empty id or a timestamp
     that is not an integer, and for a file that is missing, empty or without the columns.
     """
-    try:
-        if not path.is_file():
-            raise UserError(f"interactions file {str(path)!r} does not exist")
-        with path.open("rb"):  # Say "permission denied" here, in the words of the system.
-            pass
-        frame, ids = _read_codes(path)
-    except pl.exceptions.NoDataError:
-        raise UserError(f"interactions file {str(path)!r} is empty") from None
-    except pl.exceptions.PolarsError as error:
-        _raise_bad_line(path, has_timestamps=True)
-        raise UserError(f"{str(path)!r} is not a valid CSV: {str(error).splitlines()[0]}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    with one_line_errors(path, "interactions file"):
+        try:
+            frame, ids = _read_codes(path)
+        except pl.exceptions.PolarsError:
+            _raise_bad_line(path, has_timestamps=True)
+            raise
     if sum(frame.null_count().row(0)):
         _raise_bad_line(path, has_timestamps=True)
         frame = frame.drop_nulls()  # Blank lines only, as at the end of many files.
@@ -92,12 +88,12 @@ def read_csv(path: Path) -> Table:
 
 
 def _read_codes(path: Path) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
-    scan = pl.scan_csv(path, infer_schema=False, schema_overrides={"timestamp": pl.Int64})
+    scan = csv_file.scan(path, schema_overrides={"timestamp": pl.Int64})
     header = scan.collect_schema().names()
     if missing := [name for name in COLUMNS if name not in header]:
         raise UserError(
             f"{str(path)!r} has no column {', '.join(missing)}; it has {', '.join(header)}, "
-            f"needed are {', '.join(COLUMNS)} (comma separated, with a header line)"
+            f"it must be comma-separated, with a header line"
         )
     ids = {}
     for name in ("user_id", "item_id"):
@@ -116,7 +112,7 @@ def _raise_bad_line(path: Path, *, has_timestamps: bool) -> None:
 
     Lines are counted as records plus the header; a blank line has no value at all and is skipped.
     """
-    rows = pl.scan_csv(path, infer_schema=False).select(COLUMNS).with_row_index("row", offset=2)
+    rows = csv_file.scan(path).select(COLUMNS).with_row_index("row", offset=2)
     rows = rows.filter(~pl.all_horizontal(pl.col(COLUMNS).is_null()))
     bad = [pl.col(name).fill_null("") == "" for name in ("item_id", "user_id")]
     if has_timestamps:
@@ -150,8 +146,15 @@ def _by_block(table: Table, offsets: np.ndarray, work: Callable[[np.ndarray], T]
         first, last = bound
         return work(np.flatnonzero((table.users >= first) & (table.users < last)))
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _BLOCKS_AT_ONCE)) as pool:
-        yield from pool.map(work_on, bounds)
+    pending: deque[Future[T]] = deque()  # as many as there are threads: results take memory
+    workers = min(os.cpu_count() or 1, _BLOCKS_AT_ONCE)
+    with ThreadPoolExecutor(workers) as pool:
+        for bound in bounds:
+            if len(pending) == workers:
+                yield pending.popleft().result()
+            pending.append(pool.submit(work_on, bound))
+        while pending:
+            yield pending.popleft().result()
 
 
 def _offsets(table: Table) -> np.ndarray:

@@ -45,7 +45,8 @@ def read_urls(path: Path) -> pl.DataFrame:
     try:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty; it should have the columns {','.join(COLUMNS)}")
-        frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False).select(COLUMNS).fill_null("")
+        frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False, glob=False)
+        frame = frame.select(COLUMNS).fill_null("")
     except OSError as error:
         raise UserError(f"cannot read --urls={path}: {error.strerror}") from None
     except pl.exceptions.PolarsError as error:

@@ -12,13 +12,14 @@ from array_record.python import array_record_module
 from PIL import Image, UnidentifiedImageError
 
 from pixelrec_jax.data import interactions
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.errors import UserError, reason
 
 FOLDER = "images"  # of the shards
 ROWS = "image_rows.npy"  # int32[items]: the record of item i + 1, -1 for a grey image
 PER_SHARD = 1024  # records of an ArrayRecord
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
+_MOST_OPEN = 256  # files of a process
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -38,15 +39,17 @@ def decode(image: bytes, size: int | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             width, height = opened.size
-            if width * height > Image.MAX_IMAGE_PIXELS:  # Pillow itself only warns up to twice it.
-                raise ValueError(f"too large ({width} x {height} pixels)")
-            rgb = _to_8_bits(opened).convert("RGB")
+            # Pillow itself only warns up to twice its limit.
+            too_large = width * height > Image.MAX_IMAGE_PIXELS
+            rgb = None if too_large else _to_8_bits(opened).convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("empty file" if not image else "not a JPEG, PNG or WEBP image") from None
     except Image.DecompressionBombError:
         raise ValueError("too large") from None
-    except (OSError, SyntaxError, EOFError, MemoryError) as error:
-        raise ValueError(f"cannot be decoded ({error})") from None
+    except Exception as error:  # of damaged files Pillow raises nearly anything
+        raise ValueError(f"cannot be decoded ({reason(error)})") from None
+    if rgb is None:
+        raise ValueError(f"too large ({width} x {height} pixels)")
     return resize(rgb, size)
 
 
@@ -137,10 +140,14 @@ class ImageStore:
             # A forked child must not share its parent's readers, nor the parent's file positions.
             if self._process != os.getpid():
                 self._readers, self._process = {}, os.getpid()
-            if path not in self._readers:
+            # The latest used is the last; one that is dropped closes when nobody reads it any more.
+            reader = self._readers.pop(path, None)
+            if reader is None:
                 reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
-                self._readers[path] = reader
-            return self._readers[path]
+                while len(self._readers) >= _MOST_OPEN:
+                    self._readers.pop(next(iter(self._readers)))
+            self._readers[path] = reader
+            return reader
 
     def load(self, ids: np.ndarray) -> np.ndarray:
         """Returns uint8[n, size, size, 3] for ids int[n]; zeros for id 0 and ids past the items.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from pixelrec_jax.data import csv_file
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError, reason
 
@@ -32,22 +33,12 @@ def read_csv(path: Path) -> pl.LazyFrame:
     `UserError` for a file that is missing, empty, malformed or without the column item_id, and for
     an item_id that is empty or occurs twice.
     """
-    try:
-        if not path.is_file():
-            raise UserError(f"item information {str(path)!r} does not exist")
-        with path.open("rb"):  # Say "permission denied" here, in the words of the system.
-            pass
+    with csv_file.one_line_errors(path, "item information"):
         return _checked(path)
-    except pl.exceptions.NoDataError:
-        raise UserError(f"item information {str(path)!r} is empty") from None
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{str(path)!r} is not a valid CSV: {str(error).splitlines()[0]}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
 
 
 def _checked(path: Path) -> pl.LazyFrame:
-    scan = pl.scan_csv(path, infer_schema=False)
+    scan = csv_file.scan(path)
     header = scan.collect_schema().names()
     if "item_id" not in header:
         raise UserError(

@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pixelrec_jax.files import replaced_file
+from pixelrec_jax.text import one_line
+
+
+def of_failure(out: Path) -> Path:
+    """Returns where the list of a preparation lies that they have stopped."""
+    return out.with_name(f"{out.name}.missing_images.csv")
 
 
 def write(path: Path, ids: Sequence[str], reasons: dict[int, str]) -> None:
@@ -18,8 +24,12 @@ def write(path: Path, ids: Sequence[str], reasons: dict[int, str]) -> None:
 def describe(ids: Sequence[str], reasons: dict[int, str]) -> str:
     """Returns the counts and the first examples."""
     absent = sum(reason == "missing" for reason in reasons.values())
-    first = "; ".join(f"{ids[index]}: {reasons[index]}" for index in sorted(reasons)[:3])
+    examples = [
+        f"{one_line(ids[index], width=60)}: {one_line(reasons[index], width=120)}"
+        for index in sorted(reasons)[:3]
+    ]
+    more = "; ..." if len(reasons) > len(examples) else ""
     return (
         f"{len(reasons):,} of {len(ids):,} items have no usable image ({absent:,} missing, "
-        f"{len(reasons) - absent:,} undecodable): {first}{'; ...' if len(reasons) > 3 else ''}"
+        f"{len(reasons) - absent:,} undecodable): {'; '.join(examples)}{more}"
     )

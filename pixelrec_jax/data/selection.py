@@ -3,6 +3,7 @@
 The sub-datasets of the paper (section 2.1) are random users of those with enough interactions.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,11 +36,11 @@ def parse(text: str) -> Sample:
     """Reads a name of `NAMED`, a number of users, or "" for all."""
     if text.lower() in NAMED:
         return NAMED[text.lower()]
-    if text.isdecimal() and int(text):
+    if re.fullmatch(r"0*[1-9]\d{0,11}", text, re.ASCII):
         return Sample(int(text), 0)
     if not text:
         return Sample(None, 0)
-    raise UserError(f"--sample={text} is no positive number of users{nearest(text, NAMED)}")
+    raise UserError(f"--sample={text[:40]} is no positive number of users{nearest(text, NAMED)}")
 
 
 def random_users(table: Table, users: int, seed: int) -> np.ndarray:

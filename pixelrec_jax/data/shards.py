@@ -12,22 +12,25 @@ import sys
 import threading
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
+import PIL
 from array_record.python import array_record_module
 from PIL import Image
 from rich import progress
 from rich.console import Console
 
 from pixelrec_jax.data.images import PER_SHARD, READER_OPTIONS, decode, resize, shard_name
-from pixelrec_jax.data.sources.source import UNREADABLE, ImageSource
+from pixelrec_jax.data.sources.source import ImageSource, UnreadableError
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.files import digest, sync, write_json
 
 # Groups of one make a random read touch one image only; JPEG and pixels do not compress further.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+# What decides on the records beside images: the version of this code, and Pillow, which resizes.
+_MAKER = [1, PIL.__version__]
 
 
 class _StoppedError(Exception):
@@ -76,7 +79,12 @@ def write_shards(
             return found
 
         try:
-            for start, found in zip(starts, pool.map(write, starts), strict=True):
+            futures = {start: pool.submit(write, start) for start in starts}
+            for start, future in futures.items():
+                # A signal that another thread receives does not end a wait of this one.
+                while not future.done():
+                    wait([future], timeout=0.2)
+                found = future.result()
                 reasons |= {start + int(place): reason for place, reason in found.items()}
         except BaseException:
             stop.set()
@@ -89,13 +97,17 @@ def write_shards(
     return reasons
 
 
-def take_digests(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Returns file name -> sha256 and bytes of all shards; what else they said is removed."""
+def notes(folder: Path) -> list[Path]:
+    """Returns the notes of the shards in a folder, in order."""
+    return sorted(folder.glob("*.json"))
+
+
+def digests(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Returns file name -> sha256 and bytes of all shards."""
     files = {}
-    for note in sorted(folder.glob("*.json")):
-        content = json.loads(note.read_text())
-        files[note.stem] = {"sha256": content["sha256"], "bytes": content["bytes"]}
-        note.unlink()
+    for path in notes(folder):
+        note = json.loads(path.read_text())
+        files[path.stem] = {"sha256": note["sha256"], "bytes": note["bytes"]}
     return files
 
 
@@ -115,8 +127,8 @@ class _Shard:
         self.path = folder / shard_name(start)
         self.note = self.path.with_name(self.path.name + ".json")
         inputs = [[id_, self.source.fingerprint(id_)] for id_ in item_ids if id_ in source.ids]
-        text = json.dumps([size, list(item_ids), inputs])
-        self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        text = json.dumps([_MAKER, size, list(item_ids), inputs])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def existing(self) -> dict[str, str] | None:
         """Returns the reasons that the note holds, if the shard is whole and of the same images.
@@ -126,7 +138,7 @@ class _Shard:
         try:
             note = json.loads(self.note.read_text())
             same = note["fingerprint"] == self.fingerprint and note["sha256"] == digest(self.path)
-            if same and not any(UNREADABLE in reason for reason in note["reasons"].values()):
+            if same and not note["unreadable"]:
                 return note["reasons"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # there is none, or it is half-written
@@ -135,7 +147,7 @@ class _Shard:
     def write(self) -> dict[str, str]:
         """Writes and reads back all records, then the note; returns the reasons by place."""
         self.note.unlink(missing_ok=True)
-        reasons, checksums = {}, []
+        reasons, checksums, unreadable = {}, [], False
         writer = array_record_module.ArrayRecordWriter(str(self.path), _WRITER_OPTIONS)
         try:
             for place, item_id in enumerate(self.item_ids):
@@ -145,6 +157,7 @@ class _Shard:
                     record = _record(self.source, item_id, self.size)
                 except ValueError as error:
                     reasons[str(place)], record = str(error), b""
+                    unreadable = unreadable or isinstance(error, UnreadableError)
                 checksums.append(zlib.crc32(record))
                 writer.write(record)
         finally:
@@ -158,6 +171,7 @@ class _Shard:
                 "sha256": digest(self.path),
                 "bytes": self.path.stat().st_size,
                 "reasons": reasons,
+                "unreadable": unreadable,
             },
         )
         return reasons

@@ -50,7 +50,8 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module", params=["original", "resized"])
 def prepared(request, source, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param) / "out"
-    program.prepare(source / "x.csv", source / "images", out, store=request.param, image_size=16)
+    size = 16 if request.param == "resized" else None
+    program.prepare(source / "x.csv", source / "images", out, store=request.param, image_size=size)
     return out
 
 
@@ -193,3 +194,25 @@ def test_cmyk_becomes_rgb():
     red = Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")
     decoded = images.decode(encoded(red), None)
     np.testing.assert_allclose(decoded[0, 0], [250, 10, 10], atol=4)
+
+
+def test_of_a_damaged_file_any_error_is_a_reason(monkeypatch):
+    def fail(*_):
+        raise AssertionError  # as Pillow does for some palettes
+
+    monkeypatch.setattr(images, "_to_8_bits", fail)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        images.decode(encoded(noise(0, 9, 5)), 4)
+
+
+def test_few_files_stay_open(prepared, expected, monkeypatch):
+    monkeypatch.setattr(images, "PER_SHARD", 1)
+    monkeypatch.setattr(images, "_MOST_OPEN", 2)
+    store = ImageStore(prepared, size=16)
+    for name in ("a", "b", "c"):
+        (prepared / "images" / f"{name}.array_record").write_bytes(
+            (prepared / "images" / "00000.array_record").read_bytes()
+        )
+        store._open(prepared / "images" / f"{name}.array_record")
+        (prepared / "images" / f"{name}.array_record").unlink()
+    assert [path.stem for path in store._readers] == ["b", "c"]

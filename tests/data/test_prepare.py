@@ -137,12 +137,20 @@ def test_sorting_in_blocks_equals_sorting_at_once(place, monkeypatch):
     rows = [("acde"[i], f"u{u}", t) for i, u, t in zip(items, users, times, strict=True)]
     (place / "x.csv").write_text(HEADER + lines(rows))
     monkeypatch.setattr(columns, "_ROWS_PER_BLOCK", 50)
+    blocks, by_block = [], columns._by_block
+
+    def counted(*arguments):
+        blocks.append([*by_block(*arguments)])
+        return iter(blocks[-1])
+
+    monkeypatch.setattr(columns, "_by_block", counted)
     expected, earliest = {}, {}
     for item, user, _ in sorted(rows, key=lambda row: row[2]):  # Python's sort is stable.
         expected[user] = expected.get(user, "") + item
     for user, sequence in expected.items():
         earliest[user] = "".join(dict.fromkeys(sequence))
     manifest = run(place)
+    assert all(len(found) > 5 for found in blocks)
     assert sequences(place) == expected
     repeated = sum(map(len, expected.values())) - sum(map(len, earliest.values()))
     assert manifest["source"]["repeats"] == repeated
@@ -206,7 +214,7 @@ def test_missing_and_corrupt_images_stop_the_run_with_a_report(place):
     draw(place / "images", "c", (0, 0, 0))
     (place / "images" / "e.jpg").write_bytes(whole)
     run(place)
-    assert sorted(os.listdir(place)) == ["images", "out", "out.missing_images.csv", "x.csv"]
+    assert sorted(os.listdir(place)) == ["images", "out", "x.csv"]
 
 
 def test_drop_removes_items_then_applies_the_user_filter_again(place):
@@ -241,10 +249,10 @@ def test_drop_that_leaves_a_user_too_short_or_nothing_is_an_error(place):
 @pytest.mark.parametrize("store", ["original", "resized"])
 def test_placeholder_is_grey_and_on_record(place, store):
     (place / "images" / "d.jpg").unlink()
-    manifest = run(place, missing="placeholder", store=store, image_size=8)
+    manifest = run(place, missing="placeholder", store=store)
     assert manifest["images"]["placeholders"] == ["d"]
     assert manifest["counts"]["items"] == 4
-    assert (ImageStore(place / "out", size=8).load(np.array([3])) == 128).all()
+    assert (ImageStore(place / "out", size=224).load(np.array([3])) == 128).all()
     assert (place / "out" / "missing_images.csv").read_text() == "item_id,reason\nd,missing\n"
 
 
@@ -274,7 +282,8 @@ def test_bad_csv(place, text, match):
     [
         ({"min_interactions": -1}, "--min_interactions=-1 must be 0 or more"),
         ({"min_interactions": 99}, "leaves no users; the most that any of the 2 has is 4"),
-        ({"image_size": 0}, "--image_size=0 must be between 1 and 4096"),
+        ({"image_size": 0, "store": "resized"}, "--image_size=0 must be between 1 and 4096"),
+        ({"image_size": 64}, "--image_size=64 is of --store=resized"),
         ({"missing": "dropp"}, "--missing=dropp is not an option; did you mean 'drop'"),
         ({"store": "jpeg"}, "--store=jpeg is not an option; known: original, resized"),
     ],
@@ -286,6 +295,9 @@ def test_bad_options(place, options, match):
 def test_absent_inputs(place):
     (place / "x.csv").rename(place / "y.csv")
     refused(place, "interactions file .*x.csv' does not exist")
+    (place / "x.csv").mkdir()
+    refused(place, "interactions file .*x.csv' is no file")
+    (place / "x.csv").rmdir()
     (place / "y.csv").rename(place / "x.csv")
     (place / "images").rename(place / "pictures")
     refused(place, "--images=.*images does not exist")
@@ -326,6 +338,56 @@ def test_a_failure_midway_leaves_finished_images(place, monkeypatch, failure, be
     with pytest.raises(becomes, match=match):  # ids only: no image is worth keeping
         program.prepare(place / "x.csv", None, place / "out")
     assert sorted(os.listdir(place)) == ["images", "x.csv"]
+
+
+@pytest.mark.parametrize("where", ["digest", "sync"])
+def test_a_failure_at_the_very_end_leaves_finished_images(place, monkeypatch, where):
+    def fail(path):
+        if path.name == "offsets.npy":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return "hash"
+
+    monkeypatch.setattr(program, where, fail)
+    with pytest.raises(UserError, match=r"no space left .* goes on with the images in .*partial"):
+        run(place)
+    assert len(list((place / "out.partial" / "images").iterdir())) == 2
+
+
+def test_an_out_that_was_filled_in_the_meantime(place, monkeypatch):
+    def seal(*_):
+        (place / "out").mkdir()
+        (place / "out" / "mine").write_text("x")
+        return {}
+
+    monkeypatch.setattr(program, "_seal", seal)
+    with pytest.raises(UserError, match="was filled by something else"):
+        run(place)
+    assert os.listdir(place / "out") == ["mine"]
+    assert len(list((place / "out.partial" / "images").iterdir())) == 2
+
+
+def test_a_folder_of_another_name_is_not_touched(place):
+    (place / "images").rename(place / "out.partial")
+    with pytest.raises(UserError, match=r"out.partial is needed .* holds something else"):
+        program.prepare(place / "x.csv", place / "out.partial", place / "out")
+    assert len(list((place / "out.partial").iterdir())) == 4
+
+
+def test_what_an_interrupted_run_has_left_beside_images_is_gone(place, monkeypatch):
+    monkeypatch.setattr(program, "_seal", lambda work: (work / "junk").write_text("") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(place)
+    monkeypatch.undo()
+    manifest = run(place)
+    assert "junk" not in os.listdir(place / "out")
+    assert "junk" not in manifest["files"]
+
+
+def test_a_star_in_the_name_of_a_file_is_a_star(place):
+    (place / "x.csv").rename(place / "x*[1].csv")
+    (place / "x2.csv").write_text(HEADER + "other,rows,1\n")
+    table = columns.read_csv(place / "x*[1].csv")
+    assert table.counts == {"users": 2, "items": 4, "interactions": 7}
 
 
 def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monkeypatch):
@@ -418,12 +480,24 @@ def test_samples_are_random_and_nested_and_leave_out_rare_users(many, monkeypatc
     [
         ("41", "--sample asks for 41 users, there are 40"),
         ("0", "--sample=0 is no positive number"),
+        ("9" * 5000, "--sample=9{40} is no positive number"),
         ("pixel20k", "--sample=pixel20k is no .*did you mean 'pixel200k'"),
         ("pixel1m", "--sample asks for 1,000,000 users, there are 20"),
     ],
 )
 def test_bad_samples(many, sample, match):
     refused(many, match, sample=sample)
+
+
+@pytest.mark.parametrize("name", ["offsets", "items", "timestamps", "image_rows"])
+def test_load_compares_what_cannot_be_checked_otherwise(place, name):
+    run(place)
+    path = place / "out" / f"{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"damaged: {name}.npy has other content"):
+        interactions.load(place / "out")
 
 
 def test_interactions_travel_to_other_processes_as_a_path(place):

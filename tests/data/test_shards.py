@@ -9,6 +9,7 @@ from PIL import Image
 
 from pixelrec_jax.data import images, shards
 from pixelrec_jax.data.images import READER_OPTIONS
+from pixelrec_jax.data.sources.source import UnreadableError
 from pixelrec_jax.errors import UserError
 
 
@@ -57,9 +58,10 @@ def test_record_i_is_image_i(tmp_path):
     found = records(tmp_path / "x")
     assert [record[0] for record in found] == list(range(10))
     assert {len(record) for record in found} == {2 * 2 * 3}
-    files = shards.take_digests(tmp_path / "x")
+    files = shards.digests(tmp_path / "x")
     assert list(files) == [f"0000{n}.array_record" for n in range(3)]
-    assert sorted(files) == sorted(path.name for path in (tmp_path / "x").iterdir())
+    paths = sorted((tmp_path / "x").iterdir())
+    assert sorted(files) == [path.name for path in paths if path.suffix != ".json"]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
@@ -77,7 +79,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert set(pictures.read_ids) == expected
     whole = tmp_path / "whole"
     write(whole, Pictures(IDS))
-    assert shards.take_digests(tmp_path / "x") == shards.take_digests(whole)
+    assert shards.digests(tmp_path / "x") == shards.digests(whole)
 
 
 @pytest.mark.parametrize("change", ["image", "new image", "order", "size", "damage", "fewer"])
@@ -110,12 +112,12 @@ def test_only_what_would_differ_is_written_again(tmp_path, change):
     fresh.version = pictures.version
     shards.write_shards(tmp_path / "y", fresh, ids, size=size)
     assert records(tmp_path / "x") == records(tmp_path / "y")
-    assert shards.take_digests(tmp_path / "x") == shards.take_digests(tmp_path / "y")
+    assert shards.digests(tmp_path / "x") == shards.digests(tmp_path / "y")
 
 
 def test_what_could_not_be_read_is_tried_again_and_what_cannot_be_decoded_is_not(tmp_path):
     pictures = Pictures(IDS)
-    pictures.broken = {"1": ValueError("cannot be read (busy)"), "5": ValueError("no image")}
+    pictures.broken = {"1": UnreadableError("busy"), "5": ValueError("no image")}
     assert write(tmp_path / "x", pictures) == {1: "cannot be read (busy)", 5: "no image"}
     pictures.broken, pictures.read_ids = {}, []
     assert write(tmp_path / "x", pictures) == {5: "no image"}

@@ -1,6 +1,7 @@
 """Image sources: every kind gives the same pictures, and none of them leads out of itself."""
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -151,6 +152,110 @@ def test_too_large_files_are_not_read(tmp_path, monkeypatch):
     for name in ("f", "x.zip", "x.tar"):
         with pytest.raises(ValueError, match=r"too large \(11 bytes\)"):
             open_source(tmp_path / name).read("a")
+
+
+def tar_of(path, names, mtime=0):
+    with tarfile.open(path, "w") as archive:
+        for seed, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            content, _ = picture(seed)
+            member.size, member.mtime = len(content), mtime
+            archive.addfile(member, io.BytesIO(content))
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("damage", ["between", "in a header", "flipped", "zeroed"])
+def test_a_damaged_tar_is_not_taken_for_a_short_one(tmp_path, damage):
+    path = tmp_path / "x.tar"
+    whole = tar_of(path, [f"{n}.png" for n in range(6)])
+    with tarfile.open(path) as archive:
+        start = archive.getmembers()[3].offset
+    if damage == "between":
+        whole = whole[:start]
+    elif damage == "in a header":
+        whole = whole[: start + 100]
+    elif damage == "flipped":
+        whole[start + 5] ^= 1
+    else:
+        whole[start : start + 512] = bytes(512)
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="is no whole tar"):
+        open_source(path)
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("other.png", b"1")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        member = tarfile.TarInfo("a.png")
+        archive.addfile(member)
+        archive.add(tmp_path / "z.zip", "z.zip")
+    assert set(open_source(tmp_path / "x.tar").ids) == {"a"}
+
+
+def test_of_zips_only_what_decompresses_within_bounds_is_read(tmp_path):
+    path = tmp_path / "x.zip"
+    kinds = {"stored": 0, "deflated": 8, "bz2": 12, "lzma": 14}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, kind in kinds.items():
+            archive.writestr(f"{name}.png", b"x" * 1000, kind)
+        link = zipfile.ZipInfo("link.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    images = open_source(path)
+    assert set(images.ids) == set(kinds)
+    assert images.read("stored") == images.read("deflated") == b"x" * 1000
+    for name in ("bz2", "lzma"):
+        with pytest.raises(ValueError, match="compressed otherwise than by deflate"):
+            images.read(name)
+    images._members["deflated"].file_size = 100  # what it claims, and less than it is
+    with pytest.raises(ValueError, match="Bad CRC"):
+        images.read("deflated")
+    images._members["stored"].flag_bits |= 1
+    with pytest.raises(ValueError, match="encrypted"):
+        images.read("stored")
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder of the same size", "tar", "zip", "lmdb"])
+def test_the_fingerprint_of_a_changed_image_changes(tmp_path, monkeypatch, kind):
+    path, found = tmp_path / "x", []
+    for version in range(2):
+        content = bytes([version]) * 9
+        if kind.startswith("folder"):
+            path.mkdir(exist_ok=True)
+            (path / "a.png").write_bytes(content + b"x" * version * (kind == "folder"))
+            same_time = kind == "folder"
+            os.utime(path / "a.png", ns=(1, 1 if same_time else 1 + version))
+        elif kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("a.png", content)
+        elif kind == "tar":
+            with tarfile.open(path, "w") as archive:
+                member = tarfile.TarInfo("a.png")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            os.utime(path, ns=(version, version))
+        else:
+            write_lmdb(path, {"a": content}, subdir=True)
+            os.utime(path / "data.mdb", ns=(version, version))
+            os.utime(path, ns=(0, 0))
+        images = open_source(path)
+        found.append(images.fingerprint("a"))
+        images.close()
+    assert found[0] != found[1]
+
+
+def test_an_lmdb_that_is_cut_off_is_refused_and_one_may_be_opened_again(tmp_path, monkeypatch):
+    _, pixels = picture(0, size=(80, 70))
+    values = {f"i{n}": pickled(LMDB_Image(pixels, "x"), monkeypatch) for n in range(9)}
+    write_lmdb(tmp_path / "x", values)
+    for _ in range(2):
+        open_source(tmp_path / "x").close()
+    whole = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"is no whole LMDB: [\d,]+ of [\d,]+ bytes"):
+            open_source(tmp_path / "x")
 
 
 def test_damaged_and_foreign_files(tmp_path):

@@ -62,4 +62,5 @@ def _open_tfds(path: Path) -> ImageSource:
 
 
 _FOLDERS = ((_open_tfds, _is_tfds), (LmdbImages, is_lmdb))
-_FILES = ((ZipImages, zipfile.is_zipfile), (LmdbImages, is_lmdb), (TarImages, _is_tar))
+# A tar may end with a zip, which then is one for `zipfile`, too.
+_FILES = ((TarImages, _is_tar), (LmdbImages, is_lmdb), (ZipImages, zipfile.is_zipfile))

@@ -1,29 +1,31 @@
 """Tar and zip archives of <item_id>.jpg, in any folders; they are read in place."""
 
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
-from pixelrec_jax.data.sources.source import UNREADABLE, by_item_id, check_size
+from pixelrec_jax.data.sources.source import UnreadableError, by_item_id, check_size
 from pixelrec_jax.errors import UserError
 
 Member = TypeVar("Member")
+_CHUNK = 2**20
 
 
 def _by_file_name(archive: Path, members: dict[str, Member]) -> dict[str, Member]:
-    """Returns members by name without folders; two of one name would be a guess."""
-    paths: dict[str, str] = {}
-    for path in members:
-        other = paths.setdefault(PurePosixPath(path).name, path)
-        if other != path:
+    """Returns members by name without folders; an item in two folders would be a guess."""
+    first: dict[str, PurePosixPath] = {}
+    for path in map(PurePosixPath, members):
+        other = first.setdefault(path.stem, path)
+        if other.parent != path.parent:
             raise UserError(
-                f"--images={archive} has {other!r} and {path!r}, one item twice; keep one"
+                f"--images={archive} has '{other}' and '{path}', one item twice; keep one"
             )
-    return {name: members[path] for name, path in paths.items()}
+    return {PurePosixPath(path).name: member for path, member in members.items()}
 
 
 class TarImages:
@@ -31,14 +33,17 @@ class TarImages:
 
     def __init__(self, path: Path):
         """Lists the tar at `path`; raises `UserError` if it is damaged."""
+        self._file = path.open("rb")
         try:
-            with tarfile.open(path, "r:") as tar:
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
                 # A later entry of the same path replaces an earlier one, as in unpacking.
                 members = {m.name: (m.offset_data, m.size, m.mtime) for m in tar if _is_plain(m)}
+                _check_end(self._file, tar.offset)
         except (tarfile.TarError, EOFError) as error:
+            self.close()
             raise UserError(f"--images={path} is no whole tar: {error}") from None
+        self._stamp = os.fstat(self._file.fileno()).st_mtime_ns
         self._members = by_item_id(_by_file_name(path, members))
-        self._file = path.open("rb")
 
     @property
     def ids(self) -> Collection[str]:
@@ -46,8 +51,8 @@ class TarImages:
         return self._members.keys()
 
     def fingerprint(self, item_id: str) -> str:
-        """Place, size and time of the entry."""
-        return "{} {} {}".format(*self._members[item_id])
+        """Place, size and time of the entry, and time of the tar."""
+        return "{} {} {}".format(*self._members[item_id]) + f" {self._stamp}"
 
     def read(self, item_id: str) -> bytes:
         """Returns the file; raises `ValueError` with the reason."""
@@ -56,18 +61,33 @@ class TarImages:
         try:
             content = os.pread(self._file.fileno(), size, start)
         except OSError as error:
-            raise ValueError(f"{UNREADABLE} ({error.strerror})") from None
+            raise UnreadableError(error.strerror) from None
         if len(content) < size:
-            raise ValueError(f"{UNREADABLE} (the tar ends before)")
+            raise UnreadableError("the tar ends before")
         return content
+
+    def close(self) -> None:
+        """Closes the tar."""
+        self._file.close()
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse()
 
 
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raises `TarError` unless zeros begin at offset: tarfile takes damaged headers for the end."""
+    file.seek(offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            raise tarfile.TarError(f"entries after byte {offset:,} are damaged")
+    if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
+        raise tarfile.TarError(f"it ends at byte {offset:,} without its end mark")
+
+
 class ZipImages:
-    """The files of a zip."""
+    """The plain files of a zip."""
 
     def __init__(self, path: Path):
         """Lists the zip at `path`; raises `UserError` if it is damaged."""
@@ -75,7 +95,7 @@ class ZipImages:
             self._zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise UserError(f"--images={path} is no whole zip: {error}") from None
-        members = {m.filename: m for m in self._zip.infolist() if not m.is_dir()}
+        members = {m.filename: m for m in self._zip.infolist() if _is_file(m)}
         self._members = by_item_id(_by_file_name(path, members))
 
     @property
@@ -91,9 +111,22 @@ class ZipImages:
     def read(self, item_id: str) -> bytes:
         """Returns the file; raises `ValueError` with the reason."""
         member = self._members[item_id]
-        check_size(member.file_size)  # zipfile stops there, whatever the compressed data hold
+        check_size(member.file_size)
+        if member.flag_bits & 1:
+            raise ValueError("encrypted")
+        # Others are decompressed as a whole by zipfile, whatever size they claim to have.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("compressed otherwise than by deflate")
         try:
-            return self._zip.read(member)
-        # RuntimeError: encrypted; NotImplementedError: a rare compression.
-        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{UNREADABLE} ({error})") from None
+            with self._zip.open(member) as file:
+                return file.read(member.file_size)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UnreadableError(str(error)) from None
+
+    def close(self) -> None:
+        """Closes the zip."""
+        self._zip.close()
+
+
+def _is_file(member: zipfile.ZipInfo) -> bool:
+    return not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from pixelrec_jax.data.sources.source import UNREADABLE, by_item_id, check_size
+from pixelrec_jax.data.sources.source import UnreadableError, by_item_id, check_size
 
 
 class FolderImages:
@@ -37,7 +37,10 @@ class FolderImages:
                 check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:
-            raise ValueError(f"{UNREADABLE} ({error.strerror})") from None
+            raise UnreadableError(error.strerror) from None
+
+    def close(self) -> None:
+        """Does nothing: no file stays open."""
 
 
 def _is_file(entry: os.DirEntry) -> bool:

@@ -42,19 +42,26 @@ class LmdbImages:
 
     def __init__(self, path: Path):
         """Lists the keys of the LMDB at `path`; raises `UserError` if it is damaged."""
+        file = path / _DATA if path.is_dir() else path
         try:
             self._env = lmdb.open(
                 str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
             )
+            pages, size = self._env.info()["last_pgno"] + 1, self._env.stat()["psize"]
+            if (found := file.stat().st_size) < pages * size:  # reading on would kill the process
+                self.close()
+                raise UserError(
+                    f"--images={path} is no whole LMDB: {found:,} of {pages * size:,} bytes"
+                )
             with self._env.begin() as transaction, transaction.cursor() as cursor:
                 keys = [bytes(key) for key in cursor.iternext(keys=True, values=False)]
         except lmdb.Error as error:
             raise UserError(f"--images={path} is no whole LMDB: {error}") from None
         # __keys__ and __len__ are pickled lists and numbers, and not needed.
-        self._ids = {
-            key.decode("utf-8", "replace"): key for key in keys if not key.startswith(b"__")
-        }
-        self._stamp = path.stat().st_mtime_ns
+        keys = [key for key in keys if not key.startswith(b"__") and _is_text(key)]
+        self._ids = {key.decode(): key for key in keys}
+        status = file.stat()
+        self._stamp = f"{status.st_size} {status.st_mtime_ns}"
 
     @property
     def ids(self) -> Collection[str]:
@@ -62,17 +69,29 @@ class LmdbImages:
         return self._ids.keys()
 
     def fingerprint(self, item_id: str) -> str:
-        """The time of the file: an LMDB has no smaller one."""
+        """Size and time of the file: an LMDB knows none of its values."""
         return f"{item_id} {self._stamp}"
 
     def read(self, item_id: str) -> np.ndarray:
         """Returns uint8[H, W, 3]; raises `ValueError` with the reason."""
-        with self._env.begin() as transaction:
-            value = transaction.get(self._ids[item_id])
         try:
+            with self._env.begin() as transaction:
+                value = transaction.get(self._ids[item_id])
             image = _Unpickler(io.BytesIO(value)).load()
             height, width = image.size
             return np.frombuffer(image.image, np.uint8).reshape(height, width, 3)
         # Damaged pickles raise nearly anything.
         except Exception as error:
             raise ValueError(f"no image of the reference's LMDB ({error})") from None
+
+    def close(self) -> None:
+        """Closes the LMDB."""
+        self._env.close()
+
+
+def _is_text(key: bytes) -> bool:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

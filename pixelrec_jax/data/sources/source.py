@@ -10,7 +10,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # The first that exists is taken.
 # Of a file. Compressed it is far larger than any picture that Pillow's own limit lets pass.
 LARGEST = 256 * 2**20
 
-UNREADABLE = "cannot be read"  # starts the reason of what may be otherwise the next time
+
+class UnreadableError(ValueError):
+    """An image could not be read, which may be otherwise the next time."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"cannot be read ({reason})")
+
 
 Place = TypeVar("Place")
 
@@ -33,6 +39,10 @@ class ImageSource(Protocol):
 
     def read(self, item_id: str) -> bytes | np.ndarray:
         """Returns an encoded file or pixels uint8[H, W, 3]; raises `ValueError` with the reason."""
+        ...
+
+    def close(self) -> None:
+        """Closes what is open."""
         ...
 
 

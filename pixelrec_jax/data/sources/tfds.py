@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelrec_jax import errors
+from pixelrec_jax.data.sources.source import UnreadableError
 from pixelrec_jax.errors import UserError
 
 try:
@@ -15,7 +16,7 @@ try:
 except ImportError as error:
     raise UserError(
         f"images out of a TFDS dataset need tensorflow_datasets ({error}); install "
-        "pixelrec_jax[tfds]"
+        "requirements-data.txt"
     ) from None
 
 
@@ -71,17 +72,19 @@ class TfdsImages:
 
     def read(self, item_id: str) -> bytes:
         """Returns the image file of an item; raises `ValueError` with the reason if it cannot."""
-        if item_id not in self._items:
-            raise ValueError("missing")
         index, digest = self._items[item_id]
         try:
             image = self._open()[index]["image"]
         except RuntimeError as error:
-            raise ValueError(f"cannot be read ({errors.reason(error)})") from None
+            raise UnreadableError(errors.reason(error)) from None
         # ArrayRecord also returns nothing, or what it should not, where a file is cut off.
         if not isinstance(image, bytes) or _digest(image) != digest:
-            raise ValueError("is not what it was when the dataset was opened")
+            raise UnreadableError("it is not what it was when the dataset was opened")
         return image
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._close()
 
 
 def _digest(image: bytes) -> bytes:

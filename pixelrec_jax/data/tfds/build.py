@@ -61,7 +61,7 @@ def _options(options: Sequence[str]):
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError(
-            "--beam_runner needs Apache Beam; install pixelrec_jax[beam], or build without it"
+            "--beam_runner needs Apache Beam; install requirements-data.txt, or build without it"
         ) from None
     # The traceback that a worker in this process logs is in the error that it ends with, too.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
