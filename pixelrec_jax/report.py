@@ -67,7 +67,7 @@ def table(workdirs: Sequence[Path]) -> str:
         if part == "cold":
             title += f" (at most {test['cold_threshold']} training interactions)"
         grid = Table(
-            title=f"{first['dataset']}: {title}, {test['users'][part]:,} users, "
+            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][part]:,} users, "
             f"{test['items']:,} items ranked, percent",
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -81,11 +81,19 @@ def table(workdirs: Sequence[Path]) -> str:
     return render(grids)
 
 
+def _split(result: dict) -> str:
+    settings = result.get("split", LEAVE_ONE_OUT)  # the only one of earlier versions
+    if settings == LEAVE_ONE_OUT:
+        return ""
+    options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
+    return f" split by {settings['name']} ({options})"
+
+
 def _measured_on(result: dict) -> tuple:
     test = result["test"]
     kept = ("users", "items", "cold_threshold")
-    split = result.get("split", LEAVE_ONE_OUT)  # the only one of earlier versions
-    return result["interactions"], split, *(test[key] for key in kept), *test["random"]["all"]
+    same = [test[key] for key in kept]
+    return result["interactions"], _split(result), *same, *test["random"]["all"]
 
 
 def _cell(estimate: dict) -> str:

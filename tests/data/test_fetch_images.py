@@ -304,6 +304,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tmp_path, server):
         _, error = process.communicate(timeout=10)
     finally:
         process.kill()
+    expected = "error: interrupted; start the same command again to go on\n"
     assert (process.returncode, error) == (130, expected)
     assert sorted(os.listdir(tmp_path / "out")) == [f"i{n}.jpg" for n in range(4)]
 
