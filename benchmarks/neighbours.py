@@ -21,7 +21,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from pixelrec_jax import errors, frozen
-from pixelrec_jax.data.images import decode, find
+from pixelrec_jax.data.images import decode
+from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.errors import UserError, nearest
 
@@ -65,14 +66,13 @@ def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
 
 
 def read_labels(
-    table: Path, folder: Path, *, column: str, limit: int
-) -> tuple[list[Path], np.ndarray]:
-    """Returns the photos of at most `limit` labelled items, drawn at random, and their labels.
+    table: Path, source: ImageSource, *, column: str, limit: int
+) -> tuple[list[str], np.ndarray]:
+    """Returns at most `limit` labelled items with a photo, drawn at random, and their labels.
 
     Raises:
-      UserError: the table cannot be read or names no photo of the folder.
+      UserError: the table cannot be read or names no item with a photo.
     """
-    files = find(folder)
     try:
         frame = pl.read_csv(table, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -81,30 +81,30 @@ def read_labels(
         if name not in frame.columns:
             raise UserError(f"{table} has no column {name!r}{nearest(name, frame.columns)}")
     frame = frame.drop_nulls(["item_id", column]).unique("item_id", maintain_order=True)
-    frame = frame.filter(pl.col("item_id").is_in(list(files)))
+    frame = frame.filter(pl.col("item_id").is_in(list(source.ids)))
     if frame.is_empty():
-        raise UserError(f"no item_id of {table} has a photo <item_id>.jpg in {folder}")
+        raise UserError(f"no item_id of {table} has a photo <item_id>.jpg")
     frame = frame.sample(min(limit, len(frame)), seed=0)
-    return [folder / files[name] for name in frame["item_id"]], frame[column].to_numpy()
+    return frame["item_id"].to_list(), frame[column].to_numpy()
 
 
-def read_photos(paths: Sequence[Path], size: int) -> np.ndarray:
+def read_photos(source: ImageSource, item_ids: Sequence[str], size: int) -> np.ndarray:
     """Returns photos uint8[N, size, size, 3].
 
     Raises:
       UserError: one of them cannot be decoded.
     """
     photos = []
-    for path in paths:
+    for item_id in item_ids:
         try:
-            photos.append(decode(path.read_bytes(), size))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}; repair or remove it") from None
+            photos.append(decode(source.read(item_id), size))
+        except ValueError as error:
+            raise UserError(f"photo of {item_id!r}: {error}; repair or remove it") from None
     return np.stack(photos)
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("images", None, "folder of <item_id>.jpg", required=True)
+    flags.DEFINE_string("images", None, "folder, tar or zip of <item_id>.jpg", required=True)
     flags.DEFINE_string("labels", None, "CSV with the columns item_id and label", required=True)
     flags.DEFINE_string("label", "label", "another name of the label's column")
     flags.DEFINE_string("item", None, "vision encoder", required=True)
@@ -118,10 +118,11 @@ def main(_: Sequence[str]) -> None:
     item = frozen.settings(_CONFIG, values.item)
     item.normalisation = "checkpoint"
     trained = item.weights if values.weights is None else values.weights
-    paths, labels = read_labels(
-        Path(values.labels), Path(values.images), column=values.label, limit=values.limit
+    source = open_source(Path(values.images))
+    item_ids, labels = read_labels(
+        Path(values.labels), source, column=values.label, limit=values.limit
     )
-    photos = read_photos(paths, item.image_size)
+    photos = read_photos(source, item_ids, item.image_size)
 
     def report(features: np.ndarray, name: str) -> None:
         share = round(accuracy(features, labels), 4)
@@ -130,7 +131,7 @@ def main(_: Sequence[str]) -> None:
     for weights in filter(None, (trained, "random")):
         item.weights = "" if weights == "random" else weights
         report(encode(item, photos), f"{values.item}, {weights}")
-    report(read_photos(paths, 16).reshape(len(paths), -1) / 255, "16 x 16 pixels")
+    report(read_photos(source, item_ids, 16).reshape(len(item_ids), -1) / 255, "16 x 16 pixels")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import neighbours
+from pixelrec_jax.data.sources import open_source
 from pixelrec_jax.errors import UserError
 from tests.tiny import ROOT
 
@@ -48,14 +49,14 @@ def test_a_catalogue_of_two_colours(catalogue):
 
 
 def test_wrong_input_is_one_line(catalogue):
-    table = catalogue / "labels.csv"
+    table, source = catalogue / "labels.csv", open_source(catalogue)
     with pytest.raises(UserError, match="no column 'type'"):
-        neighbours.read_labels(table, catalogue, column="type", limit=9)
+        neighbours.read_labels(table, source, column="type", limit=9)
     table.write_text("item_id,colour\nx,red\n")
     with pytest.raises(UserError, match="has a photo"):
-        neighbours.read_labels(table, catalogue, column="colour", limit=9)
+        neighbours.read_labels(table, source, column="colour", limit=9)
     with pytest.raises(UserError, match="missing"):
-        neighbours.read_labels(catalogue / "missing.csv", catalogue, column="colour", limit=9)
+        neighbours.read_labels(catalogue / "missing.csv", source, column="colour", limit=9)
     (catalogue / "0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"0\.png: not a JPEG"):
-        neighbours.read_photos([catalogue / "0.png"], 16)
+    with pytest.raises(UserError, match="photo of '0': not a JPEG"):
+        neighbours.read_photos(source, ["0"], 16)

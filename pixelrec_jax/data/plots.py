@@ -41,7 +41,8 @@ def _literal(name: str) -> str:
 
 def _sizes(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
     """Figure 4, beside the official versions of PixelRec, whose counts are known."""
-    official = {name: known.counts for name, known in OFFICIAL.items()}
+    paper = ("Pixel200K", "Pixel1M", "Pixel8M", "PixelRec")
+    official = {name: OFFICIAL[name].counts for name in paper}
     given = {name: dataset.facts for name, dataset in datasets.items()}
     for name, counts in official.items():
         _circle(axes, name, counts, above=False, edgecolor="0.6", facecolor="none", linestyle="--")
@@ -99,7 +100,9 @@ def _session_length(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
     for name, dataset in datasets.items():
         lengths = dataset.session_length
         share = lengths.counts / lengths.counts.sum()
-        style = {"histtype": "stepfilled", "alpha": 0.6 if len(datasets) == 1 else 0.35}
+        style = {"histtype": "stepfilled", "alpha": 0.6}
+        if len(datasets) > 1:  # colours that lie on each other would mix
+            style = {"histtype": "step", "linewidth": 1.4}
         label = f"{name} (longest {lengths.values[-1]:,})"
         axes.hist(lengths.values, bins=edges, weights=share, label=label, **style)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
