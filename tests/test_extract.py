@@ -161,8 +161,8 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
         check(interactions, tmp_path / "x.json", overwrite=False)
     with pytest.raises(UserError, match=r"cannot be written .*; give another place"):
         extract(interactions, encoder, tmp_path / "nowhere" / "x.npy")
-    files = {"files": {}, "images": {"size": None}}
-    without_images = dataclasses.replace(interactions, manifest=interactions.manifest | files)
+    manifest = interactions.manifest | {"images": None}
+    without_images = dataclasses.replace(interactions, manifest=manifest)
     with pytest.raises(UserError, match="prepared without images"):
         check(without_images, tmp_path / "x.npy", overwrite=False)
 
