@@ -41,7 +41,7 @@ _COUNT = flags.DEFINE_integer("count", 1024, "Images to use at most.", lower_bou
 _SIZE = flags.DEFINE_integer("size", 224, "Pixels per side.", lower_bound=8)
 _WORKERS = flags.DEFINE_multi_integer("workers", [0, 1, 2], "Processes; 0: the program's threads.")
 _THREADS = flags.DEFINE_multi_integer("threads", [1, 2], "Threads in each process.")
-_BATCHES = flags.DEFINE_integer("batches", 40, "Batches of a measurement.", lower_bound=2)
+_BATCHES = flags.DEFINE_integer("batches", 10, "Batches of a measurement.", lower_bound=2)
 _ROOT = Path(__file__).parent.parent
 _PREFETCH = 2
 _HISTORY = 10

@@ -110,9 +110,10 @@ def test_a_killed_run_goes_on_without_its_source(sources, target_dataset, tmp_pa
     source = tmp_path / "source"
     shutil.copytree(sources(words), source)
     config = _config(words, target_dataset, run=str(source))
+    config.train.epochs = 1
     whole = _run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "iterate", _dying_iterate(2))
+        patch.setattr(train, "iterate", _dying_iterate(1))
         with pytest.raises(_KilledError):
             train.train_and_evaluate(config, tmp_path / "killed")
     shutil.rmtree(source)
