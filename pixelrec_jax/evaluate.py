@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from pixelrec_jax import metrics
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
-from pixelrec_jax.data.split import Part, Queries, Split, ranking_queries, training_counts
+from pixelrec_jax.data.split import Part, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, History, Items
+from pixelrec_jax.data.windows import Queries, ranking_queries
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import AXES, ROWS, local_shards, num_shards, replicate, to_global
 from pixelrec_jax.users.encoder import dot_product

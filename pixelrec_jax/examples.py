@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from pixelrec_jax.data import interactions, item_info
-from pixelrec_jax.data.split import LEAVE_ONE_OUT, build_split, ranking_queries
+from pixelrec_jax.data.split import build_split
+from pixelrec_jax.data.windows import ranking_queries
 from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.text import one_line, render
 from pixelrec_jax.workdir import read_config
@@ -27,7 +28,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     top = _recommendations(workdir, users=users, seed=seed)
     settings = read_config(workdir).dataset
     dataset = interactions.load(settings.path)
-    split = build_split(dataset, settings.get("split", LEAVE_ONE_OUT))
+    split = build_split(dataset, settings.get("split"))
     names = top["user_id"].unique(maintain_order=True)
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
     places = [user_ids.index_of(name) for name in names]

@@ -10,7 +10,6 @@ DATA/features.npy is what `item=features` reads.
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,10 +21,9 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich import progress
-from rich.console import Console
 
 from pixelrec_jax import errors, frozen
+from pixelrec_jax.bar import progress_bar
 from pixelrec_jax.data.features import item_ids_digest, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
@@ -139,17 +137,13 @@ def _rows(
         return look(variables, flat).astype(dtype)
 
     variables = replicate(variables, mesh)
-    with iterate(
-        source, start=0, stop=len(source), workers=0, threads=_THREADS, prefetch=_THREADS
-    ) as batches:
-        for items in progress.track(
-            batches,
-            "features",
-            total=len(source),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ):
+    with (
+        iterate(
+            source, start=0, stop=len(source), workers=0, threads=_THREADS, prefetch=_THREADS
+        ) as batches,
+        progress_bar("features", len(source)) as advance,
+    ):
+        for items in batches:
             ids = items.id[items.id != PAD]
             rows = np.asarray(encode(variables, to_global(items, mesh, ROWS)))[: len(ids)]
             finite = np.isfinite(rows).reshape(len(ids), -1).all(axis=1)
@@ -159,6 +153,7 @@ def _rows(
                     "--dtype=float32, another layer or other weights"
                 )
             yield rows
+            advance(1)
 
 
 def _write(

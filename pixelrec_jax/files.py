@@ -1,10 +1,11 @@
 """Files that appear complete or not at all."""
 
+import csv
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, complete or not at all."""
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Writes a CSV file, complete or not at all."""
+    with (
+        replaced_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def digest(path: Path) -> str:

@@ -64,6 +64,8 @@ def prepare(
     Raises `UserError` for wrong input, an `out` that is not empty, and a full disk; images that
     stop the run are listed in `<out>.missing_images.csv`.
     """
+    if image_size is None and store == "resized":
+        image_size = _IMAGE_SIZE
     options = {
         "min_interactions": min_interactions,
         "sample": sample,
@@ -163,16 +165,14 @@ def _check_options(options: dict[str, Any]) -> None:
     selection.parse(options["sample"])
     if options["seed"] < 0:
         raise UserError(f"--seed={options['seed']} must be 0 or more")
-    resized = options["store"] == "resized"
-    if options["image_size"] is None:
-        options["image_size"] = _IMAGE_SIZE if resized else None
-    elif not resized:
+    resized, size = options["store"] == "resized", options["image_size"]
+    if size is not None and not resized:
         raise UserError(
-            f"--image_size={options['image_size']} is of --store=resized; files that are stored as "
+            f"--image_size={size} is of --store=resized; files that are stored as "
             "they are get their size in training, by --config.item.image_size"
         )
-    elif not 1 <= options["image_size"] <= 4096:
-        raise UserError(f"--image_size={options['image_size']} must be between 1 and 4096")
+    if resized and not 1 <= size <= 4096:
+        raise UserError(f"--image_size={size} must be between 1 and 4096")
 
 
 def _check_free(out: Path) -> None:

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from pixelrec_jax import freeze
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.slots import deduplicate
-from pixelrec_jax.data.split import training_windows
 from pixelrec_jax.data.types import Batch
+from pixelrec_jax.data.windows import training_windows
 from pixelrec_jax.evaluate import Ranking
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.losses import bpr, only_first_row

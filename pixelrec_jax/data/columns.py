@@ -92,8 +92,8 @@ def _read_codes(path: Path) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
     header = scan.collect_schema().names()
     if missing := [name for name in COLUMNS if name not in header]:
         raise UserError(
-            f"{str(path)!r} has no column {', '.join(missing)}; it has {', '.join(header)}, "
-            f"it must be comma-separated, with a header line"
+            f"{str(path)!r} has no column {', '.join(missing)}; it has {', '.join(header)}; "
+            "it must be comma-separated, with a header line"
         )
     ids = {}
     for name in ("user_id", "item_id"):

@@ -7,23 +7,19 @@ URLs are taken for those of strangers: see `addresses`, which says what is conne
 """
 
 import asyncio
-import contextlib
-import csv
 import io
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
 from absl import flags
 from PIL import Image
-from rich import progress
-from rich.console import Console
 
 from pixelrec_jax import errors, files
+from pixelrec_jax.bar import progress_bar
 from pixelrec_jax.data import images
 from pixelrec_jax.data.addresses import RefusedError
 from pixelrec_jax.data.sources.source import SUFFIXES
@@ -111,7 +107,7 @@ async def _fetch_all(
 ) -> None:
     rows = enumerate(todo.iter_rows())  # shared by the workers, each takes the next
 
-    async def work(threads: Executor, advance: Callable[[], None]) -> None:
+    async def work(threads: Executor, advance: Callable[[int], None]) -> None:
         for row, (item_id, url) in rows:
             try:
                 body = await fetcher.get(url)
@@ -119,10 +115,13 @@ async def _fetch_all(
                 await loop.run_in_executor(threads, _save, body, out, item_id)
             except (RefusedError, ValueError) as error:
                 failures[row] = str(error)
-            advance()
+            advance(1)
 
     # As many threads as cores bound the memory that decoded images take.
-    with ThreadPoolExecutor(os.cpu_count()) as threads, _progress(len(todo)) as advance:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        progress_bar("images", len(todo)) as advance,
+    ):
         async with fetcher:
             workers = [
                 asyncio.create_task(work(threads, advance))
@@ -134,16 +133,6 @@ async def _fetch_all(
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    console = Console(stderr=True)
-    with progress.Progress(
-        console=console, transient=True, disable=not sys.stderr.isatty()
-    ) as display:
-        task = display.add_task("images", total=total)
-        yield lambda: display.advance(task)
 
 
 def _save(body: bytes, out: Path, item_id: str) -> None:
@@ -159,13 +148,8 @@ def _write_report(report: Path, todo: pl.DataFrame, failures: dict[int, str]) ->
     if not failures:
         report.unlink(missing_ok=True)
         return
-    with (
-        files.replaced_file(report) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow((*COLUMNS, "reason"))
-        rows.writerows((*todo.row(row), failures[row]) for row in sorted(failures))
+    rows = ((*todo.row(row), failures[row]) for row in sorted(failures))
+    files.write_csv(report, (*COLUMNS, "reason"), rows)
 
 
 def _define_flags() -> None:

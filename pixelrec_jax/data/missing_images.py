@@ -1,10 +1,9 @@
 """Items without a usable image: the list of them, and one line about them."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixelrec_jax.files import replaced_file
+from pixelrec_jax.files import write_csv
 from pixelrec_jax.text import one_line
 
 
@@ -15,10 +14,8 @@ def of_failure(out: Path) -> Path:
 
 def write(path: Path, ids: Sequence[str], reasons: dict[int, str]) -> None:
     """Writes a CSV of item_id, reason for {place in ids: reason}."""
-    with replaced_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("item_id", "reason"))
-        rows.writerows((ids[index], reasons[index]) for index in sorted(reasons))
+    rows = ((ids[index], reasons[index]) for index in sorted(reasons))
+    write_csv(path, ("item_id", "reason"), rows)
 
 
 def describe(ids: Sequence[str], reasons: dict[int, str]) -> str:

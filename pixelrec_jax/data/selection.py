@@ -75,9 +75,9 @@ def least_interactions(options: dict[str, Any]) -> int:
 
 def drop(table: Table, keep: np.ndarray, why: str, dropped: Losses) -> Table:
     """Returns the rows `keep` and adds what that costs to dropped[why]."""
-    if keep.all():
-        return table
     kept = table.where(keep)
+    if kept is table:
+        return table
     before, after = table.counts, kept.counts
     account = dropped.setdefault(why, dict.fromkeys(before, 0))
     for name in before:

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import threading
 import zlib
 from collections.abc import Sequence
@@ -19,9 +18,8 @@ import numpy as np
 import PIL
 from array_record.python import array_record_module
 from PIL import Image
-from rich import progress
-from rich.console import Console
 
+from pixelrec_jax.bar import progress_bar
 from pixelrec_jax.data.images import PER_SHARD, READER_OPTIONS, decode, resize, shard_name
 from pixelrec_jax.data.sources.source import ImageSource, UnreadableError
 from pixelrec_jax.errors import UserError
@@ -59,23 +57,16 @@ def write_shards(
     starts = range(0, len(item_ids), PER_SHARD)
     reasons: dict[int, str] = {}
     stop = threading.Event()
-    console = Console(stderr=True)
     with (
-        progress.Progress(
-            *progress.Progress.get_default_columns(),
-            console=console,
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ) as bar,
+        progress_bar("images", len(item_ids)) as advance,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        task = bar.add_task("images", total=len(item_ids))
 
         def write(start: int) -> dict[str, str]:
             shard = _Shard(folder, source, item_ids[start : start + PER_SHARD], start, size, stop)
             found = shard.existing()
             found = shard.write() if found is None else found
-            bar.advance(task, len(shard.item_ids))
+            advance(len(shard.item_ids))
             return found
 
         try:

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.split import Split, Windows, read_windows, training_windows
+from pixelrec_jax.data.split import Split
+from pixelrec_jax.data.windows import Windows, read_windows, training_windows
 from pixelrec_jax.errors import UserError, nearest
 
 

@@ -205,8 +205,7 @@ def test_of_a_damaged_file_any_error_is_a_reason(monkeypatch):
         images.decode(encoded(noise(0, 9, 5)), 4)
 
 
-def test_few_files_stay_open(prepared, expected, monkeypatch):
-    monkeypatch.setattr(images, "PER_SHARD", 1)
+def test_few_files_stay_open(prepared, monkeypatch):
     monkeypatch.setattr(images, "_MOST_OPEN", 2)
     store = ImageStore(prepared, size=16)
     for name in ("a", "b", "c"):

@@ -9,14 +9,9 @@ import pytest
 
 from pixelrec_jax.data.graph import training_graph
 from pixelrec_jax.data.interactions import Interactions, load
-from pixelrec_jax.data.split import (
-    build_split,
-    global_time,
-    ranking_queries,
-    training_counts,
-    training_windows,
-)
+from pixelrec_jax.data.split import build_split, global_time, training_counts
 from pixelrec_jax.data.tasks import NextItem, Pairs
+from pixelrec_jax.data.windows import ranking_queries, training_windows
 from pixelrec_jax.errors import UserError
 from tests.tiny import interactions_of
 
