@@ -64,7 +64,9 @@ def base() -> ConfigDict:
                 "prefetch": 2,  # batches each may be ahead; a batch of images takes megabytes
                 "slot_buckets": 1,  # how many sizes the set of distinct items of a batch may take
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            # Devices by axis: "data" and "fsdp" split the batch, "fsdp" also parameters of at least
+            # so many entries, "tensor" heads and hidden units; the last two split rows of tables.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "fsdp_min_size": 2**16},
         }
     )
 

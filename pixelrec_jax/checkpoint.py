@@ -112,12 +112,19 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
 
     def restore(self, step: int, template: Any) -> Any:
-        """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings."""
+        """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings.
+
+        Rows at the end of arrays that one mesh needs and another does not (`sharding.pad_rows`) are
+        filled with zeros or left out.
+        """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
         )
+        loading = ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
         try:
-            return self._checkpointer.load(step, abstract)
+            _check_shapes(self._checkpointer.metadata(step).metadata, abstract)
+            with ocp.Context(array_options=ocp.options.ArrayOptions(loading=loading)):
+                return self._checkpointer.load(step, abstract)
         except _UNREADABLE as error:
             raise self._unreadable(step, error) from error
 
@@ -153,6 +160,19 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written to {self.directory} "
             f"({_first_line(error)}); {kept}; free space and start again with the same command"
         )
+
+
+def _check_shapes(saved: Any, template: Any) -> None:
+    """Raises `ValueError` where arrays differ in more than their number of rows."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+
+    there, here = shapes(saved), shapes(template)
+    for name, shape in here.items():
+        if len(there[name]) != len(shape) or there[name][1:] != shape[1:]:
+            raise ValueError(f"{name} is {list(there[name])}, expected {list(shape)}")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pixelrec_jax import metrics
+from pixelrec_jax import metrics, tables
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
 from pixelrec_jax.data.split import Part, Split, training_counts
@@ -18,7 +18,15 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import PAD, History, Items
 from pixelrec_jax.data.windows import Queries, ranking_queries
 from pixelrec_jax.recommender import Recommender
-from pixelrec_jax.sharding import AXES, ROWS, local_shards, num_shards, replicate, to_global
+from pixelrec_jax.sharding import (
+    AXES,
+    ROWS,
+    local_shards,
+    num_shards,
+    replicate,
+    take_rows,
+    to_global,
+)
 from pixelrec_jax.users.encoder import dot_product
 
 
@@ -39,29 +47,6 @@ class Ranking:
     top_ids: np.ndarray
     top_scores: np.ndarray
     candidates: np.ndarray
-
-
-def lookup(catalog: jax.Array, ids: jax.Array, *, mesh: Mesh) -> jax.Array:
-    """Returns rows of the sharded catalogue, without gathering it.
-
-    Args:
-      catalog: float32[G, R, E], sharded over all devices.
-      ids: int32[Q, L], Q a multiple of the number of devices.
-      mesh: the device mesh.
-
-    Returns:
-      float32[Q, L, E], sharded over Q.
-    """
-
-    def shard(table: jax.Array, ids: jax.Array) -> jax.Array:
-        row = ids - jax.lax.axis_index(AXES) * table.shape[1]
-        own = (row >= 0) & (row < table.shape[1])
-        vector = jnp.where(own[..., None], table[0][jnp.where(own, row, 0)], 0)
-        return jax.lax.psum_scatter(vector, AXES, scatter_dimension=0, tiled=True)
-
-    return jax.shard_map(
-        shard, mesh=mesh, in_specs=(ROWS, PartitionSpec()), out_specs=ROWS, check_vma=False
-    )(catalog, ids)
 
 
 def retrieve(
@@ -157,15 +142,23 @@ class Evaluator:
             local_shards=local_shards(mesh, ROWS),
         )
 
-        encode_items = partial(model.apply, method="encode_items")
+        def with_rows(variables: dict, lookups: tables.Lookups) -> dict:
+            rows = tables.read_rows(variables["params"], lookups, mesh, ROWS)
+            return {**variables, tables.COLLECTION: rows}
+
+        def encode_items(variables: dict, items: Items) -> jax.Array:
+            variables = with_rows(variables, model.lookups(items=items))
+            return model.apply(variables, items, method="encode_items")
 
         def encode(variables, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
             vector = encode_items(variables, items)
             return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
 
         def rank(variables, catalog: jax.Array, user, history, seen, target):
-            vector = lookup(catalog, history, mesh=mesh)
+            flat = catalog.reshape(-1, catalog.shape[-1])
+            vector = take_rows(flat, history, mesh, rows=ROWS, batch=ROWS)
             history = History(vector=vector, item=history, user=user)
+            variables = with_rows(variables, model.lookups(user=user))
             state = model.apply(variables, history, method="encode_users")[:, -1]
             score = partial(model.apply, {}, method="score")
             return self._retrieve(score, state, catalog, seen, target)
@@ -178,7 +171,7 @@ class Evaluator:
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._rank = jax.jit(rank)
         self._encode_items = encode_items
-        self._propagate = jax.jit(model.propagate)
+        self._propagate = jax.jit(partial(model.propagate, mesh=mesh))
         self._rank_by_counts = jax.jit(rank_by_counts)
 
     @cached_property

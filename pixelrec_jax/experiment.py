@@ -90,7 +90,7 @@ def build_experiment(
     split = build_split(interactions, config.dataset.get("split"))
     model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
     store = _open_store(config.item, interactions) if store is None else store
-    optimizer = build_optimizer(config.optim)
+    optimizer = build_optimizer(config.optim, mesh)
     options = {key: value for key, value in config.task.items() if key != "name"}
     task = task_of(config)(split, **options)
     batches = TrainBatches(

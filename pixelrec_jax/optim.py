@@ -5,12 +5,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.errors import UserError
+from pixelrec_jax.sharding import add_rows
+
+# What is looked up by ids or codes, not seen.
+_TABLES = ("table", "codebook")
 
 
-def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
+def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
     """Builds AdamW as the reference uses it: dense, decaying every tensor, biases included.
 
     `visual_lr` and `visual_weight_decay` apply to what looks at images or features: trunk, head and
@@ -39,12 +44,14 @@ def build_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
     }
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        _scale_by_adam(optim.b1, optim.b2, optim.eps),
+        _scale_by_adam(optim.b1, optim.b2, optim.eps, mesh),
         optax.partition(groups, _labels),
     )
 
 
-def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+def _scale_by_adam(
+    b1: float, b2: float, eps: float, mesh: Mesh
+) -> optax.GradientTransformationExtraArgs:
     """`optax.scale_by_adam` that takes tables' gradients by row, as `tables.by_row` makes them.
 
     It does the same to every row of a table, but reads the gradient's rows only.
@@ -52,7 +59,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
     def moment(decay: float, order: int, old: jax.Array, gradient: jax.Array, ids) -> jax.Array:
         new = (1 - decay) * gradient**order
-        return decay * old + new if ids is None else (decay * old).at[ids].add(new)
+        return decay * old + new if ids is None else add_rows(decay * old, ids, new, mesh)
 
     def update(gradient, state, params=None, *, ids=None):
         count = state.count + 1
@@ -71,6 +78,6 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 def _labels(params: dict) -> dict:
     def label(path: tuple, _: jax.Array) -> str:
         names = [key.key for key in path]
-        return "visual" if names[0] == "item_encoder" and names[-1] != "table" else "other"
+        return "visual" if names[0] == "item_encoder" and names[-1] not in _TABLES else "other"
 
     return jax.tree_util.tree_map_with_path(label, params)

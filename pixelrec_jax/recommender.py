@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Graph
@@ -11,6 +12,7 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder, id_table
+from pixelrec_jax.sharding import split_by_columns
 from pixelrec_jax.tables import Lookup, Lookups
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import UserEncoder
@@ -27,7 +29,7 @@ class Recommender(nn.Module):
     item_encoder: nn.Module
     user_encoder: UserEncoder
 
-    def propagate(self, variables: dict, graph: Graph | None) -> dict:
+    def propagate(self, variables: dict, graph: Graph | None, mesh: Mesh) -> dict:
         """Returns the variables to encode with, for those of the state.
 
         They are the same, but for LightGCN, whose tables pass along the edges of the graph first:
@@ -35,18 +37,20 @@ class Recommender(nn.Module):
         """
         if graph is None:
             return variables
-        return {**variables, "params": self.user_encoder.propagate(variables["params"], graph)}
+        params = split_by_columns(variables["params"], mesh)
+        return {**variables, "params": self.user_encoder.propagate(params, graph)}
 
-    def lookups(self, batch: Batch) -> Lookups:
-        """Returns which rows of which tables a batch reads."""
+    def lookups(self, *, items: Items | None = None, user: jax.Array | None = None) -> Lookups:
+        """Returns which rows of which tables items [G, U] and users [...] read."""
         if self.user_encoder.uses_graph:
             return {}  # every row may reach any other
         found = {}
-        if (path := id_table(self.item_encoder)) is not None:
+        path = id_table(self.item_encoder)
+        if items is not None and path is not None:
             # The slots of a shard are distinct items; shards may share some.
-            found["item_encoder", *path] = Lookup(batch.items.id, len(batch.items.id) == 1)
-        if self.user_encoder.has_table:
-            found["user_encoder", "table"] = Lookup(batch.user, distinct=False)
+            found["item_encoder", *path] = Lookup(items.id, distinct=len(items.id) == 1)
+        if user is not None and self.user_encoder.has_table:
+            found["user_encoder", "table"] = Lookup(user, distinct=False)
         return found
 
     def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -14,23 +16,40 @@ from pixelrec_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis G of a training batch
 ROWS = PartitionSpec(AXES)  # rows of the catalogue, over every device
+TABLE_ROWS = PartitionSpec(("fsdp", "tensor"))  # rows of tables of items and users
 
-# The first pattern that a parameter's "a/b/c" path matches decides; every one must match.
+_REPLICATED = PartitionSpec()
+_TRANSFORMER = r"/(block_\d+|layer_\d+|attention|attention_pool)"
+# The first pattern that is found in a parameter's "a/b/c" path decides; every path must match one.
+# Specs are of the last two axes, [in, out] of kernels, of convolutions, too.
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # Tables of items and users, the largest parameters of models on ids, by columns: they divide
-    # evenly whatever their number of rows, and lookups and steps along a graph stay in a column.
-    # Not over "tensor", too: with data, fsdp and tensor all above 1, XLA (jax 0.10.2) then compiles
-    # a step that gives another loss (tests/test_train.py compares such a mesh with one device).
-    (r"(^|/)table$", PartitionSpec(None, "fsdp")),
-    (".*", PartitionSpec()),
+    # The largest parameters of models on ids. `tables` reads and updates their rows.
+    (r"(^|/)table$", PartitionSpec(TABLE_ROWS[0], None)),
+    # Transformers (Megatron-LM, Shoeybi et al. 2019): a device of the axis "tensor" computes some
+    # of the heads and hidden units, whose contributions are summed behind the second product.
+    (rf"{_TRANSFORMER}/(query|key|value|mlp_in|feed_in)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (rf"{_TRANSFORMER}/(query|key|value|mlp_in|feed_in)/bias$", PartitionSpec("tensor")),
+    (rf"{_TRANSFORMER}/(out|mlp_out|feed_out)/kernel$", PartitionSpec("tensor", "fsdp")),
+    # The widest stages of ResNets: the same with the channels between two convolutions, in units
+    # of three the last two, which are most of the work.
+    (r"/layer[34]/unit_\d+/conv_2/conv/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"/layer[34]/unit_\d+/conv_3/conv/kernel$", PartitionSpec("tensor", "fsdp")),
+    # Every other matrix is split for memory only and gathered where it is used.
+    (r"(^|/)(kernel|recurrent)$", PartitionSpec("fsdp", None)),
+    (r"(^|/)(bias|scale|scale_\d|\w+_bias)$", _REPLICATED),
+    (r"(^|/)(class_token|position|relative|mask|\w+_interests|codebook)$", _REPLICATED),
+    (r"(^|/)batch_stats/.*/(mean|var)$", _REPLICATED),
 )
 
 
 def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges devices (default: all) in a mesh data, fsdp, tensor; data=-1 takes what is left.
 
+    Of several TPU slices each holds whole groups of the axes fsdp and tensor, so that only sums of
+    gradients cross the slower network between them.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or to that of a slice.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -41,45 +60,169 @@ def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not cover the "
             f"{count} devices; their product must be {count} (data=-1 takes what is left)"
         )
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     # Automatic axes: the compiler propagates shardings from the parameters and the batch.
-    return jax.make_mesh(
-        (data, mesh.fsdp, mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    types = (AxisType.Auto,) * 3
+    if slices == 1:
+        shape = (data, mesh.fsdp, mesh.tensor)
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise UserError(
+            f"mesh fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {count // slices} devices, "
+            f"one of {slices} slices; their product must divide it"
+        )
+    grid = create_hybrid_device_mesh(
+        (data // slices, mesh.fsdp, mesh.tensor), (slices, 1, 1), devices=devices
     )
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def infer_shardings(
-    tree: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = PARAMETER_RULES
+    tree: Any,
+    mesh: Mesh,
+    *,
+    min_size: int = 0,
+    rules: Sequence[tuple[str, PartitionSpec]] = PARAMETER_RULES,
 ) -> Any:
     """Returns a NamedSharding for every leaf, by the first rule that its path matches.
 
     Works on anything that contains parameter paths, such as optimizer moments: a rule is searched
-    in the whole path. Scalars are replicated.
+    in the whole path. Scalars are replicated, as is an axis that does not divide as its rule says:
+    there is no harm in that but memory. Tables always divide (`pad_rows`).
+
+    Args:
+      tree: of arrays or their shapes.
+      mesh: the device mesh.
+      min_size: parameters with fewer entries are not split over "fsdp": what that saves is not
+        worth sending them.
+      rules: see `PARAMETER_RULES`.
 
     Raises:
-      UserError: a leaf that no rule covers, or that does not divide as its rule says.
+      UserError: a leaf that no rule covers.
     """
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not leaf.shape:
-            return NamedSharding(mesh, PartitionSpec())
+            return NamedSharding(mesh, _REPLICATED)
         for pattern, spec in rules:
             if re.search(pattern, name):
-                return _checked(NamedSharding(mesh, spec), name, leaf.shape)
-        raise UserError(f"no sharding rule covers the parameter {name} {leaf.shape}; add one")
+                small = leaf.size < min_size
+                return NamedSharding(mesh, _fit(spec, leaf.shape, mesh, small=small))
+        raise UserError(
+            f"no sharding rule covers the parameter {name} {list(leaf.shape)}; add one to "
+            "PARAMETER_RULES in pixelrec_jax/sharding.py"
+        )
 
     return jax.tree_util.tree_map_with_path(choose, tree)
 
 
-def _checked(sharding: NamedSharding, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    for size, axes in zip(shape, sharding.spec, strict=False):
-        parts = num_shards(sharding.mesh, PartitionSpec(axes)) if axes else 1
-        if size % parts:
-            raise UserError(
-                f"{name} {list(shape)} does not divide into {parts} equal parts; choose a width "
-                f"that is a multiple of {parts} (mesh.fsdp)"
-            )
-    return sharding
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, *, small: bool) -> PartitionSpec:
+    """Returns the spec of all axes for that of the last ones, without what does not apply."""
+    specs = (*(None,) * (len(shape) - len(spec)), *spec)
+
+    def applies(size: int, axes: Any) -> bool:
+        if axes is None or (small and axes == "fsdp"):
+            return False
+        return size % num_shards(mesh, PartitionSpec(axes)) == 0
+
+    return PartitionSpec(
+        *(axes if applies(size, axes) else None for size, axes in zip(shape, specs, strict=True))
+    )
+
+
+def pad_rows(params: dict, mesh: Mesh) -> dict:
+    """Returns the parameters with rows of zeros after those of tables, so that they divide."""
+    parts = num_shards(mesh, TABLE_ROWS)
+
+    def pad(path: tuple, x: jax.Array) -> jax.Array:
+        if path[-1].key != "table":
+            return x
+        return jnp.pad(x, ((0, -len(x) % parts), (0, 0)))
+
+    return jax.tree_util.tree_map_with_path(pad, params)
+
+
+def take_rows(
+    table: jax.Array, ids: jax.Array, mesh: Mesh, *, rows: PartitionSpec, batch: PartitionSpec
+) -> jax.Array:
+    """Returns rows of a sharded table, without gathering it.
+
+    Args:
+      table: [N, D], split by `rows`.
+      ids: int32[B, ...], split by `batch`; they must be below N.
+      mesh: the device mesh.
+      rows, batch: specs of one entry, for the leading axis.
+
+    Returns:
+      [B, ..., D], split by `batch`.
+    """
+    if num_shards(mesh, rows) == 1:
+        return table[ids]
+    # Devices that share a table and differ in ids: each asks all of them and sums what is its own.
+    axes = rows[0]
+    asking = tuple(axis for axis in axes if axis in batch[0])
+    alike = tuple(axis for axis in axes if axis not in batch[0])
+
+    def shard(table: jax.Array, ids: jax.Array) -> jax.Array:
+        ids = jax.lax.all_gather(ids, asking, tiled=True) if asking else ids
+        own = ids - jax.lax.axis_index(axes) * len(table)
+        here = (own >= 0) & (own < len(table))
+        vector = jnp.where(here[..., None], table[jnp.where(here, own, 0)], 0)
+        vector = jax.lax.psum(vector, alike) if alike else vector
+        if not asking:
+            return vector
+        return jax.lax.psum_scatter(vector, asking, scatter_dimension=0, tiled=True)
+
+    return jax.shard_map(
+        shard, mesh=mesh, in_specs=(rows, batch), out_specs=batch, check_vma=False
+    )(table, ids)
+
+
+def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) -> jax.Array:
+    """Returns a table [N, D], split by rows, with values [M, D] added to the rows ids int32[M].
+
+    Ids from N on are dropped. Every device is given all values and adds those of its rows.
+    """
+    if num_shards(mesh, TABLE_ROWS) == 1:
+        return table.at[ids].add(values)
+
+    def shard(table: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
+        own = ids - jax.lax.axis_index(TABLE_ROWS[0]) * len(table)
+        # Negative ones would count from the end.
+        own = jnp.where(own >= 0, own, len(table))
+        return table.at[own].add(values, mode="drop")
+
+    return jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=(TABLE_ROWS, _REPLICATED, _REPLICATED),
+        out_specs=TABLE_ROWS,
+        check_vma=False,
+    )(table, ids, values)
+
+
+def split_by_columns(params: dict, mesh: Mesh) -> dict:
+    """Returns the parameters with tables split by columns instead of rows, if they divide.
+
+    Sums of rows along the edges of a graph then stay on a device.
+    """
+    # Not over "tensor", too: with data, fsdp and tensor all above 1, XLA (jax 0.10.2) then compiles
+    # a step that gives another loss.
+    spec = PartitionSpec(None, "fsdp")
+
+    def split(path: tuple, x: jax.Array) -> jax.Array:
+        if path[-1].key != "table":
+            return x
+        columns = NamedSharding(mesh, _fit(spec, x.shape, mesh, small=False))
+        return jax.lax.with_sharding_constraint(x, columns)
+
+    return jax.tree_util.tree_map_with_path(split, params)
+
+
+def gather(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Returns an array of a compiled function as a whole on every device."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _REPLICATED))
 
 
 def num_shards(mesh: Mesh, spec: PartitionSpec) -> int:

@@ -16,7 +16,7 @@ from pixelrec_jax.experiment import Experiment
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.items.vision.pretrained import read_trunk
 from pixelrec_jax.recommender import Recommender
-from pixelrec_jax.sharding import infer_shardings
+from pixelrec_jax.sharding import infer_shardings, pad_rows
 from pixelrec_jax.transfer import read_source
 
 
@@ -72,7 +72,7 @@ def create_state(experiment: Experiment, given: dict | None = None) -> TrainStat
     model_state = dict(model.init(jax.random.key(config.seed), batch, train=False))
     if given is not None:
         model_state = freeze.merge(model_state, given)
-    params = model_state.pop("params", {})
+    params = pad_rows(model_state.pop("params", {}), experiment.mesh)
     trainable, frozen = freeze.partition(params, trainable_filter(model))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -100,7 +100,8 @@ def trainable_filter(model: Recommender) -> Callable[[str], bool]:
 def state_template(experiment: Experiment) -> TrainState:
     """Returns the shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(lambda: create_state(experiment))
-    shardings = infer_shardings(shapes, experiment.mesh)
+    min_size = experiment.config.mesh.get("fsdp_min_size", 0)  # older configs lack it
+    shardings = infer_shardings(shapes, experiment.mesh, min_size=min_size)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

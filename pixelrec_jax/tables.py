@@ -11,6 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, PartitionSpec
+
+from pixelrec_jax.sharding import TABLE_ROWS, gather, take_rows
 
 COLLECTION = "rows"  # of variables: the rows that a train step has looked up already
 
@@ -37,31 +40,48 @@ def look_up(
     """Returns float32[..., D], rows of a module's parameter; `Lookups` must say the same ids."""
     if module.has_variable(COLLECTION, name):
         return module.get_variable(COLLECTION, name).reshape(*ids.shape, -1)
+    if module.has_variable("params", name):  # perhaps with rows more than `shape`, see `pad_rows`
+        return module.get_variable("params", name)[ids]
     return module.param(name, init, shape, jnp.float32)[ids]
 
 
-def read_rows(params: dict, lookups: Lookups) -> dict:
-    """Returns the rows that lookups read, as variables of the collection."""
+def read_rows(params: dict, lookups: Lookups, mesh: Mesh, batch: PartitionSpec) -> dict:
+    """Returns the rows that lookups read, as variables of the collection.
+
+    Args:
+      params: whose tables are split over the mesh by rows.
+      lookups: whose ids are split by `batch`.
+      mesh: the device mesh.
+      batch: a spec of one entry, which the rows have, too.
+    """
     flat = flatten_dict(params)
-    return unflatten_dict({path: flat[path][lookup.ids] for path, lookup in lookups.items()})
+    return unflatten_dict(
+        {
+            path: take_rows(flat[path], lookup.ids, mesh, rows=TABLE_ROWS, batch=batch)
+            for path, lookup in lookups.items()
+        }
+    )
 
 
-def by_row(gradient: dict, rows: dict, lookups: Lookups) -> tuple[dict, dict]:
+def by_row(gradient: dict, rows: dict, lookups: Lookups, mesh: Mesh) -> tuple[dict, dict]:
     """Puts the gradients of rows in the place of their tables'.
 
     Args:
       gradient: of the parameters.
       rows: gradient of the result of `read_rows`.
       lookups: as for it. Gradients of a row that is read repeatedly are summed.
+      mesh: the device mesh.
 
     Returns:
       The gradient with float32[M, D] in the place of tables, and a tree of the same paths that has
-      the rows' ids int32[M] there and None elsewhere. An id past the table stands for no row.
+      the rows' ids int32[M] there and None elsewhere, both whole on every device. An id past the
+      table stands for no row.
     """
     gradient, ids = flatten_dict(gradient), dict.fromkeys(flatten_dict(gradient))
     for path, row in flatten_dict(rows).items():
         table, lookup = gradient[path], lookups[path]
-        gradient[path], ids[path] = row.reshape(-1, table.shape[-1]), lookup.ids.reshape(-1)
+        row = gather(row.reshape(-1, table.shape[-1]), mesh)
+        gradient[path], ids[path] = row, gather(lookup.ids.reshape(-1), mesh)
         if not lookup.distinct:
             ids[path], place = jnp.unique(
                 ids[path], return_inverse=True, size=ids[path].size, fill_value=len(table)

@@ -29,6 +29,7 @@ from pixelrec_jax.state import TrainState, init_state, state_template
 def make_train_step(experiment: Experiment):
     """Returns the jitted step: (donated state, global batch, graph) -> (state, loss float32[])."""
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
+    mesh = experiment.mesh
 
     def train_step(
         state: TrainState, batch: Batch, graph: Graph | None
@@ -36,10 +37,10 @@ def make_train_step(experiment: Experiment):
         batch = only_first_row(batch) if config.loss.single_row else batch
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        lookups = model.lookups(batch)
+        lookups = model.lookups(items=batch.items, user=batch.user)
 
         def loss_of(trainable: dict, rows: dict) -> tuple[jax.Array, dict]:
-            variables = model.propagate(state.replace(trainable=trainable).variables, graph)
+            variables = model.propagate(state.replace(trainable=trainable).variables, graph, mesh)
             (positive, negative), model_state = model.apply(
                 {**variables, tables.COLLECTION: rows},
                 batch,
@@ -52,9 +53,9 @@ def make_train_step(experiment: Experiment):
             return loss, model_state
 
         differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        rows = tables.read_rows(state.trainable, lookups)
+        rows = tables.read_rows(state.trainable, lookups, mesh, BATCH)
         (loss, model_state), (gradient, of_rows) = differentiate(state.trainable, rows)
-        gradient, ids = tables.by_row(gradient, of_rows, lookups)
+        gradient, ids = tables.by_row(gradient, of_rows, lookups, mesh)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, ids=ids)
         first_of_interval = state.step % config.train.log_every == 0
         new_state = state.replace(
@@ -67,7 +68,7 @@ def make_train_step(experiment: Experiment):
         return new_state, loss
 
     shardings = jax.tree.map(lambda x: x.sharding, state_template(experiment))
-    replicated = NamedSharding(experiment.mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
 
 

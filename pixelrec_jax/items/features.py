@@ -127,7 +127,7 @@ class SemanticIds(nn.Module):
         positions = items.feature.shape[-1]
         rows = self.codebook_size + 1  # the reference has one for each position that no code uses
         shape = (positions * rows, self.width)
-        table = self.param("table", KERNEL_INITS[self.weight_init], shape, jnp.float32)
+        table = self.param("codebook", KERNEL_INITS[self.weight_init], shape, jnp.float32)
         vector = jnp.mean(table[items.feature + jnp.arange(positions) * rows], axis=-2)
         # In the reference it is code 0 of the first position that gets no gradient: padding, too,
         # unless a file's codes count from 0.

@@ -41,7 +41,9 @@ class LightGCN(MF):
     def propagate(self, params: dict, graph: Graph) -> dict:
         """Returns the parameters with both tables passed along the graph."""
         user, item = params["user_encoder"], params["item_encoder"]
-        users, items = propagate(self.layers, (user["table"], item["table"]), graph)
+        # Rows that were added so that tables divide have no neighbours and no use here.
+        tables = user["table"][: len(graph.user_degree)], item["table"][: len(graph.item_degree)]
+        users, items = propagate(self.layers, tables, graph)
         return {
             **params,
             "user_encoder": {**user, "table": users},
