@@ -57,7 +57,24 @@ def create_state(experiment: Experiment, given: dict | None = None) -> TrainStat
 
     Traceable: `jax.eval_shape` of it gives the shapes without allocating anything.
     """
-    config, model = experiment.config, experiment.model
+    model_state = _init_variables(experiment)
+    if given is not None:
+        model_state = freeze.merge(model_state, given)
+    params = pad_rows(model_state.pop("params", {}), experiment.mesh)
+    trainable, frozen = freeze.partition(params, trainable_filter(experiment.model))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        frozen=frozen,
+        model_state=model_state,
+        opt_state=experiment.optimizer.init(trainable),
+        loss_sum=jnp.zeros((), jnp.float32),
+    )
+
+
+def _init_variables(experiment: Experiment) -> dict:
+    """Returns the variables of the model by Flax collection; tables have no rows to spare yet."""
+    config = experiment.config
     items = item_batch(np.zeros((1, 1), np.int32), experiment.store)
     length = config.task.history_length + task_of(config).masks
     slot = jnp.zeros((1, 1, length), jnp.int32)
@@ -69,19 +86,15 @@ def create_state(experiment: Experiment, given: dict | None = None) -> TrainStat
         negative=slot[..., :1, None],
         weight=jnp.zeros((1, 1, 1)),
     )
-    model_state = dict(model.init(jax.random.key(config.seed), batch, train=False))
-    if given is not None:
-        model_state = freeze.merge(model_state, given)
-    params = pad_rows(model_state.pop("params", {}), experiment.mesh)
-    trainable, frozen = freeze.partition(params, trainable_filter(model))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        trainable=trainable,
-        frozen=frozen,
-        model_state=model_state,
-        opt_state=experiment.optimizer.init(trainable),
-        loss_sum=jnp.zeros((), jnp.float32),
-    )
+    return dict(experiment.model.init(jax.random.key(config.seed), batch, train=False))
+
+
+def count_parameters(experiment: Experiment) -> tuple[int, int]:
+    """Returns how many parameters the model has and how many of them are trained."""
+    params = jax.eval_shape(lambda: _init_variables(experiment)).get("params", {})
+    trainable, _ = freeze.partition(params, trainable_filter(experiment.model))
+    total, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trainable))
+    return total, trained
 
 
 def trainable_filter(model: Recommender) -> Callable[[str], bool]:

@@ -23,7 +23,7 @@ from pixelrec_jax.losses import bpr, only_first_row
 from pixelrec_jax.progress import Speed, TrainingProgress
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.signals import stop_request
-from pixelrec_jax.state import TrainState, init_state, state_template
+from pixelrec_jax.state import TrainState, count_parameters, init_state, state_template
 
 
 def make_train_step(experiment: Experiment):
@@ -147,7 +147,7 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
     progress = TrainingProgress(start=0, total=0)
     with workdirs.MetricsLog(workdir, continue_from=0) as log:
-        progress.say(_describe(experiment, state, experiment.batches, start=0))
+        progress.say(_describe(experiment, experiment.batches, start=0))
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
         progress.say("untrained: " + _one_line(0, scalars, prefix="valid/"))
@@ -181,7 +181,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             prefetch=config.data.prefetch,
         ) as iterator,
     ):
-        progress.say(_describe(experiment, state, batches, start))
+        progress.say(_describe(experiment, batches, start))
         speed, previous = Speed(), None
         for step, local in enumerate(iterator, start=start + 1):
             state, loss = train_step(
@@ -236,12 +236,13 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
     state = restore(experiment, checkpoints, checkpoints.best)
     evaluator = experiment.evaluator
     ranking = evaluator.rank(state.variables, "test")
+    total, trained = count_parameters(experiment)
     result = {
         "model": {
             "user": experiment.config.user.name,
             "item": experiment.config.item.name,
-            "parameters": _count(state.params),
-            "trainable_parameters": _count(state.trainable),
+            "parameters": total,
+            "trainable_parameters": trained,
         },
         "dataset": experiment.config.dataset.name,
         "interactions": experiment.interactions_fingerprint,
@@ -284,9 +285,9 @@ def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
         )
 
 
-def _describe(experiment: Experiment, state: TrainState, batches: TrainBatches, start: int) -> str:
+def _describe(experiment: Experiment, batches: TrainBatches, start: int) -> str:
     config, data = experiment.config, experiment.interactions
-    total, trained = _count(state.params), _count(state.trainable)
+    total, trained = count_parameters(experiment)
     return (
         f"{config.user.name} with item={config.item.name}: {total:,} parameters, "
         f"{trained:,} trained | {config.dataset.name}: {data.num_users - 1:,} users, "
@@ -304,7 +305,3 @@ def _one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> s
         if name.startswith(prefix)
     ]
     return f"step {step}: " + ", ".join(shown)
-
-
-def _count(params: dict) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

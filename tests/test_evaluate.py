@@ -1,12 +1,11 @@
 """Ranking against a dense NumPy ranking: ties, sizes that no device count divides, masks."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pixelrec_jax.evaluate import lookup, retrieve
+from pixelrec_jax.evaluate import retrieve
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.sharding import ROWS, build_mesh, num_shards, to_global
@@ -90,13 +89,6 @@ def test_scores_that_are_not_numbers_never_look_good(mesh):
         mesh=mesh,
     )
     assert rank[0] >= 19
-
-
-def test_lookup_reads_rows_of_all_shards(mesh):
-    table = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    ids = np.random.default_rng(1).integers(0, 50, (16, 5)).astype(np.int32)
-    vectors = lookup(_sharded(table, mesh), jnp.asarray(ids), mesh=mesh)
-    np.testing.assert_array_equal(vectors, table[ids])
 
 
 def test_metrics_by_hand():
