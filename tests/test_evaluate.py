@@ -9,8 +9,9 @@ from pixelrec_jax.evaluate import retrieve
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.sharding import ROWS, build_mesh, num_shards, to_global
+from pixelrec_jax.state import init_state
 from pixelrec_jax.users.encoder import dot_product
-from tests.tiny import interactions_of, tiny_config
+from tests.tiny import interactions_of, random_store, tiny_config
 
 MESHES = {
     "1 device": (1, {"data": -1, "fsdp": 1, "tensor": 1}),
@@ -138,3 +139,45 @@ def test_random_metrics_are_the_expectation():
     gains = 1 / np.log2(np.arange(1, 6) + 1)
     assert metrics["recall@5"]["value"] == pytest.approx((1 + 5 / 20) / 2)
     assert metrics["ndcg@5"]["value"] == pytest.approx((gains[:3].sum() / 3 + gains.sum() / 20) / 2)
+
+
+@pytest.mark.parametrize(
+    "words", ["user=mf,item=id", "user=sasrec,item=id", "user=fm,item=vit_toy"]
+)
+def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
+    """Catalogue, tables and users of numbers that no mesh divides; weights make products exact."""
+    config = tiny_config(f"{words},dataset=own")
+    config.mesh.fsdp_min_size = 0
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 48, rng.integers(4, 12)) for _ in range(37)]
+    rankings = []
+    for count, axes in MESHES.values():
+        config.mesh.update(axes)
+        experiment = build_experiment(
+            config,
+            devices=jax.devices()[:count],
+            interactions=interactions_of(sequences, 48),
+            store=random_store(config.item, 48),
+        )
+        evaluator, state = experiment.evaluator, init_state(experiment)
+        variables = {
+            **state.variables,
+            # Multiples of 1/64 below 8, whose products sum exactly in float32, in any order.
+            "params": jax.tree.map(lambda x: np.round(x * 640) / 64, state.params),
+        }
+        rankings.append(evaluator.rank(variables, "test"))
+        catalog = np.asarray(evaluator.encode_catalog(variables))
+        assert catalog.shape[0] == count
+        catalog = catalog.reshape(-1, catalog.shape[-1])[:48]
+    one = rankings[0]
+    assert len(one.user) == 37
+    for other in rankings[1:]:
+        np.testing.assert_array_equal(other.rank, one.rank)
+        np.testing.assert_array_equal(other.top_ids, one.top_ids)
+    if words == "user=mf,item=id":
+        table = np.asarray(variables["params"]["user_encoder"]["table"])
+        seen = [sequence[:-1] for sequence in sequences]
+        ids, ranks = _dense(table[one.user], catalog, seen, one.target, 10)
+        kept = one.candidates > 0  # a target that was seen before is masked
+        np.testing.assert_array_equal(one.rank[kept], ranks[kept])
+        np.testing.assert_array_equal(one.top_ids, ids)
