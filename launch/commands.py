@@ -73,7 +73,7 @@ def program(main: Callable[[Sequence[str]], None]) -> None:
     errors.run(lambda _: main(of_run), parse_flags=lambda argv: list(flags.FLAGS(argv[: end + 1])))
 
 
-def define_flags() -> None:
+def define_common_flags() -> None:
     """Defines the flags that all launchers have."""
     flags.DEFINE_list(
         "sweep",

@@ -14,7 +14,7 @@ import yaml
 from absl import flags
 
 from launch import jobs
-from launch.commands import Command, define_flags, execute, program
+from launch.commands import Command, define_common_flags, execute, program
 from launch.slices import Slice
 from pixelrec_jax.errors import UserError
 
@@ -111,7 +111,11 @@ def manifest(
             "failurePolicy": {
                 "maxRestarts": restarts,
                 "rules": [
-                    {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+                    {
+                        "name": "wrongInput",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
                 ],
             },
             "replicatedJobs": [
@@ -192,8 +196,9 @@ def main(of_run: Sequence[str]) -> None:
     execute({name: [commands[values.do](name)] for name in names}, dry_run=values.dry_run)
 
 
-def _define_flags() -> None:
-    define_flags()
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
     flags.DEFINE_enum("do", "create", ["create", "status", "logs", "delete"], "what to do")
     flags.DEFINE_string("name", None, "of the JobSet", required=True)
     flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4")
@@ -207,5 +212,5 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     program(main)

@@ -27,7 +27,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what it is called, its encoder in a sweep, its flags, and folders by flag."""
+    """One run: what it is called, its flags, and the folders that they name, by flag."""
 
     name: str
     flags: tuple[str, ...]
@@ -45,7 +45,7 @@ def names(name: str, sweep: Sequence[str], *, longest: int = 63) -> list[str]:
     Raises:
       UserError: they would refuse one of them.
     """
-    every = [f"{name}-{encoder.replace('_', '-')}" for encoder in encoders(sweep)] or [name]
+    every = [_name(name, encoder) for encoder in encoders(sweep)] or [name]
     for given in every:
         if not _NAME.fullmatch(given) or len(given) > longest:
             raise UserError(
@@ -97,7 +97,7 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
             "workdir": f"{given['workdir'].rstrip('/')}/{encoder}",
         }
         flags = tuple(_replace(flag, changed) for flag in of_run)
-        every.append(_job(f"{name}-{encoder.replace('_', '-')}", flags, given | changed))
+        every.append(_job(_name(name, encoder), flags, given | changed))
     return every
 
 
@@ -142,6 +142,10 @@ def check_relative_config(every: Iterable[Job]) -> None:
 def report(every: Sequence[Job]) -> str:
     """Returns the command that prints the table of these runs."""
     return " ".join(["python -m pixelrec_jax.report --unfinished", *(job.workdir for job in every)])
+
+
+def _name(name: str, encoder: str) -> str:
+    return f"{name}-{encoder.replace('_', '-')}"
 
 
 def _parse(of_run: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import Command, define_flags, execute, program
+from launch.commands import Command, define_common_flags, execute, program
 from pixelrec_jax import report
 from pixelrec_jax.errors import UserError
 
@@ -66,6 +66,11 @@ def main(of_run: Sequence[str]) -> None:
             f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}; start the same "
             "command again to go on"
         )
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import Command, define_flags, execute, program
+from launch.commands import Command, define_common_flags, execute, program
 from pixelrec_jax.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
@@ -82,8 +82,9 @@ def main(of_run: Sequence[str]) -> None:
     print(f"# The table, when they have finished: {jobs.report(every)}")
 
 
-def _define_flags() -> None:
-    define_flags()
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
     flags.DEFINE_string("name", "pixelrec", "of the job")
     flags.DEFINE_integer("nodes", 1, "machines of each run", 1)
     flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each machine", 1)
@@ -95,5 +96,5 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     program(main)

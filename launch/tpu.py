@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import Command, define_flags, execute, program, run
+from launch.commands import Command, define_common_flags, execute, program, run
 from launch.slices import Slice
 from pixelrec_jax.errors import UserError
 
@@ -48,9 +48,11 @@ def _create(name: str, on: Slice) -> Command:
 def _run(job: jobs.Job, on: Slice) -> list[Command]:
     """Copies the code to every host, installs what it needs, and starts the run."""
     distributed = ["--distributed=auto"] if on.hosts * flags.FLAGS.num_slices > 1 else []
+    arguments = shlex.join([*job.flags, *distributed])
     start = (
-        "rm -rf pixelrec && mkdir pixelrec && tar -xzf code.tar.gz -C pixelrec && "
-        f"bash pixelrec/launch/tpu_vm.sh {_UNIT} {shlex.join([*job.flags, *distributed])}"
+        # What runs saves its step before its code goes.
+        f"sudo systemctl stop {_UNIT} 2> /dev/null; rm -rf pixelrec && mkdir pixelrec && "
+        f"tar -xzf code.tar.gz -C pixelrec && bash pixelrec/launch/tpu_vm.sh {_UNIT} {arguments}"
     )
     return [
         _gcloud("scp", str(_CODE), f"{job.name}:code.tar.gz", *_EVERYWHERE),
@@ -113,8 +115,9 @@ def main(of_run: Sequence[str]) -> None:
     print("# What is not deleted costs money: --do=delete")
 
 
-def _define_flags() -> None:
-    define_flags()
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
     verbs = ["create", "status", "run", "logs", "recreate", "delete"]
     flags.DEFINE_enum("do", None, verbs, "recreate is for VMs that were taken away", required=True)
     flags.DEFINE_string("name", None, "of the queued resource", required=True)
@@ -129,5 +132,5 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     program(main)

@@ -6,7 +6,6 @@ set -euo pipefail
 unit=$1
 shift
 cd "$(dirname "$0")/.."
-sudo systemctl stop "$unit" 2> /dev/null || true
 python3 -m pip install --quiet --user uv # which brings Python 3.11; the VMs have 3.10
 uv="$HOME/.local/bin/uv"
 [ -d "$HOME/venv" ] || "$uv" venv --quiet --python=3.11 "$HOME/venv"
