@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -60,7 +59,7 @@ def main(of_run: Sequence[str]) -> None:
         if code:
             failed.append(f"{workdir} (exit code {code})")
     if len(every) > 1:
-        print(report.table([Path(job.workdir) for job in every], unfinished=True), flush=True)
+        print(report.table([job.workdir for job in every], unfinished=True), flush=True)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}; start the same "

@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 python3 -m pip install --quiet --user uv # which brings Python 3.11; the VMs have 3.10
 uv="$HOME/.local/bin/uv"
 [ -d "$HOME/venv" ] || "$uv" venv --quiet --python=3.11 "$HOME/venv"
-"$uv" pip install --quiet --python="$HOME/venv" --requirement=requirements.txt "jax[tpu]"
+"$uv" pip install --quiet --python="$HOME/venv" --requirement=requirements.txt \
+  "jax[tpu]" gcsfs # which reads gs://
 sudo systemd-run --unit="$unit" --collect --uid="$(id -u)" --gid="$(id -g)" --same-dir \
   --setenv=HOME="$HOME" --property=Restart=on-failure --property=RestartPreventExitStatus=2 \
   --property=RestartSec=30 --property=StartLimitIntervalSec=1d --property=StartLimitBurst=20 \

@@ -42,7 +42,7 @@ def read_result(workdir: Path) -> dict:
         ) from None
 
 
-def table(workdirs: Sequence[Path], *, unfinished: bool = False) -> str:
+def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
 
     A run's row has the size of its model, too: millions of parameters, and of those it trains. With
@@ -51,14 +51,13 @@ def table(workdirs: Sequence[Path], *, unfinished: bool = False) -> str:
     Raises:
       UserError: a folder without a result, none with one, or runs on different datasets.
     """
-    finished, missing = [], []
+    runs = []
     for workdir in map(Path, workdirs):
-        if unfinished and not (workdir / "result.json").exists():
-            missing.append(workdir)
-        else:
-            finished.append((workdir, read_result(workdir)))
+        there = not unfinished or (workdir / "result.json").exists()
+        runs.append((workdir, read_result(workdir) if there else None))
+    finished = [(workdir, result) for workdir, result in runs if result]
     if not finished:
-        raise UserError(f"none of the {len(missing)} runs has a result yet; look into their logs")
+        raise UserError(f"none of the {len(runs)} runs has a result yet; look into their logs")
     reference, first = finished[0]
     for workdir, result in finished:
         if _measured_on(result) != _measured_on(first):
@@ -67,10 +66,13 @@ def table(workdirs: Sequence[Path], *, unfinished: bool = False) -> str:
                 "eval settings; compare runs that agree in all of them"
             )
     rows = [(name, "", "", first["test"][name]) for name in ("random", "popularity")]
-    for workdir, result in finished:
+    for workdir, result in runs:
+        if result is None:
+            rows.append((f"no result yet ({workdir})", "", "", None))
+            continue
         model = result["model"]
         label = f"{model['user']}, item={model['item']}"
-        label += f" ({workdir})" if len(workdirs) > 1 else ""
+        label += f" ({workdir})" if len(runs) > 1 else ""
         sizes = [f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")]
         rows.append((label, *sizes, result["test"]["model"]))
     test = first["test"]
@@ -89,9 +91,8 @@ def table(workdirs: Sequence[Path], *, unfinished: bool = False) -> str:
         for name in ("M parameters", "M trained", *names):
             grid.add_column(name, justify="right")
         for *labels, metrics in rows:
-            grid.add_row(*labels, *(_cell(metrics[part][name]) for name in names))
-        for workdir in missing:
-            grid.add_row(f"no result yet ({workdir})")
+            cells = [_cell(metrics[part][name]) for name in names] if metrics else []
+            grid.add_row(*labels, *cells)
         grids.append(grid)
     return render(grids)
 

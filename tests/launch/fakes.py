@@ -51,11 +51,13 @@ class Fakes:
         self._record.unlink(missing_ok=True)
         return [tuple(json.loads(line)) for line in text.splitlines()]
 
-    def run(self, *argv: str, **environment: str) -> subprocess.CompletedProcess:
-        """Runs a program that finds these programs first."""
+    def run(
+        self, *argv: str, folder: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess:
+        """Runs a program in a folder; it finds these programs first."""
         return subprocess.run(
             argv,
-            cwd=ROOT,
+            cwd=folder,
             env=os.environ | {"PATH": f"{self._folder}:{os.environ['PATH']}"} | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import tarfile
 
 import pytest
 
@@ -215,16 +216,30 @@ def test_a_job_of_slurm_is_queued_again_only_if_its_step_is_saved(fakes, code, r
     assert [call for call, _ in others] == ([["scontrol", "requeue", "77"]] if requeued else [])
 
 
-def test_flags_reach_a_tpu_vm_unchanged(fakes):
-    fakes.add("gcloud")
-    fakes.add("git")
+def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
+    for name in ("gcloud", "git", "sudo", "python3"):
+        fakes.add(name)
     fakes.launch(*TPU, "--do=run", *RUN)
     command = fakes.calls()[-1][0][-3].removeprefix("--command=")
-    for name in ("sudo", "tar", "rm", "mkdir", "bash"):
-        fakes.add(name)
-    assert fakes.run("/bin/bash", "-c", command).returncode == 0
-    unit = ["pixelrec/launch/tpu_vm.sh", "pixelrec"]
-    assert fakes.calls()[-1][0] == ["bash", *unit, *RUN[1:], "--distributed=auto"]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "pixelrec").mkdir()
+    (home / "pixelrec" / "old").touch()
+    with tarfile.open(home / "code.tar.gz", "w:gz") as code:
+        code.add(ROOT / "launch" / "tpu_vm.sh", "launch/tpu_vm.sh")
+    (home / ".local" / "bin").mkdir(parents=True)
+    fakes.add("uv")
+    (tmp_path / "bin" / "uv").rename(home / ".local" / "bin" / "uv")
+    process = fakes.run("bash", "-c", command, folder=home, HOME=str(home))
+    assert process.returncode == 0, process.stderr
+    assert not (home / "pixelrec" / "old").exists()
+    calls = [call for call, _ in fakes.calls()]
+    assert calls[0] == ["sudo", "systemctl", "stop", "pixelrec"]
+    assert [call[0] for call in calls[1:]] == ["python3", "uv", "uv", "sudo"]
+    assert calls[-1][1:3] == ["systemd-run", "--unit=pixelrec"]
+    started = calls[-1].index(f"{home}/venv/bin/python")
+    program = ["-m", "pixelrec_jax.main", *RUN[1:], "--distributed=auto"]
+    assert calls[-1][started + 1 :] == program
 
 
 def test_one_process_is_not_distributed(fakes):
