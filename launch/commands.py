@@ -70,7 +70,14 @@ def program(main: Callable[[Sequence[str]], None]) -> None:
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     of_run = arguments[end + 1 :]
-    errors.run(lambda _: main(of_run), parse_flags=lambda argv: list(flags.FLAGS(argv[: end + 1])))
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv[: end + 1])
+        except flags.UnrecognizedFlagError as error:
+            raise UserError(f"{error}; flags of the run come after --") from None
+
+    errors.run(lambda _: main(of_run), parse_flags=parse)
 
 
 def define_common_flags() -> None:

@@ -102,17 +102,17 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
 
 
 def check_shared(every: Iterable[Job], shared: Sequence[str], *, what: str) -> None:
-    """Raises `UserError` for a folder that is neither on object storage nor below a shared one.
+    """Raises `UserError` for a folder that is neither on gs:// nor below a shared one.
 
     `what` tells how a folder comes to be shared, as in "a folder that --mount names".
     """
     for job in every:
         for flag, path in job.folders.items():
             below = any(PurePosixPath(path).is_relative_to(folder) for folder in shared)
-            if "://" not in path and not below:
+            if not path.startswith("gs://") and not below:
                 raise UserError(
-                    f"{flag}={path} is a folder of one machine, and goes with it; give "
-                    f"gs://BUCKET/..., or {what}"
+                    f"{flag}={path}; expected gs://BUCKET/..., or {what}, which all machines see "
+                    "and which outlives them"
                 )
 
 

@@ -39,7 +39,7 @@ def test_folders_are_those_of_the_config_unless_overridden():
     assert job.folders == {"--workdir": "runs/all", "--config.dataset.path": "data/toy"}
     given = ["--config.dataset.path=gs://b/toy", "--config.init.run=/disk/run"]
     (job,) = jobs.jobs([*RUN, *given, "--workdir=gs://b/r"], "first", [])
-    with pytest.raises(UserError, match=r"--config.init.run=/disk/run is a folder of one machine"):
+    with pytest.raises(UserError, match=r"--config.init.run=/disk/run; expected gs://BUCKET"):
         jobs.check_shared([job], ["/disks"], what="...")
     jobs.check_shared([job], ["/disk"], what="...")
 
@@ -77,7 +77,7 @@ def test_names_that_google_cloud_refuses(name):
         ("gke --name=a --topology=v5e:4x4 -- RUN", "--image is missing; see --help"),
         ("gke --name=a --image=i -- RUN", "--topology is missing"),
         ("gke --name=a --image=i --topology=v5e:4x5 -- RUN", "v5e has no topology '4x5'"),
-        ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all is a folder of"),
+        ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all; expected gs://"),
         ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "expected CLAIM:/folder"),
         (f"gke --name={'a' * 45} --do=delete", "at most 44 in all"),
         ("tpu --do=create --name=a --project=p", "--zone is missing"),
@@ -92,7 +92,7 @@ def test_names_that_google_cloud_refuses(name):
         ("slurm --nodes=0 -- RUN", "--nodes=0"),
         ("slurm --name=a,b -- RUN", "--name=a,b; expected letters"),
         ("slurm --nodes=2 -- RUN --config.dataset.path=/tmp/x", "is a folder of one node"),
-        ("local RUN", "Unknown command line flag 'config'"),
+        ("local RUN", "Unknown command line flag 'config'; flags of the run come after --"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, line, message):
