@@ -89,3 +89,5 @@ def define_common_flags() -> None:
         "item= of --config; each run has the folder <workdir>/<encoder>",
     )
     flags.DEFINE_bool("dry_run", False, "print what would run, a shell script, and run nothing")
+    for name in ("sweep", "dry_run"):  # so that --help of the program has them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

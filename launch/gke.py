@@ -131,6 +131,8 @@ def _claims(mounts: Sequence[str]) -> dict[str, str]:
         claim, _, path = mount.partition(":")
         if not claim or not path.startswith("/"):
             raise UserError(f"--mount={mount}; expected CLAIM:/folder")
+        if path in claims:
+            raise UserError(f"--mount={mount}: {claims[path]!r} is mounted there already")
         claims[path] = claim
     return claims
 

@@ -79,6 +79,10 @@ def test_names_that_google_cloud_refuses(name):
         ("gke --name=a --image=i --topology=v5e:4x5 -- RUN", "v5e has no topology '4x5'"),
         ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all; expected gs://"),
         ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "expected CLAIM:/folder"),
+        (
+            "gke --name=a --image=i --topology=v5e:4x4 --mount=x:/d --mount=y:/d -- RUN",
+            "--mount=y:/d: 'x' is mounted there already",
+        ),
         (f"gke --name={'a' * 45} --do=delete", "at most 44 in all"),
         ("tpu --do=create --name=a --project=p", "--zone is missing"),
         ("tpu --do=create --name=a --zone=z", "--project is missing"),
