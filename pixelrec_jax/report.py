@@ -1,6 +1,7 @@
 """Prints the test metrics of one run or of several side by side, with their baselines.
 
 python -m pixelrec_jax.report runs/pixel runs/id --examples=3
+python -m pixelrec_jax.report --unfinished runs/figure9/*
 """
 
 import json
@@ -41,25 +42,39 @@ def read_result(workdir: Path) -> dict:
         ) from None
 
 
-def table(workdirs: Sequence[Path]) -> str:
+def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
 
+    A run's row has the size of its model, too: millions of parameters, and of those it trains. With
+    `unfinished` a folder that holds no result has a row that says so.
+
     Raises:
-      UserError: a folder without a result, or runs on different datasets.
+      UserError: a folder without a result, none with one, or runs on different datasets.
     """
-    results = [read_result(Path(workdir)) for workdir in workdirs]
-    first = results[0]
-    for workdir, result in zip(workdirs, results, strict=True):
+    runs = []
+    for workdir in map(Path, workdirs):
+        there = not unfinished or (workdir / "result.json").exists()
+        runs.append((workdir, read_result(workdir) if there else None))
+    finished = [(workdir, result) for workdir, result in runs if result]
+    if not finished:
+        raise UserError(f"none of the {len(runs)} runs has a result yet; look into their logs")
+    reference, first = finished[0]
+    for workdir, result in finished:
         if _measured_on(result) != _measured_on(first):
             raise UserError(
-                f"{workdir} and {workdirs[0]} are runs on different data, or with other splits or "
+                f"{workdir} and {reference} are runs on different data, or with other splits or "
                 "eval settings; compare runs that agree in all of them"
             )
-    rows = [(name, first["test"][name]) for name in ("random", "popularity")]
-    for workdir, result in zip(workdirs, results, strict=True):
-        label = f"{result['model']['user']}, item={result['model']['item']}"
-        label += f" ({workdir})" if len(results) > 1 else ""
-        rows.append((label, result["test"]["model"]))
+    rows = [(name, "", "", first["test"][name]) for name in ("random", "popularity")]
+    for workdir, result in runs:
+        if result is None:
+            rows.append((f"no result yet ({workdir})", "", "", None))
+            continue
+        model = result["model"]
+        label = f"{model['user']}, item={model['item']}"
+        label += f" ({workdir})" if len(runs) > 1 else ""
+        sizes = [f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")]
+        rows.append((label, *sizes, result["test"]["model"]))
     test = first["test"]
     names = list(test["model"]["all"])
     grids = []
@@ -73,10 +88,11 @@ def table(workdirs: Sequence[Path]) -> str:
             box=box.SIMPLE_HEAD,
         )
         grid.add_column("")
-        for name in names:
+        for name in ("M parameters", "M trained", *names):
             grid.add_column(name, justify="right")
-        for label, metrics in rows:
-            grid.add_row(label, *(_cell(metrics[part][name]) for name in names))
+        for *labels, metrics in rows:
+            cells = [_cell(metrics[part][name]) for name in names] if metrics else []
+            grid.add_row(*labels, *cells)
         grids.append(grid)
     return render(grids)
 
@@ -106,6 +122,7 @@ def _cell(estimate: dict) -> str:
 
 def _define_flags() -> None:
     # Not at import: pixelrec_jax.main imports `table` and has flags of its own.
+    flags.DEFINE_bool("unfinished", False, "show runs without a result, too, instead of stopping")
     flags.DEFINE_integer("examples", 0, "users to show with histories and recommendations", 0)
     flags.DEFINE_integer("seed", 0, "which users these are", 0)
 
@@ -113,7 +130,7 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Prints the table of the runs named on the command line, and examples if asked to."""
     workdirs = [Path(workdir) for workdir in argv[1:]]
-    print(table(workdirs))
+    print(table(workdirs, unfinished=flags.FLAGS.unfinished))
     if not flags.FLAGS.examples:
         return
     from pixelrec_jax import examples  # JAX with it, which takes seconds to start

@@ -87,6 +87,19 @@ def test_runs_are_compared_side_by_side(finished):
     assert "holds no result.json" in run(workdir.parent, module="report").stderr
 
 
+def test_runs_without_a_result_have_a_row_if_asked_for(finished, tmp_path):
+    workdir, _ = finished
+    table = report.table([tmp_path, workdir], unfinished=True)
+    parameters = json.loads((workdir / "result.json").read_text())["model"]["parameters"]
+    for rows in table.split("cold targets"):
+        assert rows.index(f"no result yet ({tmp_path})") < rows.index(f"item=id ({workdir})")
+        assert f"{parameters / 1e6:.2f}" in rows
+    with pytest.raises(UserError, match="holds no result"):
+        report.table([tmp_path, workdir])
+    with pytest.raises(UserError, match="none of the 1 runs has a result yet"):
+        report.table([tmp_path], unfinished=True)
+
+
 def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
     workdir, _ = finished
     result = json.loads((workdir / "result.json").read_text())

@@ -1,0 +1,93 @@
+"""Commands of other programs: printed as they would be typed, or run."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from absl import flags
+
+from pixelrec_jax import errors
+from pixelrec_jax.errors import UserError
+
+_END = "END"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program with its arguments, and the text that it reads."""
+
+    argv: tuple[str, ...]
+    stdin: str = ""
+
+    def __str__(self) -> str:
+        """The command as a shell takes it."""
+        line = shlex.join(self.argv)
+        return f"{line} <<'{_END}'\n{self.stdin}{_END}" if self.stdin else line
+
+
+def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
+    """Runs the commands of every job in turn, or prints all of them as a shell script.
+
+    A job ends with its first failing command; the other jobs go on.
+
+    Raises:
+      UserError: commands failed, or a program is not installed.
+    """
+    failed = []
+    for name, commands in jobs.items():
+        for command in commands:
+            if dry_run:
+                print(command)
+            elif code := run(command):
+                failed.append(f"{name} ({command.argv[0]} ended with {code})")
+                break
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}; see above")
+
+
+def run(command: Command) -> int:
+    """Runs a command to its end, saying so, and returns its exit code.
+
+    Raises:
+      UserError: the program is not installed.
+    """
+    print(f"+ {shlex.join(command.argv)}", file=sys.stderr, flush=True)
+    try:
+        # Without text to read it has the terminal, so that gcloud and ssh can ask.
+        text = {"input": command.stdin, "text": True} if command.stdin else {}
+        return subprocess.run(command.argv, check=False, **text).returncode
+    except FileNotFoundError:
+        raise UserError(
+            f"{command.argv[0]} is not installed on this machine, or not in PATH; install it, or "
+            "see with --dry_run what it would be asked"
+        ) from None
+
+
+def program(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs an absl program that takes the flags of a run after "--"."""
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    of_run = arguments[end + 1 :]
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv[: end + 1])
+        except flags.UnrecognizedFlagError as error:
+            raise UserError(f"{error}; flags of the run come after --") from None
+
+    errors.run(lambda _: main(of_run), parse_flags=parse)
+
+
+def define_common_flags() -> None:
+    """Defines the flags that all launchers have."""
+    flags.DEFINE_list(
+        "sweep",
+        [],
+        "one run for each of these encoders, or figure9: those of the paper's Figure 9. Leave out "
+        "item= of --config; each run has the folder <workdir>/<encoder>",
+    )
+    flags.DEFINE_bool("dry_run", False, "print what would run, a shell script, and run nothing")
+    for name in ("sweep", "dry_run"):  # so that --help of the program has them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

@@ -1,0 +1,218 @@
+"""Runs on TPU slices of a GKE cluster, as JobSets; a sweep is a JobSet for each encoder.
+
+python -m launch.gke --name=first --topology=v5e:4x4 --image=REGION-docker.pkg.dev/... -- \
+    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
+    --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
+
+Needs kubectl with the cluster as its context, and JobSet in the cluster (docs/launch.md).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from absl import flags
+
+from launch import jobs
+from launch.commands import Command, define_common_flags, execute, program
+from launch.slices import Slice
+from pixelrec_jax.errors import UserError
+
+_SAVING = 120  # seconds that a run has for saving when its machine is taken away
+_JOBSET = "jobset.sigs.k8s.io"
+
+
+def manifest(
+    job: jobs.Job,
+    on: Slice,
+    *,
+    image: str,
+    num_slices: int = 1,
+    restarts: int = 0,
+    spot: bool = False,
+    claims: dict[str, str] | None = None,
+    service_account: str = "",
+) -> dict[str, Any]:
+    """Returns the JobSet (v1alpha2) of a run: a job for each slice, a pod for each of its hosts.
+
+    `claims` are persistent volume claims by the folder where they are mounted.
+    """
+    claims = claims or {}
+    volumes = {f"claim-{number}": path for number, path in enumerate(claims)}
+    arguments = list(job.flags)
+    if on.hosts * num_slices > 1:
+        arguments.append("--distributed=auto")
+    chips = on.chips // on.hosts
+    container = {
+        "name": "train",
+        "image": image,
+        "command": ["python", "-m", "pixelrec_jax.main"],
+        "args": arguments,
+        "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
+        "volumeMounts": [
+            {"name": "memory", "mountPath": "/dev/shm"},
+            *({"name": name, "mountPath": path} for name, path in volumes.items()),
+        ],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": _SAVING,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": on.gke_accelerator,
+            "cloud.google.com/gke-tpu-topology": on.topology,
+        },
+        "containers": [container],
+        # Processes that decode images hand them over in shared memory, of which pods have 64 MB.
+        "volumes": [
+            {"name": "memory", "emptyDir": {"medium": "Memory"}},
+            *(
+                {"name": name, "persistentVolumeClaim": {"claimName": claims[path]}}
+                for name, path in volumes.items()
+            ),
+        ],
+    }
+    if service_account:
+        pod["serviceAccountName"] = service_account
+    if spot:
+        pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
+        pod["tolerations"] = [
+            {
+                "key": "cloud.google.com/gke-spot",
+                "operator": "Equal",
+                "value": "true",
+                "effect": "NoSchedule",
+            }
+        ]
+    of_slice = {
+        "parallelism": on.hosts,
+        "completions": on.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,  # one lost pod ends the job, so that all processes start again together
+        # Wrong input (exit code 2) stays wrong: it fails at once.
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [2]},
+                }
+            ]
+        },
+        "template": {"spec": pod},
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            # A slice is a node pool; a job has one of its own.
+            "annotations": {f"alpha.{_JOBSET}/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": restarts,
+                "rules": [
+                    {
+                        "name": "wrongInput",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [
+                {"name": "slice", "replicas": num_slices, "template": {"spec": of_slice}}
+            ],
+        },
+    }
+
+
+def _claims(mounts: Sequence[str]) -> dict[str, str]:
+    claims = {}
+    for mount in mounts:
+        claim, _, path = mount.partition(":")
+        if not claim or not path.startswith("/"):
+            raise UserError(f"--mount={mount}; expected CLAIM:/folder")
+        if path in claims:
+            raise UserError(f"--mount={mount}: {claims[path]!r} is mounted there already")
+        claims[path] = claim
+    return claims
+
+
+def _create(of_run: Sequence[str]) -> None:
+    values = flags.FLAGS
+    for needed in ("topology", "image"):
+        if not values[needed].value:
+            raise UserError(f"--{needed} is missing; see --help")
+    on, claims = Slice.parse(values.topology), _claims(values.mount)
+    every = jobs.jobs(of_run, values.name, values.sweep)
+    jobs.check_shared(every, list(claims), what="a folder that --mount=CLAIM:/folder names")
+    jobs.check_relative_config(every)
+    commands = {}
+    for job in every:
+        jobset = manifest(
+            job,
+            on,
+            image=values.image,
+            num_slices=values.num_slices,
+            restarts=values.restarts,
+            spot=values.spot,
+            claims=claims,
+            service_account=values.service_account,
+        )
+        text = yaml.safe_dump(jobset, sort_keys=False, width=1000)
+        commands[job.name] = [Command((*_kubectl(), "apply", "--filename=-"), text)]
+    execute(commands, dry_run=values.dry_run)
+    print(f"# The table, when they have finished: {jobs.report(every)}")
+
+
+def _kubectl() -> tuple[str, ...]:
+    namespace = flags.FLAGS.namespace
+    return ("kubectl", f"--namespace={namespace}") if namespace else ("kubectl",)
+
+
+def _logs(name: str) -> Command:
+    """The log of the first process, which tells how the run goes."""
+    pod = {
+        f"{_JOBSET}/jobset-name": name,
+        f"{_JOBSET}/job-index": 0,
+        "batch.kubernetes.io/job-completion-index": 0,
+    }
+    selector = ",".join(f"{key}={value}" for key, value in pod.items())
+    follow = () if flags.FLAGS.sweep else ("--follow",)
+    return Command((*_kubectl(), "logs", f"--selector={selector}", "--tail=50", *follow))
+
+
+def main(of_run: Sequence[str]) -> None:
+    """Does with the JobSets what --do says."""
+    values = flags.FLAGS
+    # Names of pods end in -slice-<slice>-<host>-<five letters>.
+    last = f"-slice-{values.num_slices}-9999-abcde"
+    names = jobs.names(values.name, values.sweep, longest=63 - len(last))
+    if values.do == "create":
+        _create(of_run)
+        return
+    commands = {
+        "status": lambda name: Command((*_kubectl(), "get", "jobset", name)),
+        "logs": _logs,
+        "delete": lambda name: Command((*_kubectl(), "delete", "jobset", name)),
+    }
+    execute({name: [commands[values.do](name)] for name in names}, dry_run=values.dry_run)
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
+    flags.DEFINE_enum("do", "create", ["create", "status", "logs", "delete"], "what to do")
+    flags.DEFINE_string("name", None, "of the JobSet", required=True)
+    flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4")
+    flags.DEFINE_integer("num_slices", 1, "slices of each run", 1)
+    flags.DEFINE_string("image", "", "container image, of launch/Dockerfile")
+    flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
+    flags.DEFINE_integer("restarts", 20, "how often a run starts again and goes on", 0)
+    flags.DEFINE_multi_string("mount", [], "CLAIM:/folder, a persistent volume claim; repeatable")
+    flags.DEFINE_string("service_account", "", "of Kubernetes, that may use the buckets")
+    flags.DEFINE_string("namespace", "", "default: that of kubectl's context")
+
+
+if __name__ == "__main__":
+    define_flags()
+    program(main)

@@ -1,0 +1,180 @@
+"""The runs that a launcher starts: one, or one for each encoder of a sweep."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pixelrec_jax.config import flatten, load_config
+from pixelrec_jax.errors import UserError, nearest
+
+# Image encoders of the paper's Figure 9: (a) by kind, (b) CLIP's RN50 by size (RN50 is in both).
+FIGURE_9 = (
+    "clip_vit_b32",
+    "clip_rn50",
+    "resnet50",
+    "beit_b16",
+    "swin_t",
+    "swin_b",
+    "clip_rn50x4",
+    "clip_rn50x16",
+    "clip_rn50x64",
+)
+_PATHS = ("dataset.path", "init.run")  # keys of a config that name folders
+_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")  # of one machine, wherever a cluster shares the others
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what it is called, its flags, and the folders that they name, by flag."""
+
+    name: str
+    flags: tuple[str, ...]
+    folders: dict[str, str]
+
+    @property
+    def workdir(self) -> str:
+        """Folder of the run."""
+        return self.folders["--workdir"]
+
+
+def names(name: str, sweep: Sequence[str], *, longest: int = 63) -> list[str]:
+    """Returns the name of every run, as Google Cloud and Kubernetes take them.
+
+    Raises:
+      UserError: they would refuse one of them.
+    """
+    every = [_name(name, encoder) for encoder in encoders(sweep)] or [name]
+    for given in every:
+        if not _NAME.fullmatch(given) or len(given) > longest:
+            raise UserError(
+                f"--name={name} gives the name {given!r}; expected a lower-case letter, then "
+                f"lower-case letters, digits and '-', at most {longest} in all"
+            )
+    return every
+
+
+def encoders(sweep: Sequence[str]) -> tuple[str, ...]:
+    """Returns the encoders that --sweep names.
+
+    Raises:
+      UserError: one of them is there twice.
+    """
+    every = tuple(sweep)
+    if every == ("figure9",):
+        return FIGURE_9
+    if len(set(every)) < len(every):
+        raise UserError(f"--sweep={','.join(every)} names an encoder twice; their folders clash")
+    return every
+
+
+def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
+    """Returns the runs that the flags of pixelrec_jax.main describe.
+
+    Raises:
+      UserError: a flag that is missing, has another form than --name=value or is not the user's, or
+        a config that does not exist.
+    """
+    given = _parse(of_run)
+    for needed in ("config", "workdir"):
+        if not given.get(needed):
+            raise UserError(
+                f"--{needed} is missing; give the flags of the run after --, as in -- "
+                "--config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=runs/first"
+            )
+    if "distributed" in given:
+        raise UserError("--distributed is what the launcher gives; leave it out")
+    if not sweep:
+        return [_job(name, tuple(of_run), given)]
+    if re.search(r"[:,]item=", given["config"]):
+        raise UserError(f"--sweep gives the word item; leave it out of --config={given['config']}")
+    every = []
+    for encoder in encoders(sweep):
+        separator = "," if ":" in given["config"] else ":"
+        changed = {
+            "config": f"{given['config']}{separator}item={encoder}",
+            "workdir": f"{given['workdir'].rstrip('/')}/{encoder}",
+        }
+        flags = tuple(_replace(flag, changed) for flag in of_run)
+        every.append(_job(_name(name, encoder), flags, given | changed))
+    return every
+
+
+def check_shared(every: Iterable[Job], shared: Sequence[str], *, what: str) -> None:
+    """Raises `UserError` for a folder that is neither on gs:// nor below a shared one.
+
+    `what` tells how a folder comes to be shared, as in "a folder that --mount names".
+    """
+    for job in every:
+        for flag, path in job.folders.items():
+            below = any(PurePosixPath(path).is_relative_to(folder) for folder in shared)
+            if not path.startswith("gs://") and not below:
+                raise UserError(
+                    f"{flag}={path}; expected gs://BUCKET/..., or {what}, which all machines see "
+                    "and which outlives them"
+                )
+
+
+def check_not_local(every: Iterable[Job], *, nodes: int) -> None:
+    """Raises `UserError` for a folder that nodes never share, if there are several."""
+    for job in every:
+        for flag, path in job.folders.items():
+            local = any(PurePosixPath(path).is_relative_to(folder) for folder in _LOCAL)
+            if local and nodes > 1:
+                raise UserError(
+                    f"{flag}={path} is a folder of one node; {nodes} nodes need one on storage "
+                    "that all of them see"
+                )
+
+
+def check_relative_config(every: Iterable[Job]) -> None:
+    """Raises `UserError` for a config outside of the code that travels."""
+    for job in every:
+        for flag in job.flags:
+            if re.match("--?config=/", flag):
+                raise UserError(
+                    f"{flag}: this file is not there on the other machine; give one of this "
+                    "repository, relative to its root"
+                )
+
+
+def report(every: Sequence[Job]) -> str:
+    """Returns the command that prints the table of these runs."""
+    return " ".join(["python -m pixelrec_jax.report --unfinished", *(job.workdir for job in every)])
+
+
+def _name(name: str, encoder: str) -> str:
+    return f"{name}-{encoder.replace('_', '-')}"
+
+
+def _parse(of_run: Sequence[str]) -> dict[str, str]:
+    given = {}
+    for flag in of_run:
+        form = re.fullmatch(r"--?([a-z][\w.]*)(?:=(.*))?", flag, re.DOTALL)
+        if not form:
+            raise UserError(f"unexpected {flag!r} after --; give flags of the run as --name=value")
+        given[form[1]] = form[2] or ""
+    return given
+
+
+def _job(name: str, flags: tuple[str, ...], given: dict[str, str]) -> Job:
+    file, _, words = given["config"].partition(":")
+    try:
+        config = flatten(load_config(f"{file}:{words}").to_dict())
+    except OSError:
+        raise UserError(f"--config={given['config']}: the file {file!r} does not exist") from None
+    for flag in given:
+        key = flag.removeprefix("config.")
+        if key != flag and key not in config:
+            raise UserError(f"the config has no key {key!r}{nearest(key, config)}")
+    folders = {"--workdir": given["workdir"]}
+    for key in _PATHS:
+        if path := given.get(f"config.{key}", config[key]):
+            folders[f"--config.{key}"] = path
+    return Job(name, flags, folders)
+
+
+def _replace(flag: str, changed: dict[str, str]) -> str:
+    name, equals, value = flag.partition("=")
+    return f"{name}{equals}{changed.get(name.lstrip('-'), value)}"

@@ -1,0 +1,77 @@
+"""Trains on all devices of this machine, the encoders of a sweep one after another.
+
+python -m launch.local --sweep=figure9 -- \
+    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=runs/figure9
+
+One process drives all devices: nothing has to be agreed upon between processes, every image of a
+batch is decoded by one pool of workers, and Ctrl-C stops one program.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import jobs
+from launch.commands import Command, define_common_flags, execute, program
+from pixelrec_jax import report
+from pixelrec_jax.errors import UserError
+
+INTERRUPTED = 130  # the exit code of a run that was asked to stop
+
+
+def train(command: Command) -> int:
+    """Runs one training to its end and returns its exit code; signals reach it, once each."""
+    # Of a process group of its own: Ctrl-C reaches this process alone, which passes it on.
+    process = subprocess.Popen(command.argv, process_group=0)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {
+        number: signal.signal(number, lambda received, _: process.send_signal(received))
+        for number in signals
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return INTERRUPTED if -code in signals else code
+
+
+def main(of_run: Sequence[str]) -> None:
+    """Runs the trainings that the flags describe and prints their table."""
+    values = flags.FLAGS
+    every = jobs.jobs(of_run, "run", values.sweep)
+    commands = {
+        job.workdir: Command((sys.executable, "-m", "pixelrec_jax.main", *job.flags))
+        for job in every
+    }
+    if values.dry_run:
+        execute({name: [command] for name, command in commands.items()}, dry_run=True)
+        return
+    failed = []
+    for number, (workdir, command) in enumerate(commands.items(), start=1):
+        print(f"[{number}/{len(commands)}] {command}", flush=True)
+        code = train(command)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            failed.append(f"{workdir} (exit code {code})")
+    if len(every) > 1:
+        print(report.table([job.workdir for job in every], unfinished=True), flush=True)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}; start the same "
+            "command again to go on"
+        )
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
+
+
+if __name__ == "__main__":
+    define_flags()
+    program(main)

@@ -1,0 +1,100 @@
+"""Submits runs to a Slurm cluster of GPUs; a sweep is an array of jobs.
+
+python -m launch.slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
+    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=/shared/runs/first
+
+Every GPU has a process, as JAX expects of Slurm, and finds the others by Slurm's variables.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch import jobs
+from launch.commands import Command, define_common_flags, execute, program
+from pixelrec_jax.errors import UserError
+
+_NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
+
+
+def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bool) -> str:
+    """Returns the batch script; the number of an array's job says which of the runs it is."""
+    cases = "\n".join(
+        f"  {number}) run=({shlex.join(job.flags)}) ;;" for number, job in enumerate(every)
+    )
+    train = f'{shlex.quote(python)} -m pixelrec_jax.main "${{run[@]}}"'
+    train += " --distributed=auto" if distributed else ""
+    return f"""#!/bin/bash
+case "${{SLURM_ARRAY_TASK_ID:-0}}" in
+{cases}
+esac
+srun --kill-on-bad-exit=1 --cpus-per-task={cpus} {train}
+code=$?
+if [ "$code" = 130 ]; then # it was told that its time is up, and has saved its step
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def submission(every: Sequence[jobs.Job]) -> Command:
+    """Returns the sbatch command that submits all runs, by the flags."""
+    values = flags.FLAGS
+    log = "%x-%A_%a.log" if len(every) > 1 else "%x-%j.log"
+    options = {
+        "job-name": values.name,
+        "nodes": values.nodes,
+        "ntasks-per-node": values.gpus_per_node,
+        "gpus-per-node": values.gpus_per_node,
+        "cpus-per-task": values.cpus_per_gpu,
+        "time": values.time,
+        "signal": f"TERM@{_NOTICE}",  # to the trainings; the script waits for them
+        "chdir": Path(__file__).parent.parent,
+        "output": log,
+        "open-mode": "append",  # a job that is requeued goes on in the same log
+    }
+    if values.partition:
+        options["partition"] = values.partition
+    if len(every) > 1:
+        options["array"] = f"0-{len(every) - 1}"
+    argv = ["sbatch", "--requeue", *(f"--{name}={value}" for name, value in options.items())]
+    text = script(
+        every,
+        python=values.python,
+        cpus=values.cpus_per_gpu,
+        distributed=values.nodes * values.gpus_per_node > 1,
+    )
+    return Command((*argv, *values.extra), text)
+
+
+def main(of_run: Sequence[str]) -> None:
+    """Submits the runs that the flags describe."""
+    values = flags.FLAGS
+    if not re.fullmatch(r"[\w.-]{1,63}", values.name):
+        raise UserError(f"--name={values.name}; expected letters, digits, '.', '_' and '-'")
+    every = jobs.jobs(of_run, values.name, values.sweep)
+    jobs.check_not_local(every, nodes=values.nodes)
+    execute({values.name: [submission(every)]}, dry_run=values.dry_run)
+    print(f"# The table, when they have finished: {jobs.report(every)}")
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
+    flags.DEFINE_string("name", "pixelrec", "of the job")
+    flags.DEFINE_integer("nodes", 1, "machines of each run", 1)
+    flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each machine", 1)
+    flags.DEFINE_integer("cpus_per_gpu", 8, "cores for each GPU; they decode images", 1)
+    flags.DEFINE_string("time", "24:00:00", "limit, after which a run is queued again and goes on")
+    flags.DEFINE_string("partition", "", "of the cluster; default: the cluster's")
+    flags.DEFINE_multi_string("extra", [], "another option of sbatch, as in --extra=--account=me")
+    flags.DEFINE_string("python", sys.executable, "Python on the nodes, with this package's needs")
+
+
+if __name__ == "__main__":
+    define_flags()
+    program(main)

@@ -1,0 +1,136 @@
+"""Runs on TPU VMs that Cloud TPU gives as queued resources; a sweep has one for each encoder.
+
+python -m launch.tpu --do=create --name=first --project=P --zone=Z --topology=v5e:4x4 --spot -- \
+    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
+    --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
+
+The same line with --do=run starts the run on the VMs; so for --do=status, logs, recreate, delete.
+Needs gcloud, logged in.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch import jobs
+from launch.commands import Command, define_common_flags, execute, program, run
+from launch.slices import Slice
+from pixelrec_jax.errors import UserError
+
+_CODE = Path(".cache/code.tar.gz")  # of the repository
+_UNIT = "pixelrec"  # of systemd, on the VMs
+_EVERYWHERE = ("--node=all", "--worker=all")
+
+
+def _gcloud(verb: str, *arguments: str) -> Command:
+    """A command of `gcloud compute tpus queued-resources`."""
+    values = flags.FLAGS
+    where = (f"--project={values.project}", f"--zone={values.zone}")
+    return Command(("gcloud", "compute", "tpus", "queued-resources", verb, *arguments, *where))
+
+
+def _create(name: str, on: Slice) -> Command:
+    values = flags.FLAGS
+    nodes = (f"--node-count={values.num_slices}", f"--node-prefix={name}")
+    return _gcloud(
+        "create",
+        name,
+        *(nodes if values.num_slices > 1 else (f"--node-id={name}",)),
+        f"--accelerator-type={on.accelerator_type}",
+        f"--runtime-version={values.runtime_version or on.runtime}",
+        *(("--spot",) if values.spot else ()),
+        *values.extra,
+    )
+
+
+def _run(job: jobs.Job, on: Slice) -> list[Command]:
+    """Copies the code to every host, installs what it needs, and starts the run."""
+    distributed = ["--distributed=auto"] if on.hosts * flags.FLAGS.num_slices > 1 else []
+    arguments = shlex.join([*job.flags, *distributed])
+    start = (
+        # What runs saves its step before its code goes.
+        f"sudo systemctl stop {_UNIT} 2> /dev/null; rm -rf pixelrec && mkdir pixelrec && "
+        f"tar -xzf code.tar.gz -C pixelrec && bash pixelrec/launch/tpu_vm.sh {_UNIT} {arguments}"
+    )
+    return [
+        _gcloud("scp", str(_CODE), f"{job.name}:code.tar.gz", *_EVERYWHERE),
+        _gcloud("ssh", job.name, *_EVERYWHERE, f"--command={start}"),
+    ]
+
+
+def _pack(*, dry_run: bool) -> None:
+    """Packs the code that is committed, which tells later what ran."""
+    pack = Command(("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD"))
+    if dry_run:
+        print(pack)
+        return
+    if run(Command(("git", "diff", "--quiet", "HEAD"))):
+        raise UserError("there are changes that are not committed, and only what is runs; commit")
+    _CODE.parent.mkdir(exist_ok=True)
+    if run(pack):
+        raise UserError("git cannot pack the code; see above")
+
+
+def _status(name: str) -> Command:
+    return _gcloud("describe", name, "--format=value(state.state)")
+
+
+def _delete(name: str) -> Command:
+    """With its VMs, without a question."""
+    return _gcloud("delete", name, "--force", "--quiet")
+
+
+def _logs(name: str) -> Command:
+    """The log of the first process, which tells how the run goes."""
+    follow = "" if flags.FLAGS.sweep else " --follow"
+    show = f"sudo journalctl --unit={_UNIT} --lines=50 --no-pager{follow}"
+    return _gcloud("ssh", name, "--node=0", "--worker=0", f"--command={show}")
+
+
+def main(of_run: Sequence[str]) -> None:
+    """Does with the queued resources what --do says."""
+    values = flags.FLAGS
+    names = jobs.names(values.name, values.sweep)
+    if values.do in ("status", "logs", "delete"):
+        command = {"status": _status, "logs": _logs, "delete": _delete}[values.do]
+        execute({name: [command(name)] for name in names}, dry_run=values.dry_run)
+        return
+    # All that the run needs is checked before its VMs are paid for.
+    on = Slice.parse(values.topology)
+    every = jobs.jobs(of_run, values.name, values.sweep)
+    jobs.check_shared(every, values.shared, what="a folder that --shared names")
+    jobs.check_relative_config(every)
+    commands = {
+        "create": lambda job: [_create(job.name, on)],
+        "recreate": lambda job: [_delete(job.name), _create(job.name, on)],
+        "run": lambda job: _run(job, on),
+    }[values.do]
+    if values.do == "run":
+        _pack(dry_run=values.dry_run)
+    execute({job.name: commands(job) for job in every}, dry_run=values.dry_run)
+    if values.do == "run":
+        print(f"# The table, when they have finished: {jobs.report(every)}")
+    print("# What is not deleted costs money: --do=delete")
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_common_flags()
+    verbs = ["create", "status", "run", "logs", "recreate", "delete"]
+    flags.DEFINE_enum("do", None, verbs, "recreate is for VMs that were taken away", required=True)
+    flags.DEFINE_string("name", None, "of the queued resource", required=True)
+    flags.DEFINE_string("project", None, "of Google Cloud", required=True)
+    flags.DEFINE_string("zone", None, "of Google Cloud, as in us-west4-a", required=True)
+    flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4")
+    flags.DEFINE_integer("num_slices", 1, "slices of each run", 1)
+    flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
+    flags.DEFINE_string("runtime_version", "", "software of the VMs; default: the TPU's own")
+    flags.DEFINE_multi_string("shared", [], "folder that all hosts see; repeatable")
+    flags.DEFINE_multi_string("extra", [], "another option of create, as in --extra=--reserved")
+
+
+if __name__ == "__main__":
+    define_flags()
+    program(main)

@@ -1,0 +1,111 @@
+"""Runs of a launcher: names, folders, and what is refused."""
+
+import pytest
+
+from launch import jobs
+from pixelrec_jax.errors import UserError
+from tests.launch.fakes import Fakes
+from tests.tiny import ROOT
+
+FILE = f"{ROOT}/configs/pixelrec.py"
+RUN = [f"--config={FILE}:user=sasrec,dataset=toy", "--workdir=runs/all"]
+
+
+def test_a_sweep_has_a_folder_and_a_name_for_each_encoder():
+    every = jobs.jobs([*RUN, "--config.seed=1"], "first", ["swin_t", "clip_vit_b32"])
+    assert [(job.name, job.workdir) for job in every] == [
+        ("first-swin-t", "runs/all/swin_t"),
+        ("first-clip-vit-b32", "runs/all/clip_vit_b32"),
+    ]
+    assert every[0].flags == (
+        f"--config={FILE}:user=sasrec,dataset=toy,item=swin_t",
+        "--workdir=runs/all/swin_t",
+        "--config.seed=1",
+    )
+    assert jobs.names("first", ["swin_t", "clip_vit_b32"]) == [job.name for job in every]
+    (plain,) = jobs.jobs([f"--config={FILE}", "--workdir=x/"], "first", ["swin_t"])
+    assert plain.flags == (f"--config={FILE}:item=swin_t", "--workdir=x/swin_t")
+
+
+def test_figure_9_is_nine_encoders_that_exist():
+    every = jobs.jobs(RUN, "first", ["figure9"])
+    assert len(every) == 9
+    assert [job.workdir.rpartition("/")[2] for job in every] == list(jobs.FIGURE_9)
+    assert len(jobs.names("first", ["figure9"], longest=44)) == 9
+
+
+def test_folders_are_those_of_the_config_unless_overridden():
+    (job,) = jobs.jobs(RUN, "first", [])
+    assert job.folders == {"--workdir": "runs/all", "--config.dataset.path": "data/toy"}
+    given = ["--config.dataset.path=gs://b/toy", "--config.init.run=/disk/run"]
+    (job,) = jobs.jobs([*RUN, *given, "--workdir=gs://b/r"], "first", [])
+    with pytest.raises(UserError, match=r"--config.init.run=/disk/run; expected gs://BUCKET"):
+        jobs.check_shared([job], ["/disks"], what="...")
+    jobs.check_shared([job], ["/disk"], what="...")
+
+
+@pytest.mark.parametrize(
+    ("of_run", "sweep", "message"),
+    [
+        ([], [], "--config is missing; give the flags of the run after --"),
+        (RUN[:1], [], "--workdir is missing"),
+        ([*RUN, "stray"], [], "unexpected 'stray' after --"),
+        ([*RUN, "--distributed=auto"], [], "--distributed is what the launcher gives"),
+        ([*RUN, "--config.optim.lrr=1"], [], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["--config=nowhere.py", RUN[1]], [], "the file 'nowhere.py' does not exist"),
+        ([f"{RUN[0]},user=x", RUN[1]], [], "unknown user='x'"),
+        (RUN, ["swin"], "unknown item='swin'; did you mean 'swin_"),
+        (RUN, ["swin_t", "swin_t"], "names an encoder twice"),
+        ([f"{RUN[0]},item=id", RUN[1]], ["swin_t"], "leave it out of --config"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(of_run, sweep, message):
+    with pytest.raises(UserError, match=message):
+        jobs.jobs(of_run, "first", sweep)
+
+
+@pytest.mark.parametrize("name", ["First", "1st", "a_b", "a-", "-a", "a.b", "", "a" * 64])
+def test_names_that_google_cloud_refuses(name):
+    with pytest.raises(UserError, match="expected a lower-case letter"):
+        jobs.names(name, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gke --topology=v5e:4x4 --image=i -- RUN", "--name is missing; see --help"),
+        ("gke --name=a --topology=v5e:4x4 -- RUN", "--image is missing; see --help"),
+        ("gke --name=a --image=i -- RUN", "--topology is missing"),
+        ("gke --name=a --image=i --topology=v5e:4x5 -- RUN", "v5e has no topology '4x5'"),
+        ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all; expected gs://"),
+        ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "expected CLAIM:/folder"),
+        (
+            "gke --name=a --image=i --topology=v5e:4x4 --mount=x:/d --mount=y:/d -- RUN",
+            "--mount=y:/d: 'x' is mounted there already",
+        ),
+        (f"gke --name={'a' * 45} --do=delete", "at most 44 in all"),
+        ("tpu --do=create --name=a --project=p", "--zone is missing"),
+        ("tpu --do=create --name=a --zone=z", "--project is missing"),
+        ("tpu --do=create --name=a --zone=z --project=p --topology=v7:4x4", "unknown TPU 'v7'"),
+        (
+            f"tpu --do=run --name=a --zone=z --project=p --topology=v5e:4x4 --shared=/d -- "
+            f"--config={FILE} --workdir=/d/w --config.dataset.path=/d/d",
+            "this file is not there on the other machine",
+        ),
+        ("tpu --do=start", "value should be one of"),
+        ("slurm --nodes=0 -- RUN", "--nodes=0"),
+        ("slurm --name=a,b -- RUN", "--name=a,b; expected letters"),
+        ("slurm --nodes=2 -- RUN --config.dataset.path=/tmp/x", "is a folder of one node"),
+        ("local RUN", "Unknown command line flag 'config'; flags of the run come after --"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, line, message):
+    fakes = Fakes(tmp_path)
+    for name in ("gcloud", "kubectl", "sbatch", "git"):
+        fakes.add(name)
+    process = fakes.launch(*line.replace("RUN", " ".join(RUN)).split())
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
+    assert len(process.stderr.splitlines()) == 1, process.stderr
+    assert message in process.stderr
+    assert not fakes.calls()

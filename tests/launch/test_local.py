@@ -1,0 +1,101 @@
+"""A sweep on this machine: interrupted, with a run that fails, and finished."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from launch.commands import Command
+from launch.local import INTERRUPTED, train
+from tests.tiny import ROOT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_run_once(tmp_path, number):
+    program = f"""
+import pathlib, signal, sys, time
+got = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: got.append(number))
+pathlib.Path({str(tmp_path / "ready")!r}).touch()
+while not got:
+    time.sleep(0.01)
+time.sleep(0.2)
+sys.exit(130 if got == [{int(number)}] else 1)
+"""
+    before = signal.getsignal(number)
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert train(Command((sys.executable, "-c", program))) == INTERRUPTED
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_that_a_signal_ends_is_interrupted_not_failed():
+    for number in ("SIGINT", "SIGTERM"):
+        program = f"import os, signal; signal.signal(signal.{number}, signal.SIG_DFL); "
+        program += f"os.kill(os.getpid(), signal.{number})"
+        assert train(Command((sys.executable, "-c", program))) == INTERRUPTED
+    assert train(Command((sys.executable, "-c", "raise SystemExit(3)"))) == 3
+
+
+# Makes the runs that a launcher starts use the small siblings of encoders.
+_TINY = """
+import sys
+if "pixelrec_jax.main" in sys.orig_argv:
+    from pixelrec_jax.items import vision
+    from tests.tiny import TINY
+    vision.VISION.update(TINY)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_dataset, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(_TINY)
+    root = tmp_path / "sweep"
+    command = [
+        *(sys.executable, "-m", "launch.local", "--sweep=vit_toy,clip_rn50x4,vit_b16", "--"),
+        f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy",
+        f"--config.dataset.path={toy_dataset}",
+        f"--workdir={root}",
+        "--config.item.image_size=16",  # too few pixels for clip_rn50x4
+        *("--config.item.weights=", "--config.item.trainable=last:1", "--config.width=16"),
+        *("--config.train.epochs=6", "--config.train.eval_every=6", "--config.train.log_every=1"),
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "XLA_FLAGS": ""}
+    start = {"cwd": ROOT, "env": environment, "text": True}
+    start |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **start)
+    metrics = root / "vit_toy" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == INTERRUPTED, error
+    assert os.listdir(root) == ["vit_toy"]
+    saved = len(metrics.read_text().splitlines())
+    assert f"step {saved} is saved" in error
+
+    finished = subprocess.run(command, **start, check=False)
+    assert finished.returncode == 2
+    assert f"continuing from step {saved}" in finished.stderr
+    assert finished.stderr.splitlines()[-1] == (
+        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); start the same command "
+        "again to go on"
+    )
+    tables = finished.stdout[finished.stdout.rindex("all test targets") :]  # and that of cold ones
+    rows = [line.split() for line in tables.splitlines() if str(root) in line]
+    assert [row[:3] for row in rows] == 2 * [
+        ["sasrec,", "item=vit_toy", f"({root}/vit_toy)"],
+        ["no", "result", "yet"],
+        ["sasrec,", "item=vit_b16", f"({root}/vit_b16)"],
+    ]
