@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
+from pixelrec_jax import storage
 from pixelrec_jax.errors import UserError
 
 _policies = ocp.training.preservation_policies
@@ -32,14 +33,14 @@ class Checkpoints:
 
         Opening for writing removes what an interrupted save left, so only one process may.
         """
-        self.directory, self._metric, self._pending = Path(directory), metric, None
+        self.directory, self._metric, self._pending = directory, metric, None
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} does not exist; train first with --mode=train")
         best = _policies.BestN(
             get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
         )
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory.absolute(),
+            directory if storage.is_remote(directory) else directory.absolute(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             cleanup_tmp_directories=not read_only,
         )

@@ -22,7 +22,7 @@ import polars as pl
 from absl import flags
 from PIL import Image
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 from pixelrec_jax.data import columns, missing_images, official, selection, shards
 from pixelrec_jax.data import item_info as information
 from pixelrec_jax.data.columns import Table
@@ -309,6 +309,13 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prepares the dataset that the flags name and prints what it holds."""
     values = flags.FLAGS
+    copy = "gcloud storage cp --recursive"
+    for name in ("interactions", "images", "item_info"):
+        given = values[name].value or ""
+        storage.local_only(given, name, f"copy it to this machine first: {copy} {given} .")
+    storage.local_only(
+        values.out, "out", f"prepare a local folder and copy that: {copy} FOLDER {values.out}"
+    )
     # An oversized image is reported as undecodable, with its name; Pillow's warning has no name.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     manifest = prepare(

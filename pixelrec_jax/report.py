@@ -11,7 +11,7 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.text import render
@@ -47,7 +47,7 @@ def table(workdirs: Sequence[Path]) -> str:
     Raises:
       UserError: a folder without a result, or runs on different datasets.
     """
-    results = [read_result(Path(workdir)) for workdir in workdirs]
+    results = [read_result(storage.path(workdir)) for workdir in workdirs]
     first = results[0]
     for workdir, result in zip(workdirs, results, strict=True):
         if _measured_on(result) != _measured_on(first):
@@ -112,7 +112,7 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the table of the runs named on the command line, and examples if asked to."""
-    workdirs = [Path(workdir) for workdir in argv[1:]]
+    workdirs = [storage.path(workdir) for workdir in argv[1:]]
     print(table(workdirs))
     if not flags.FLAGS.examples:
         return
