@@ -309,13 +309,8 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prepares the dataset that the flags name and prints what it holds."""
     values = flags.FLAGS
-    copy = "gcloud storage cp --recursive"
-    for name in ("interactions", "images", "item_info"):
-        given = values[name].value or ""
-        storage.local_only(given, name, f"copy it to this machine first: {copy} {given} .")
-    storage.local_only(
-        values.out, "out", f"prepare a local folder and copy that: {copy} FOLDER {values.out}"
-    )
+    for name in ("interactions", "images", "item_info", "out"):
+        storage.local_only(values[name].value, name, written=name == "out")
     # An oversized image is reported as undecodable, with its name; Pillow's warning has no name.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     manifest = prepare(

@@ -27,11 +27,17 @@ def is_remote(name: str | Path) -> bool:
     return "://" in str(name)
 
 
-def local_only(name: str | Path, option: str, remedy: str) -> Path:
-    """Returns a path of the local disk; raises `UserError`, with the remedy, for a URL."""
-    if is_remote(name):
-        raise UserError(f"--{option}={name} is not on the local disk; {remedy}")
-    return Path(name)
+def local_only(name: str | None, option: str, *, written: bool) -> None:
+    """Raises `UserError` if an option that names what is read or written here is a URL."""
+    if name is None or not is_remote(name):
+        return
+    copy = "gcloud storage cp --recursive"
+    remedy = (
+        f"give a local folder and copy it afterwards with {copy} FOLDER {name}"
+        if written
+        else f"copy it to this machine first with {copy} {name} ."
+    )
+    raise UserError(f"--{option}={name} is not on the local disk; {remedy}")
 
 
 def path(name: str | Path) -> Path:
