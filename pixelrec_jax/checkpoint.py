@@ -5,6 +5,7 @@ import shutil
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +145,17 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
-        for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(incomplete, ignore_errors=True)
-        self._checkpointer.reload()
+        with suppress(OSError):  # object storage may be out of reach for this, too
+            for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(incomplete, ignore_errors=True)
+            self._checkpointer.reload()
         kept = (
             f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
         )
+        remedy = "check the network" if storage.is_remote(self.directory) else "free space"
         return UserError(
             f"the checkpoint of step {step} could not be written to {self.directory} "
-            f"({_first_line(error)}); {kept}; free space and start again with the same command"
+            f"({_first_line(error)}); {kept}; {remedy} and start again with the same command"
         )
 
 

@@ -226,7 +226,7 @@ def bucket():
 def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_path, capsys):
     dataset = f"{bucket}/data/toy"
     storage.filesystem(bucket).put(str(toy_dataset), dataset, recursive=True)
-    config = tiny_config("user=sasrec,item=id,dataset=toy", toy_dataset)
+    config = tiny_config("user=mf,item=id,dataset=toy", toy_dataset)
     config.train.update({"epochs": 2, "log_every": 2, "checkpoint_every": 3})
     expected = train.train_and_evaluate(config, tmp_path / "run")
 
@@ -236,7 +236,6 @@ def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_p
     config.train.epochs = 2  # goes on from the checkpoint
     assert train.train_and_evaluate(config, place) == expected
     assert "continuing from step" in capsys.readouterr().err
-    assert train.evaluate(workdir.read_config(place), place) == expected
 
     def losses(folder):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
