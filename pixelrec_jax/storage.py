@@ -6,6 +6,7 @@ credentials; orbax writes checkpoints through tensorstore.
 
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ def filesystem(url: str) -> Any:
     """Returns fsspec's file system of a URL; raises `UserError` if there is none."""
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises, too
     protocol = url.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(url)[0]
