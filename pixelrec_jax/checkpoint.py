@@ -5,6 +5,7 @@ import shutil
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
+from pixelrec_jax import storage
 from pixelrec_jax.errors import UserError
 
 _policies = ocp.training.preservation_policies
@@ -32,14 +34,14 @@ class Checkpoints:
 
         Opening for writing removes what an interrupted save left, so only one process may.
         """
-        self.directory, self._metric, self._pending = Path(directory), metric, None
+        self.directory, self._metric, self._pending = directory, metric, None
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} does not exist; train first with --mode=train")
         best = _policies.BestN(
             get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
         )
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory.absolute(),
+            directory if storage.is_remote(directory) else directory.absolute(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             cleanup_tmp_directories=not read_only,
         )
@@ -150,15 +152,17 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
-        for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(incomplete, ignore_errors=True)
-        self._checkpointer.reload()
+        with suppress(OSError):  # object storage may be out of reach for this, too
+            for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(incomplete, ignore_errors=True)
+            self._checkpointer.reload()
         kept = (
             f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
         )
+        remedy = "check the network" if storage.is_remote(self.directory) else "free space"
         return UserError(
             f"the checkpoint of step {step} could not be written to {self.directory} "
-            f"({_first_line(error)}); {kept}; free space and start again with the same command"
+            f"({_first_line(error)}); {kept}; {remedy} and start again with the same command"
         )
 
 

@@ -7,6 +7,7 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
+from pixelrec_jax import storage
 from pixelrec_jax.data import interactions, item_info
 from pixelrec_jax.data.split import build_split
 from pixelrec_jax.data.windows import ranking_queries
@@ -74,7 +75,7 @@ def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
     """Returns the rows of recommendations.parquet of the users drawn, in its order."""
     path = workdir / "recommendations.parquet"
     try:
-        scan = pl.scan_parquet(path)
+        scan = pl.scan_parquet(storage.local_file(path))
         known = scan.filter(pl.col("rank") == 1).select("user_id").collect()["user_id"]
         drawn = np.random.default_rng(seed).permutation(len(known))[:users]
         chosen = known.gather(np.sort(drawn)).implode()

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.config import check_values
-from pixelrec_jax.data.features import FeatureStore
+from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
@@ -124,6 +124,6 @@ def _open_store(item: ConfigDict, interactions: Interactions) -> ItemStore | Non
     if uses_pixels(item):
         return ImageStore(interactions.directory, size=item.image_size)
     if uses_features(item):
-        path = interactions.directory / item.path
+        path = locate(item.path, interactions.directory)
         return FeatureStore(path, interactions, codes=item.get("codebook_size", 0))
     return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.frozen import best_variables
@@ -60,7 +60,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Exports the encoder that the flags name."""
     values = flags.FLAGS
-    count = export(Path(values.workdir), Path(values.out), values.names)
+    count = export(storage.path(values.workdir), storage.path(values.out), values.names)
     print(f"{values.out}: {count} tensors")
 
 

@@ -22,7 +22,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pixelrec_jax import errors, frozen
+from pixelrec_jax import errors, frozen, storage
 from pixelrec_jax.bar import progress_bar
 from pixelrec_jax.data.features import item_ids_digest, provenance
 from pixelrec_jax.data.images import ImageStore
@@ -230,7 +230,7 @@ def choose_encoder(
     if workdir is not None:
         if changes:
             raise UserError(f"--{min(changes)} goes with --item; a run has settings of its own")
-        return frozen.trained(Path(workdir))
+        return frozen.trained(storage.path(workdir))
     settings = frozen.settings(Path(config), item)
     settings.normalisation = "checkpoint"  # what frozen weights were trained with
     settings.image_size = interactions.manifest["images"]["size"] or settings.image_size
@@ -244,7 +244,7 @@ def main(_: Sequence[str]) -> None:
     """Extracts what the flags describe."""
     values = flags.FLAGS
     interactions = load(values.data)
-    out = Path(values.data, "features.npy") if values.out is None else Path(values.out)
+    out = storage.path(values.out or f"{values.data}/features.npy")
     check(interactions, out, overwrite=values.overwrite)
     changes = {name: values[name].value for name in _SETTINGS}
     encoder = choose_encoder(
@@ -265,10 +265,11 @@ def main(_: Sequence[str]) -> None:
         batch_size=values.batch_size,
     )
     rows, *shape = description["shape"]
+    size = math.prod(description["shape"]) * np.dtype(values.dtype).itemsize
     speed = (rows - 1) / (time.perf_counter() - start)
     print(
         f"{out}: {rows - 1:,} items, {' x '.join(map(str, shape))} {values.dtype} each, "
-        f"{out.stat().st_size / 1e6:,.1f} MB, {speed:,.1f} images/s"
+        f"{size / 1e6:,.1f} MB, {speed:,.1f} images/s"
     )
 
 

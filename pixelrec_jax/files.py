@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from pixelrec_jax import storage
 from pixelrec_jax.errors import UserError
 
 LOCK = ".lock"
@@ -18,6 +20,12 @@ LOCK = ".lock"
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` at the end, so that it is never half-written."""
+    if storage.is_remote(path):
+        with TemporaryDirectory() as folder:
+            temporary = Path(folder, path.name)
+            yield temporary
+            storage.upload(temporary, path)
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -63,8 +71,12 @@ def locked(folder: Path, *, option: str, busy: str) -> Iterator[None]:
     """Creates a folder if need be and holds the lock in it, whose file stays.
 
     Raises `UserError`, with the name of the option that named the folder, if it cannot be written;
-    with the message `busy` if another process holds the lock.
+    with the message `busy` if another process holds the lock. Object storage has no lock that ends
+    with the process that holds it, so nothing is locked there.
     """
+    if storage.is_remote(folder):
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")

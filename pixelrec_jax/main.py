@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax import errors, report, train
+from pixelrec_jax import errors, report, storage, train
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.config import flatten, load_config
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise errors.UserError("--workdir is missing; give the folder of the run")
-    workdir = Path(_WORKDIR.value)
+    workdir = storage.path(_WORKDIR.value)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate
     run(_config(workdir), workdir)
     print(report.table([workdir]))

@@ -22,7 +22,7 @@ import polars as pl
 from absl import flags
 from PIL import Image
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 from pixelrec_jax.data import columns, missing_images, official, selection, shards
 from pixelrec_jax.data import item_info as information
 from pixelrec_jax.data.columns import Table
@@ -309,6 +309,8 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prepares the dataset that the flags name and prints what it holds."""
     values = flags.FLAGS
+    for name in ("interactions", "images", "item_info", "out"):
+        storage.local_only(values[name].value, name, written=name == "out")
     # An oversized image is reported as undecodable, with its name; Pillow's warning has no name.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     manifest = prepare(

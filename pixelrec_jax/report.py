@@ -12,7 +12,7 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.text import render
@@ -52,7 +52,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
       UserError: a folder without a result, none with one, or runs on different datasets.
     """
     runs = []
-    for workdir in map(Path, workdirs):
+    for workdir in map(storage.path, workdirs):
         there = not unfinished or (workdir / "result.json").exists()
         runs.append((workdir, read_result(workdir) if there else None))
     finished = [(workdir, result) for workdir, result in runs if result]
@@ -129,7 +129,7 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the table of the runs named on the command line, and examples if asked to."""
-    workdirs = [Path(workdir) for workdir in argv[1:]]
+    workdirs = [storage.path(workdir) for workdir in argv[1:]]
     print(table(workdirs, unfinished=flags.FLAGS.unfinished))
     if not flags.FLAGS.examples:
         return

@@ -152,6 +152,7 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
         scalars = {f"valid/{name}": value for name, value in values.items()}
         progress.say("untrained: " + _one_line(0, scalars, prefix="valid/"))
         log.write(0, {"epoch": 0.0, **scalars})
+        log.flush()
         checkpoints.save(0, state, _notes(experiment, stopping, next_batch=0), values)
     checkpoints.wait()
 
@@ -216,6 +217,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             if scalars:
                 log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
             if saved:
+                log.flush()  # what is recorded before a checkpoint is not recorded again
                 checkpoints.save(step, state, _notes(experiment, stopping, next_batch=step), values)
             if interrupted:
                 checkpoints.wait()

@@ -1,10 +1,9 @@
 """Cross-platform transfer: a run starts from what another one learned (PixelRec section 5.3)."""
 
-from pathlib import Path
-
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from pixelrec_jax import storage
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.frozen import best_variables
@@ -49,7 +48,7 @@ def read_source(config: ConfigDict, model: Recommender, template: dict) -> dict:
             f"init.run cannot start item={config.item.name}: an id means nothing in another "
             "catalogue; use a vision encoder or features, or leave init.run empty"
         )
-    source = Path(config.init.run)
+    source = storage.path(config.init.run)
     if not (source / "config.json").is_file():
         raise UserError(f"init.run={source} is no folder of a run; give the --workdir of one")
     if not (source / "result.json").is_file():

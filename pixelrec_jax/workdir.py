@@ -2,9 +2,11 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import polars
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from pixelrec_jax import storage
 from pixelrec_jax.config import flatten
 from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
@@ -23,6 +26,7 @@ from pixelrec_jax.files import locked, replaced_file, write_json
 _CHANGEABLE = re.compile(
     r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)"
 )
+_UPLOAD_EVERY = 60  # seconds between metrics in object storage, beside those with a checkpoint
 
 
 def to_json(config: ConfigDict) -> dict:
@@ -93,19 +97,24 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, continue_from: int):
         """Args: records after step `continue_from` are dropped: that part of the run is redone."""
-        path = workdir / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
+        self._workdir, self._folder = workdir, workdir
+        self._spool = self._flushed = None
+        if storage.is_remote(workdir):  # whose objects cannot be appended to
+            self._spool, self._flushed = TemporaryDirectory(), time.monotonic()
+            self._folder = Path(self._spool.name)
+        kept, earlier = [], workdir / "metrics.jsonl"
+        if earlier.exists():
+            for line in earlier.read_bytes().decode(errors="replace").splitlines():
                 # Not a record: a line cut short when the run was killed.
                 with suppress(ValueError, KeyError, TypeError):
                     if json.loads(line)["step"] <= continue_from:
                         kept.append(line + "\n")
+        path = self._folder / "metrics.jsonl"
         with replaced_file(path) as temporary:
             temporary.write_text("".join(kept))
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=continue_from + 1, write_to_disk=True
+            str(self._folder / "tensorboard"), purge_step=continue_from + 1, write_to_disk=True
         )
 
     def __enter__(self) -> "MetricsLog":
@@ -113,15 +122,32 @@ class MetricsLog:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         # On a full disk closing fails, too, and must not hide the error that ended the run.
-        with suppress(OSError) if error else nullcontext():
+        with suppress(OSError, UserError) if error else nullcontext():
             self._file.close()
             self._events.close()
+            if self._spool:
+                self._upload()
+                self._spool.cleanup()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one record."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
+        if self._spool and time.monotonic() - self._flushed > _UPLOAD_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings all records to object storage; the local disk has them already."""
+        if self._spool:
+            self._events.flush()
+            self._upload()
+
+    def _upload(self) -> None:
+        for source in sorted(self._folder.rglob("*")):
+            if source.is_file():
+                storage.upload(source, self._workdir / source.relative_to(self._folder))
+        self._flushed = time.monotonic()
 
 
 def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ranking) -> None:

@@ -12,7 +12,7 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 from pixelrec_jax.data import interactions, plots
 from pixelrec_jax.data.statistics import Statistics, analyze
 from pixelrec_jax.errors import UserError
@@ -21,13 +21,13 @@ from pixelrec_jax.text import one_line, render
 
 
 def write(
-    directories: Sequence[Path], out: Path | None = None
+    directories: Sequence[str | Path], out: Path | None = None
 ) -> tuple[dict[str, Statistics], Path]:
     """Writes analysis.json and pictures of prepared datasets.
 
     Args:
-      directories: of the datasets.
-      out: folder to write, created if needed; by default `analysis` in the one dataset.
+      directories: of the datasets, or URLs.
+      out: folder to write, created if needed; by default `analysis` in the one local dataset.
 
     Returns:
       the statistics by name of the dataset, and the folder written.
@@ -36,9 +36,9 @@ def write(
       UserError: a folder is no prepared dataset or named twice, or `out` cannot be written.
     """
     names = _names(directories)
-    if out is None and len(directories) > 1:
-        raise UserError("--out is missing; name the folder to write the comparison to")
-    out = directories[0] / "analysis" if out is None else out
+    if out is None and (len(directories) > 1 or storage.is_remote(directories[0])):
+        raise UserError("--out is missing; name the folder to write to")
+    out = Path(directories[0], "analysis") if out is None else out
     datasets = {
         name: analyze(interactions.load(directory))
         for name, directory in zip(names, directories, strict=True)
@@ -109,9 +109,9 @@ def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
     return figures
 
 
-def _names(directories: Sequence[Path]) -> list[str]:
+def _names(directories: Sequence[str | Path]) -> list[str]:
     """Returns the folders' own names if these differ, else their paths."""
-    paths = [directory.resolve() for directory in directories]
+    paths = [Path(directory).resolve() for directory in directories]
     for names in ([path.name for path in paths], [str(path) for path in paths]):
         if len(set(names)) == len(names):
             return names
@@ -127,7 +127,8 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Analyses the datasets named on the command line."""
     out = flags.FLAGS.out
-    datasets, written = write([Path(name) for name in argv[1:]], None if out is None else Path(out))
+    storage.local_only(out, "out", written=True)
+    datasets, written = write(argv[1:], None if out is None else Path(out))
     if flags.FLAGS.json:
         print((written / "analysis.json").read_text(), end="")
     else:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from pixelrec_jax import errors, files
+from pixelrec_jax import errors, files, storage
 from pixelrec_jax.data.official import OFFICIAL
 from pixelrec_jax.errors import UserError
 
@@ -222,6 +222,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Downloads the dataset that the flags name and lists its files."""
     values = flags.FLAGS
+    storage.local_only(values.out, "out", written=True)
     found = download(values.dataset, values.out, parts=values.parts, drive=GoogleDrive())
     for name, facts in found.items():
         print(f"{facts['sha256']}  {facts['bytes'] / 1e6:>10,.1f} MB  {values.out}/{name}")

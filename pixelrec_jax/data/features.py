@@ -8,6 +8,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from pixelrec_jax import storage
+from pixelrec_jax.data import copies
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.errors import UserError
 
@@ -17,6 +19,18 @@ _BYTES_IN_FINGERPRINT = 1 << 26  # more are sampled
 def provenance(path: Path) -> Path:
     """Returns the file beside a matrix that says what it was made from."""
     return path.with_suffix(".json")
+
+
+def locate(name: str, directory: Path) -> Path:
+    """Returns the file that `item.path` names: relative to the dataset's folder, or a URL.
+
+    Beside a remote dataset, and of a URL, it is a copy with its provenance.
+    """
+    url = copies.origin(directory)
+    if not storage.is_remote(name):
+        within = url is not None and not Path(name).is_absolute()
+        name = f"{url}/{name}" if within else directory / name
+    return storage.local_file(name, beside=".json")
 
 
 class FeatureStore:

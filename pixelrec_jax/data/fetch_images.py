@@ -18,7 +18,7 @@ import polars as pl
 from absl import flags
 from PIL import Image
 
-from pixelrec_jax import errors, files
+from pixelrec_jax import errors, files, storage
 from pixelrec_jax.bar import progress_bar
 from pixelrec_jax.data import images
 from pixelrec_jax.data.addresses import RefusedError
@@ -171,6 +171,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Fetches the images that the flags name and prints how many."""
     values = flags.FLAGS
+    storage.local_only(values.out, "out", written=True)
     # An oversized image is listed with its name; Pillow's warning has no name.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     limits = Limits(

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from pixelrec_jax.data import interactions
 from pixelrec_jax.errors import UserError, reason
 
-FOLDER = "images"  # of the shards
+FOLDER = interactions.IMAGES
 ROWS = "image_rows.npy"  # int32[items]: the record of item i + 1, -1 for a grey image
 PER_SHARD = 1024  # records of an ArrayRecord
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pixelrec_jax.data import copies
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.files import digest
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+IMAGES = "images"  # folder of the shards of images
 # What training cannot check otherwise; the last is of datasets with images.
 _VERIFIED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
 _VERIFIED += ("image_rows.npy",)
@@ -60,10 +62,11 @@ class Interactions:
 def load(directory: str | Path, verify: bool = True) -> Interactions:
     """Opens a prepared dataset; raises `UserError` if it is none, of another schema, or damaged.
 
-    With `verify` the hashes of these files are compared, in a second a gigabyte.
+    With `verify` the hashes of these files are compared, in a second a gigabyte. Of a URL a copy is
+    opened, see `copies`; its images are copied when somebody asks for them.
     """
-    directory = Path(directory)
-    manifest = read_manifest(directory)
+    directory = copies.local_folder(directory, MANIFEST)
+    manifest = read_manifest(directory, images=copies.origin(directory) is None)
     if verify:
         for name in manifest["files"].keys() & set(_VERIFIED):
             if digest(directory / name) != manifest["files"][name]["sha256"]:
@@ -93,8 +96,11 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     return Interactions(**arrays, manifest=manifest, directory=directory)
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads manifest.json and checks the schema version and every file's presence and size."""
+def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
+    """Reads manifest.json and checks the schema version and every file's presence and size.
+
+    A copy of a remote dataset is completed first. Without `images` their shards are left alone.
+    """
     try:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -113,7 +119,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         )
     if missing := {"counts", "files", "images"} - manifest.keys():
         raise damaged(directory, f"{MANIFEST} has no {', '.join(sorted(missing))}")
-    for name, file in manifest["files"].items():
+    files = {
+        name: file
+        for name, file in manifest["files"].items()
+        if images or not name.startswith(f"{IMAGES}/")
+    }
+    copies.complete(directory, files)
+    for name, file in files.items():
         path = directory / name
         size = path.stat().st_size if path.is_file() else None
         if size != file["bytes"]:

@@ -16,7 +16,7 @@ import polars as pl
 from absl import flags
 from PIL import Image
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, storage
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything that is drawn.")
@@ -290,6 +290,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _OUT.value:
         raise errors.UserError("--out is missing; give the folder to write, as --out=DIR")
+    storage.local_only(_OUT.value, "out", written=True)
     sizes = {"users": _USERS.value, "items": _ITEMS.value, "image_size": _IMAGE_SIZE.value}
     generate(_OUT.value, seed=_SEED.value, **sizes)
     print(f"wrote {_OUT.value}")

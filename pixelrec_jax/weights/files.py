@@ -1,6 +1,5 @@
 """Files of published weights: where they are found, read and written."""
 
-import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from pixelrec_jax import storage
 from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.files import replaced_file
 from pixelrec_jax.weights.torch_file import LEGACY, ZIP, read_torch
@@ -72,10 +72,10 @@ def locate(weights: str) -> Path:
 
     Args:
       weights: a file; a folder with one; `https://host/file[#sha256=HEX]` of a mirror;
-        `package:NAME`, an installed Python package that has one; or `owner/name[@revision]` of the
-        Hugging Face hub. What is fetched is kept: by the hub's client, or of a mirror in
-        $PIXELREC_CACHE (by default the user's cache folder). What ends as a file does is no name of
-        the hub.
+        `gs://bucket/file` or another URL of object storage; `package:NAME`, an installed Python
+        package that has one; or `owner/name[@revision]` of the Hugging Face hub. What is fetched is
+        kept: by the hub's client, or in $PIXELREC_CACHE (by default the user's cache folder). What
+        ends as a file does is no name of the hub.
 
     Raises:
       UserError: it is not there.
@@ -87,14 +87,16 @@ def locate(weights: str) -> Path:
         return path
     if re.match("https?://", weights):
         return _mirror(weights)
+    if storage.is_remote(weights):
+        return storage.local_file(weights)
     if weights.startswith("package:"):
         return _package(weights)
     if path.suffix not in _SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):
         return _hub(weights)
     raise UserError(
         f"item.weights={weights!r}: no such file; give a safetensors or PyTorch file, a folder "
-        "with one, https://... of a mirror, package:NAME of an installed Python package, "
-        "owner/name of the Hugging Face hub, or '' for random weights"
+        "with one, https://... of a mirror, gs://... of a bucket, package:NAME of an installed "
+        "Python package, owner/name of the Hugging Face hub, or '' for random weights"
     )
 
 
@@ -136,13 +138,12 @@ def _mirror(weights: str) -> Path:
             f"item.weights={weights!r}: after # comes sha256= and 64 hexadecimal digits, or nothing"
         )
     pooch.get_logger().setLevel("WARNING")  # it gives advice to programmers
-    cache = os.environ.get("PIXELREC_CACHE") or pooch.os_cache("pixelrec_jax")
     try:
         return Path(
             pooch.retrieve(
                 url,
                 known_hash=fragment.replace("=", ":").lower() or None,
-                path=cache,
+                path=storage.cache(),
                 progressbar=True,
             )
         )
