@@ -143,8 +143,9 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
-        for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(incomplete, ignore_errors=True)
+        if jax.process_count() == 1:  # others may still write; a new start cleans up, too
+            for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(incomplete, ignore_errors=True)
         self._checkpointer.reload()
         kept = (
             f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
@@ -153,6 +154,17 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written to {self.directory} "
             f"({_first_line(error)}); {kept}; free space and start again with the same command"
         )
+
+
+def remedy(directory: Path) -> str:
+    """Says from which step a run goes on whose end nobody could prepare; needs no `Checkpoints`."""
+    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    if not steps:
+        return "no checkpoint is complete; start all processes again"
+    return (
+        f"the last complete checkpoint is of step {max(steps)}; start all processes again with the "
+        "same command to go on from there"
+    )
 
 
 def _is_news(record: logging.LogRecord) -> bool:
