@@ -31,7 +31,6 @@ LOST_SECONDS = 60  # without a sign of life: a virtual machine may pause for a w
 LEAVE_SECONDS = 5  # in which processes that meet the same error end by themselves
 
 _FAILURE = "pixelrec_jax/failure"
-_LOST = 1  # exit code
 # How messages of XLA's runtime begin, as in "UNKNOWN: Gloo all-reduce failed: ...".
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
@@ -132,8 +131,7 @@ def _fail(error: BaseException, leaving: threading.Event) -> None:
     client = global_state.client
     with suppress(RuntimeError):  # another process was first
         client.key_value_set(_FAILURE, json.dumps([jax.process_index(), *ending]))
-    message, code = ending
-    _end(f"error: {message}", code)
+    _end(*ending)
 
 
 def _end_with_others(leaving: threading.Event) -> None:
@@ -145,19 +143,22 @@ def _end_with_others(leaving: threading.Event) -> None:
         return
     if not leaving.wait(LEAVE_SECONDS):
         process, message, code = json.loads(failure)
-        _end(f"error: process {process} ended: {message}", code)
+        _end(f"process {process} ended: {message}", code)
 
 
 def _end(message: str, code: int) -> None:
     """Ends this process without waiting for devices, which others may have left waiting."""
-    print(message, file=sys.stderr, flush=True)
-    with suppress(RuntimeError):  # process 0 holds the connections: it goes with the last ones
-        global_state.client.wait_at_barrier("pixelrec_jax/end", 2000 * LEAVE_SECONDS)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    _at_abort(lambda: message, code)  # should process 0 be gone first
+    with suppress(RuntimeError):
+        global_state.client.wait_at_barrier("pixelrec_jax/end", 2000 * LEAVE_SECONDS)
+    if jax.process_index() == 0:
+        time.sleep(1)  # all connections end here
     os._exit(code)
 
 
-def _at_abort(message: Callable[[], str]) -> None:
+def _at_abort(message: Callable[[], str], code: int = 1) -> None:
     """Gives abort(), by which JAX's runtime ends a process whose peers are lost, a last line.
 
     The runtime calls it in a thread of its own. Python's handlers run in the main thread only,
@@ -168,7 +169,7 @@ def _at_abort(message: Callable[[], str]) -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(number: int) -> None:
         os.write(sys.stderr.fileno(), f"error: {message()}\n".encode())
-        os._exit(_LOST)
+        os._exit(code)
 
     _at_abort.handler = handler  # C knows its address only
     libc = ctypes.CDLL(None)
