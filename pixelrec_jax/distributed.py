@@ -16,7 +16,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from pixelrec_jax.errors import UserError
 
 JOIN_SECONDS = 300  # until all processes are there
 LOST_SECONDS = 60  # without a sign of life: a virtual machine may pause for a while
+WRITE_SECONDS = 3600  # that the others wait at the end for what process 0 still writes
 LEAVE_SECONDS = 5  # in which processes that meet the same error end by themselves
 
 _FAILURE = "pixelrec_jax/failure"
@@ -58,9 +60,9 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
     where = _parse(address)
     _at_abort(
         lambda: (
-            f"--distributed={address}: the processes of the run did not find each other within "
-            f"{JOIN_SECONDS} seconds (see above); start every process once, all with the same "
-            "HOST:PORT, on which process 0 listens"
+            f"--distributed={address}: this process could not join the others of its run (see "
+            f"above; all must come within {JOIN_SECONDS} seconds); start every process once, all "
+            "with the same HOST:PORT, on which process 0 listens, and the same number of processes"
         )
     )
     try:
@@ -68,6 +70,7 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
             **where,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=LOST_SECONDS,
+            shutdown_timeout_seconds=WRITE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -75,7 +78,7 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
             "HOST:PORT,PROCESS,PROCESSES"
         ) from None
     jax.devices()  # now: what a device's library does to signals comes before the next line
-    _at_abort(lambda: f"a process of this run was lost; {remedy()}")
+    _at_abort(lambda: f"a process of this run was lost (see above); {remedy()}")
     leaving = threading.Event()
     threading.Thread(target=_end_with_others, args=(leaving,), daemon=True).start()
     try:
@@ -110,6 +113,13 @@ def check_equal(what: str, content: str) -> None:
             f"process {jax.process_index()} has another {what} than process 0; start all processes "
             "with the same command and the same files"
         )
+
+
+def in_first_process(
+    open_one: Callable[..., AbstractContextManager], *args: Any, **options: Any
+) -> AbstractContextManager:
+    """Opens what writes files in the first process, and in the others nothing, as None."""
+    return open_one(*args, **options) if jax.process_index() == 0 else nullcontext()
 
 
 def wait_for_all(reason: str) -> None:

@@ -2,11 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +11,13 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pixelrec_jax import distributed, tables
+from pixelrec_jax import tables
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.files import write_json
@@ -107,7 +105,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     if config.train.epochs and not template.trainable:
         raise UserError(f"user={config.user.name} has nothing to train; give train.epochs=0")
     with (
-        _in_first_process(workdirs.claim, workdir, config),
+        in_first_process(workdirs.claim, workdir, config),
         Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints,
     ):
         if config.train.epochs == 0 and checkpoints.latest is None:
@@ -149,7 +147,7 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
     state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
     progress = TrainingProgress(start=0, total=0)
-    with _in_first_process(workdirs.MetricsLog, workdir, continue_from=0) as log:
+    with in_first_process(workdirs.MetricsLog, workdir, continue_from=0) as log:
         progress.say(_describe(experiment, state, experiment.batches, start=0))
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
@@ -174,7 +172,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
     train_step = make_train_step(experiment)
     with (
         stop_request() as stop,
-        _in_first_process(workdirs.MetricsLog, workdir, continue_from=start) as log,
+        in_first_process(workdirs.MetricsLog, workdir, continue_from=start) as log,
         TrainingProgress(start=start, total=len(batches)) as progress,
         iterate(
             batches,
@@ -224,7 +222,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                 checkpoints.save(step, state, _notes(experiment, stopping, next_batch=step), values)
             if interrupted:
                 checkpoints.wait()
-                distributed.wait_for_all("saved")
+                wait_for_all("saved")
                 progress.say(f"step {step} is saved; the same command continues from there")
                 raise KeyboardInterrupt
             if stopping.stop:
@@ -263,15 +261,10 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
 
 def _build(config: ConfigDict) -> Experiment:
     """Returns what a config describes, which must be the same in all processes."""
-    distributed.check_equal("config", json.dumps(workdirs.to_json(config)))
+    check_equal("config", json.dumps(workdirs.to_json(config)))
     experiment = build_experiment(config)
-    distributed.check_equal("dataset", experiment.data_fingerprint)
+    check_equal("dataset", experiment.data_fingerprint)
     return experiment
-
-
-def _in_first_process(open_one: Callable, *args: Any, **options: Any) -> AbstractContextManager:
-    """Opens what writes files in the first process, and nothing, as None, in all others."""
-    return open_one(*args, **options) if jax.process_index() == 0 else nullcontext()
 
 
 def _validate(
