@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from pixelrec_jax.errors import UserError
 
 _policies = ocp.training.preservation_policies
+SAVE_SECONDS = 600  # that a process waits for the others to write their parts, should one fail
 # What orbax raises for missing, cut or scrambled files of a checkpoint.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
 
@@ -38,10 +39,13 @@ class Checkpoints:
         best = _policies.BestN(
             get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
         )
+        context = ocp.Context()
+        context.asynchronous.timeout_secs = SAVE_SECONDS
         self._checkpointer = ocp.training.Checkpointer(
             self.directory.absolute(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             cleanup_tmp_directories=not read_only,
+            context=context,
         )
         # Orbax logs a failed write once for each of its threads and raises it, too: once is enough.
         absl_logging.get_absl_logger().addFilter(_is_news)
