@@ -18,6 +18,7 @@ from pixelrec_jax import storage
 from pixelrec_jax.errors import UserError
 
 _policies = ocp.training.preservation_policies
+SAVE_SECONDS = 600  # that a process waits for the others to write their parts, should one fail
 # What orbax raises for missing, cut or scrambled files of a checkpoint.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
 
@@ -40,10 +41,13 @@ class Checkpoints:
         best = _policies.BestN(
             get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
         )
+        context = ocp.Context()
+        context.asynchronous.timeout_secs = SAVE_SECONDS
         self._checkpointer = ocp.training.Checkpointer(
             directory if storage.is_remote(directory) else directory.absolute(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
             cleanup_tmp_directories=not read_only,
+            context=context,
         )
         # Orbax logs a failed write once for each of its threads and raises it, too: once is enough.
         absl_logging.get_absl_logger().addFilter(_is_news)
@@ -153,8 +157,9 @@ class Checkpoints:
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
         with suppress(OSError):  # object storage may be out of reach for this, too
-            for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(incomplete, ignore_errors=True)
+            if jax.process_count() == 1:  # others may still write; a new start cleans up, too
+                for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(incomplete, ignore_errors=True)
             self._checkpointer.reload()
         kept = (
             f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
@@ -177,6 +182,17 @@ def _check_shapes(saved: Any, template: Any) -> None:
     for name, shape in here.items():
         if len(there[name]) != len(shape) or there[name][1:] != shape[1:]:
             raise ValueError(f"{name} is {list(there[name])}, expected {list(shape)}")
+
+
+def remedy(directory: Path) -> str:
+    """Says from which step a run goes on whose end nobody could prepare; needs no `Checkpoints`."""
+    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    if not steps:
+        return "no checkpoint is complete; start all processes again"
+    return (
+        f"the last complete checkpoint is of step {max(steps)}; start all processes again with the "
+        "same command to go on from there"
+    )
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -30,6 +30,18 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """Returns the line and the exit code of an expected end, None for an error of the program."""
+    match error:
+        case UserError():
+            return str(error).strip().splitlines()[0], 2
+        case KeyboardInterrupt():
+            return "interrupted; start the same command again to go on", 130
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"{error.strerror} ({error.filename}); free space and start again", 2
+    return None
+
+
 def run(
     main: Callable[[Sequence[str]], Any],
     *,
@@ -52,14 +64,10 @@ def run(
                     f"unexpected argument {argv[1]!r}; options are given as --name=value"
                 )
             main(argv)
-        except UserError as error:
-            _exit(str(error))
-        except KeyboardInterrupt:
-            _exit("interrupted; start the same command again to go on", code=130)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (Exception, KeyboardInterrupt) as error:
+            if (expected := ending(error)) is None:
                 raise
-            _exit(f"{error.strerror} ({error.filename}); free space and start again")
+            _exit(*expected)
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -75,6 +83,6 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
-def _exit(message: str, *, code: int = 2) -> None:
+def _exit(message: str, code: int = 2) -> None:
     print(f"error: {message.strip().splitlines()[0]}", file=sys.stderr)
     sys.exit(code)

@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax import errors, report, storage, train
+from pixelrec_jax import checkpoint, distributed, errors, report, storage, train
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.config import flatten, load_config
 
@@ -25,6 +26,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a started ru
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate the best checkpoint."
 )
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "",
+    "Joins several processes to one run, each of which is started with the same command: auto on "
+    "Cloud TPU, GKE, Slurm and Open MPI; elsewhere HOST:PORT,PROCESS,PROCESSES, the address on "
+    "which process 0 listens, the number of this process and of all processes.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,8 +42,10 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError("--workdir is missing; give the folder of the run")
     workdir = storage.path(_WORKDIR.value)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate
-    run(_config(workdir), workdir)
-    print(report.table([workdir]))
+    with distributed.joined(_DISTRIBUTED.value, lambda: checkpoint.remedy(workdir / "checkpoints")):
+        run(_config(workdir), workdir)
+        if jax.process_index() == 0:
+            print(report.table([workdir]))
 
 
 def _config(workdir: Path) -> ConfigDict:

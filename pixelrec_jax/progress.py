@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +24,8 @@ class TrainingProgress:
 
     def __init__(self, *, start: int, total: int):
         """Args: `start` steps of `total` were done by an earlier run."""
-        self._console = Console(file=sys.stderr, highlight=False)
+        # All processes know the same; one of them says it.
+        self._console = Console(file=sys.stderr, highlight=False, quiet=jax.process_index() > 0)
         self._live = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -33,7 +35,7 @@ class TrainingProgress:
             TextColumn("eta"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=self._console.quiet or not self._console.is_terminal,
         )
         self._task = self._live.add_task(
             "train", total=total, completed=start, epoch=0, status="compiling"
@@ -62,9 +64,14 @@ class TrainingProgress:
 
 
 class Speed:
-    """Counts what the steps since the last reading worked on."""
+    """Counts what the steps since the last reading worked on, in all processes.
 
-    def __init__(self):
+    A process sees its part of a batch, which stands for the others: an estimate, without asking.
+    """
+
+    def __init__(self, *, parts: float = 1):
+        """Args: `parts` such as this process's make a whole batch."""
+        self._parts = parts
         self._reset()
 
     def _reset(self) -> None:
@@ -82,9 +89,9 @@ class Speed:
         seconds = time.perf_counter() - self._start
         rates = {
             "train/steps_per_second": self._steps / seconds,
-            "train/sequences_per_second": self._sequences / seconds,
+            "train/sequences_per_second": self._parts * self._sequences / seconds,
         }
         if self._images:
-            rates["train/images_per_second"] = self._images / seconds
+            rates["train/images_per_second"] = self._parts * self._images / seconds
         self._reset()
         return rates

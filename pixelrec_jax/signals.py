@@ -1,6 +1,7 @@
 """Stopping a run between two steps, and worker processes that never outlive it."""
 
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -8,19 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import jax
+from jax.experimental import multihost_utils
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop (Ctrl-C, or SIGTERM before a preemption)."""
+    """Whether somebody asked the run to stop (Ctrl-C, or SIGTERM before a preemption).
+
+    Of several processes one is asked, or some. All must stop after the same step, on which JAX's
+    preemption service lets them agree in the background; it has its own handler of SIGTERM.
+    """
 
     def __init__(self):
-        self.requested = False
+        self._requested, self._several = False, jax.process_count() > 1
+        self.signals = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal; a second one acts at once."""
-        self.requested = True
+        self._requested = True
         signal.signal(number, signal.default_int_handler)
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def applies_to(self, step: int) -> bool:
+        """Whether to stop after this step; every process must ask once in every step."""
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
 
 
 @contextmanager
@@ -33,7 +50,7 @@ def stop_request() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # Python allows signal handlers in the main thread only
         return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in request.signals}
     try:
         yield request
     finally:
@@ -42,8 +59,12 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def set_up_worker(index: int, count: int) -> None:
-    """Makes a worker process leave Ctrl-C to its parent, and end when that is killed (Linux)."""
+    """Makes a worker process leave signals to its parent, and end when that is killed (Linux).
+
+    Slurm and terminals send them to all processes alike.
+    """
     del index, count  # what grain tells every worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

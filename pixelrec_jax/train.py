@@ -1,5 +1,6 @@
 """Joint training of item and user encoder: the step and the loop, top to bottom."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.files import write_json
@@ -99,12 +101,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     Returns:
       The content of result.json.
     """
-    experiment = build_experiment(config)
+    experiment = _build(config)
     template = state_template(experiment)  # a wrong model fails before the workdir is touched
     if config.train.epochs and not template.trainable:
         raise UserError(f"user={config.user.name} has nothing to train; give train.epochs=0")
     with (
-        workdirs.claim(workdir, config),
+        in_first_process(workdirs.claim, workdir, config),
         Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints,
     ):
         if config.train.epochs == 0 and checkpoints.latest is None:
@@ -121,7 +123,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
       The content of result.json.
     """
     workdirs.check_same(workdir, config)
-    experiment = build_experiment(config)
+    experiment = _build(config)
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
         return test(experiment, checkpoints, workdir)
@@ -146,13 +148,14 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
     state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
     progress = TrainingProgress(start=0, total=0)
-    with workdirs.MetricsLog(workdir, continue_from=0) as log:
+    with in_first_process(workdirs.MetricsLog, workdir, continue_from=0) as log:
         progress.say(_describe(experiment, experiment.batches, start=0))
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
         progress.say("untrained: " + _one_line(0, scalars, prefix="valid/"))
-        log.write(0, {"epoch": 0.0, **scalars})
-        log.flush()
+        if log:
+            log.write(0, {"epoch": 0.0, **scalars})
+            log.flush()
         checkpoints.save(0, state, _notes(experiment, stopping, next_batch=0), values)
     checkpoints.wait()
 
@@ -171,7 +174,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
     train_step = make_train_step(experiment)
     with (
         stop_request() as stop,
-        workdirs.MetricsLog(workdir, continue_from=start) as log,
+        in_first_process(workdirs.MetricsLog, workdir, continue_from=start) as log,
         TrainingProgress(start=start, total=len(batches)) as progress,
         iterate(
             batches,
@@ -183,7 +186,8 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         ) as iterator,
     ):
         progress.say(_describe(experiment, batches, start))
-        speed, previous = Speed(), None
+        parts = batches.num_shards / len(batches.local_shards)
+        speed, previous = Speed(parts=parts), None
         for step, local in enumerate(iterator, start=start + 1):
             state, loss = train_step(
                 state, to_global(local, experiment.mesh, BATCH), experiment.graph
@@ -195,7 +199,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             speed.count(local)
             progress.step(step, epoch)
 
-            interrupted = stop.requested  # read once: a signal may arrive further down this step
+            interrupted = stop.applies_to(step)  # read once: it may change further down this step
             logged = step % config.train.log_every == 0
             end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
             evaluated = end_of_epoch or step == len(batches)
@@ -213,14 +217,16 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                 values = _validate(experiment, state, stopping)
                 scalars |= {f"valid/{name}": value for name, value in values.items()}
                 progress.say(f"epoch {epoch}: " + _one_line(step, scalars, prefix="valid/"))
-                speed = Speed()  # the evaluation's time is not the training's
-            if scalars:
+                speed = Speed(parts=parts)  # the evaluation's time is not the training's
+            if scalars and log:
                 log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
-            if saved:
+            if saved and log:
                 log.flush()  # what is recorded before a checkpoint is not recorded again
+            if saved:
                 checkpoints.save(step, state, _notes(experiment, stopping, next_batch=step), values)
             if interrupted:
                 checkpoints.wait()
+                wait_for_all("saved")
                 progress.say(f"step {step} is saved; the same command continues from there")
                 raise KeyboardInterrupt
             if stopping.stop:
@@ -252,9 +258,18 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
         "best_step": int(state.step),
         "test": evaluator.report(ranking, "test"),
     }
-    workdirs.write_recommendations(workdir, experiment.interactions, ranking)
-    write_json(workdir / "result.json", result)
+    if jax.process_index() == 0:
+        workdirs.write_recommendations(workdir, experiment.interactions, ranking)
+        write_json(workdir / "result.json", result)
     return result
+
+
+def _build(config: ConfigDict) -> Experiment:
+    """Returns what a config describes, which must be the same in all processes."""
+    check_equal("config", json.dumps(workdirs.to_json(config)))
+    experiment = build_experiment(config)
+    check_equal("dataset", experiment.data_fingerprint)
+    return experiment
 
 
 def _validate(
@@ -296,6 +311,7 @@ def _describe(experiment: Experiment, batches: TrainBatches, start: int) -> str:
         f"{data.num_items - 1:,} items, {batches.steps_per_epoch:,} steps an epoch of "
         f"{config.train.batch_size} sequences | {jax.device_count()} "
         f"{jax.devices()[0].device_kind} device(s)"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
         + (f" | continuing from step {start:,}" if start else "")
     )
 
