@@ -22,7 +22,7 @@ from rich import box
 from rich.table import Table
 
 from launch import programs
-from launch.roofline import compile_and_count
+from launch.roofline import DoesNotFitError, compile_and_count
 from pixelrec_jax import errors
 from pixelrec_jax.files import write_json
 from pixelrec_jax.state import state_template
