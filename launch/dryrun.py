@@ -113,7 +113,7 @@ def report(result: dict[str, Any]) -> str:
         f"{result['batch_size']:,} examples and {result['images_per_step']:,} items a step",
         f"parameters {_gib(result['parameters'])} and optimizer {_gib(result['optimizer'])} of "
         f"{_gib(result['hbm'])} on each device",
-        render([_table(result["programs"])]),
+        render([table(result["programs"])]),
     ]
     if "hours_per_epoch" in result:
         hours = ", ".join(f"{name} {h:.3g}" for name, h in result["hours_per_epoch"].items())
@@ -125,17 +125,18 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(costs: dict[str, dict[str, Any]]) -> Table:
-    table = Table("on each device", box=box.SIMPLE_HEAD)
+def table(costs: dict[str, dict[str, Any]]) -> Table:
+    """Returns what programs cost, one column each."""
+    grid = Table("on each device", box=box.SIMPLE_HEAD)
     for name in costs:
-        table.add_column(name, justify="right")
+        grid.add_column(name, justify="right")
     kinds = sorted(
         {(where, kind) for x in costs.values() for where in _SENT for kind in x.get(where, {})}
     )
     columns = [_column(cost, kinds) for cost in costs.values()]
     for label in max(columns, key=len):  # that of a program that fits has all labels
-        table.add_row(label, *(column.get(label, "-") for column in columns))
-    return table
+        grid.add_row(label, *(column.get(label, "-") for column in columns))
+    return grid
 
 
 def _column(cost: dict[str, Any], kinds: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -30,12 +30,14 @@ from pixelrec_jax.sharding import BATCH, shapes
 from pixelrec_jax.state import TrainState
 from pixelrec_jax.train import make_train_step
 
-# Read when libtpu starts: it would wait for the metadata server of a TPU VM.
+# Read when libtpu starts, which would wait for the metadata server of a TPU VM, and would let only
+# one process compile, as if it used a TPU.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 _SHORTEST = 6  # interactions of a user of Pixel200K
-_NAMES = {name.lower(): name for name in OFFICIAL}
+COUNTS = {name.lower(): official.counts for name, official in OFFICIAL.items()}
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def official(name: str, *, with_items: bool = True) -> Interactions:
 
     Without items all are of one item, which is enough to count training examples.
     """
-    counts = OFFICIAL[_NAMES[name]].counts
+    counts = COUNTS[name]
     users, total = counts["users"], counts["interactions"]
     rng = np.random.default_rng(0)
     shortest = min(_SHORTEST, total // users)
@@ -133,7 +135,7 @@ def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> 
     if sequences_per_chip:
         shards = len(pod.devices) // config.mesh.tensor
         config.train.batch_size = sequences_per_chip * shards
-    known = config.dataset.name in _NAMES
+    known = config.dataset.name in COUNTS
     if known and (uses_features(config.item) or config.dataset.split.name != "leave_one_out"):
         raise UserError(
             f"item={config.item.name} with split={config.dataset.split.name} needs more of a "
