@@ -7,6 +7,7 @@ command goes on where it was stopped; --compile=False prints the table of what i
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,9 +55,7 @@ def mf_pixel8m() -> Iterator[Case]:
     shapes = {"v5e": ("4x4", "4x8", "8x8", "8x16", "16x16"), "v5p": ("2x2x1", "2x2x2", "2x2x4")}
     for name, of_chip in shapes.items():
         for shape in of_chip:
-            chips = 1
-            for side in shape.split("x"):
-                chips *= int(side)
+            chips = math.prod(int(side) for side in shape.split("x"))
             yield Case(
                 "user=mf,item=id,dataset=pixel8m", f"{name}:{shape}", {"mesh.fsdp": chips}, 512
             )
