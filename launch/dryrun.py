@@ -24,6 +24,8 @@ from rich.table import Table
 from launch import programs
 from launch.roofline import DoesNotFitError, compile_and_count
 from pixelrec_jax import errors
+from pixelrec_jax.config import given_config, parse_flags
+from pixelrec_jax.errors import UserError
 from pixelrec_jax.files import write_json
 from pixelrec_jax.state import state_template
 from pixelrec_jax.text import render
@@ -167,15 +169,21 @@ def _gib(size: float) -> str:
 def main(_: Sequence[str]) -> None:
     """Runs what the flags describe."""
     values = flags.FLAGS
+    config = given_config(values["config"])
+    if config is None:
+        raise UserError("--config is missing; give FILE.py:words, that of the run")
+    path = Path(values.json)
+    if not path.parent.is_dir():  # compiling takes minutes
+        raise UserError(f"--json={values.json}: there is no folder {str(path.parent)!r}")
     result = dry_run(
-        values.config,
+        config,
         values.topology,
         slices=values.num_slices,
         sequences_per_chip=values.sequences_per_chip,
     )
     print(report(result))
     if values.json:
-        write_json(Path(values.json), result)
+        write_json(path, result)
 
 
 def _define_flags() -> None:
@@ -194,4 +202,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    errors.run(main, parse_flags=parse_flags)

@@ -26,7 +26,7 @@ from pixelrec_jax.data.types import Batch
 from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.items import uses_features, uses_pixels
-from pixelrec_jax.sharding import BATCH, shapes
+from pixelrec_jax.sharding import BATCH, build_mesh, num_shards, shapes
 from pixelrec_jax.state import TrainState
 from pixelrec_jax.train import make_train_step
 
@@ -73,6 +73,8 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
     # Everything but the compiler is the CPU's, even where there are TPUs.
     jax.config.update("jax_platforms", "cpu")
     options = {"num_slices": slices} if slices > 1 else {}
+    if set(topology.partition(":")[2].split("x")) == {"1"}:  # a part of a host
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (RuntimeError, NotImplementedError, ValueError) as error:
@@ -133,7 +135,7 @@ def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> 
     """
     config = config.copy_and_resolve_references().unlock()
     if sequences_per_chip:
-        shards = len(pod.devices) // config.mesh.tensor
+        shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH)
         config.train.batch_size = sequences_per_chip * shards
     known = config.dataset.name in COUNTS
     if known and (uses_features(config.item) or config.dataset.split.name != "leave_one_out"):
