@@ -1,12 +1,14 @@
 """Loading a config from its file, and checking the values that people override."""
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.errors import UserError, nearest
 
 _ZERO_ALLOWED = (
     "seed",
@@ -25,6 +27,54 @@ def load_config(file_and_words: str) -> ConfigDict:
     holder = config_flags.DEFINE_config_file("loaded", file_and_words, flag_values=values)
     values.mark_as_parsed()
     return holder.value
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line of a program with a flag --config, and its overrides.
+
+    Raises:
+      UserError: the file or a key does not exist.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):  # known only together with its file
+            raise UserError(
+                f"--{error.flagname} needs --config=FILE.py:words, that of the run, before it"
+            ) from None
+        raise
+    except OSError:
+        raise _no_file() from None
+    except AttributeError:  # how ml_collections reports an override of a key that is not there
+        line = "\n".join(argv)
+        file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
+        known = flatten(load_config(file[1]).to_dict()) if file else {}
+        for key in re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE):
+            if file and key not in known:
+                hint = nearest(key, known)
+                raise UserError(f"the config has no key {key!r}{hint}") from None
+        raise
+
+
+def given_config(flag: flags.FlagHolder) -> ConfigDict | None:
+    """Returns the config of a flag; None if it was not given.
+
+    Raises:
+      UserError: the file does not exist.
+    """
+    try:
+        if flag.value is not None:
+            flag.value.to_dict()  # a file that could not be loaded raises on its first use
+        return flag.value
+    except OSError:
+        raise _no_file() from None
+
+
+def _no_file() -> UserError:
+    return UserError(
+        "the file of --config does not exist; give FILE.py:words, as in "
+        "configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+    )
 
 
 def check_values(config: ConfigDict) -> None:

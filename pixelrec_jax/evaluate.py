@@ -24,6 +24,7 @@ from pixelrec_jax.sharding import (
     local_shards,
     num_shards,
     replicate,
+    shapes,
     take_rows,
     to_global,
 )
@@ -203,10 +204,28 @@ class Evaluator:
         return catalog
 
     def _empty_catalog(self, variables: dict, items: Items) -> jax.Array:
+        catalog = self._catalog_shape(variables, items)
+        zeros = partial(jnp.zeros, catalog.shape, catalog.dtype)
+        return jax.jit(zeros, out_shardings=catalog.sharding)()
+
+    def _catalog_shape(self, variables: dict, items: Items) -> jax.ShapeDtypeStruct:
         width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
         shape = (self.source.num_shards, self.source.rows_per_shard, width)
-        rows = NamedSharding(self.mesh, ROWS)
-        return jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=rows)()
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(self.mesh, ROWS))
+
+    def lower(self, variables: dict) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """Lowers what encodes a chunk of the catalogue on every device, and what ranks a batch.
+
+        Nothing is computed: `variables` are shapes with shardings, devices may be a topology's.
+        """
+        items = shapes(self.source[0], self.mesh, ROWS)
+        catalog = self._catalog_shape(variables, items)
+        queries, _ = next(self._queries("test"))
+        q = shapes(queries, self.mesh)
+        return (
+            self._encode.lower(variables, catalog, items, 0),
+            self._rank.lower(variables, catalog, q.user, q.history, q.seen, q.target),
+        )
 
     def rank(self, variables: dict, part: Part) -> Ranking:
         """Ranks the whole catalogue for every user with a target in this part."""

@@ -21,7 +21,7 @@ from pixelrec_jax.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.optim import build_optimizer
 from pixelrec_jax.recommender import Recommender, build
-from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards, replicate
+from pixelrec_jax.sharding import BATCH, build_mesh, local_shards, num_shards, replicate, shapes
 
 _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
@@ -75,6 +75,7 @@ def build_experiment(
     devices: Sequence[jax.Device] | None = None,
     interactions: Interactions | None = None,
     store: ItemStore | None = None,
+    compile_only: bool = False,
 ) -> Experiment:
     """Builds everything a config describes; wrong configs fail here, before any work.
 
@@ -83,6 +84,7 @@ def build_experiment(
       devices: default all.
       interactions: default those of `config.dataset.path`.
       store: default the images or features of the same folder that the item encoder looks at.
+      compile_only: the devices are a topology's, which hold nothing: the graph is its shapes.
     """
     check_values(config)
     mesh = build_mesh(config.mesh, devices)
@@ -106,7 +108,7 @@ def build_experiment(
     )
     graph = None
     if model.user_encoder.uses_graph:
-        graph = replicate(training_graph(split), mesh)
+        graph = (shapes if compile_only else replicate)(training_graph(split), mesh)
     return Experiment(
         config=config,
         mesh=mesh,

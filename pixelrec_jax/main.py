@@ -4,7 +4,6 @@ python -m pixelrec_jax.main --workdir=DIR \
     --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax import checkpoint, distributed, errors, report, storage, train
 from pixelrec_jax import workdir as workdirs
-from pixelrec_jax.config import flatten, load_config
+from pixelrec_jax.config import given_config, parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -49,43 +48,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _config(workdir: Path) -> ConfigDict:
-    try:
-        if _CONFIG.value is None:
-            return workdirs.read_config(workdir)
-        _CONFIG.value.to_dict()  # a file that could not be loaded raises on its first use
-        return _CONFIG.value
-    except OSError:
-        raise _no_file() from None
-
-
-def _no_file() -> errors.UserError:
-    return errors.UserError(
-        "the file of --config does not exist; give FILE.py:words, as in "
-        "configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
-    )
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):  # known only together with its file
-            raise errors.UserError(
-                f"--{error.flagname} needs --config=FILE.py:words, that of the run, before it"
-            ) from None
-        raise
-    except OSError:
-        raise _no_file() from None
-    except AttributeError:  # how ml_collections reports an override of a key that is not there
-        line = "\n".join(argv)
-        file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
-        known = flatten(load_config(file[1]).to_dict()) if file else {}
-        for key in re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE):
-            if file and key not in known:
-                hint = errors.nearest(key, known)
-                raise errors.UserError(f"the config has no key {key!r}{hint}") from None
-        raise
+    config = given_config(_CONFIG)
+    return workdirs.read_config(workdir) if config is None else config
 
 
 if __name__ == "__main__":
-    errors.run(main, parse_flags=_parse_flags)
+    errors.run(main, parse_flags=parse_flags)

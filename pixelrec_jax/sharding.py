@@ -263,3 +263,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__),
         tree,
     )
+
+
+def shapes(local: Any, mesh: Mesh, spec: PartitionSpec | None = None) -> Any:
+    """Returns shapes and shardings of what `to_global`, or `replicate` without a spec, would make.
+
+    Programs are compiled for them ahead of time, also for devices that are not there.
+    """
+    sharding = NamedSharding(mesh, spec or PartitionSpec())
+
+    def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
+        full = (num_shards(mesh, spec), *x.shape[1:]) if spec else x.shape
+        return jax.ShapeDtypeStruct(full, x.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, local)

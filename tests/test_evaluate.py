@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from launch.hlo import Program
 from pixelrec_jax.evaluate import retrieve
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.sharding import ROWS, build_mesh, num_shards, to_global
-from pixelrec_jax.state import init_state
+from pixelrec_jax.state import init_state, state_template
 from pixelrec_jax.users.encoder import dot_product
 from tests.tiny import interactions_of, random_store, tiny_config
 
@@ -90,6 +91,21 @@ def test_scores_that_are_not_numbers_never_look_good(mesh):
         mesh=mesh,
     )
     assert rank[0] >= 19
+
+
+@pytest.mark.parametrize("words", ["user=mf,item=id", "user=sasrec,item=id"])
+def test_neither_catalogue_nor_tables_are_ever_gathered(words):
+    config = tiny_config(f"{words},dataset=own")
+    config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    sequences = list(np.random.default_rng(0).integers(1, 8192, (2048, 5)))
+    interactions = interactions_of(sequences, 8192)
+    experiment = build_experiment(config, interactions=interactions)
+    variables = state_template(experiment).variables
+    for lowered in experiment.evaluator.lower(variables):
+        sent = Program(lowered.compile().as_text()).collectives(chips=8)
+        assert sent
+        largest_part = 4 * 16 * 2048 / 8  # of the smaller table, that of users
+        assert max(collective.bytes for collective in sent) < largest_part
 
 
 def test_metrics_by_hand():

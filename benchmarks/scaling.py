@@ -1,0 +1,76 @@
+"""What a train step exchanges and keeps on 1, 2, 4 and 8 devices, from compiled programs.
+
+python -m benchmarks.scaling [--item=vit_s16] [--sequences=4]
+
+The devices are virtual ones of this machine; nothing is run or allocated, so real models of the
+paper's size do. Each device has the same number of sequences, whatever their number.
+"""
+
+import math
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from rich import box
+from rich.table import Table
+
+from launch import programs
+from launch.chips import CHIPS
+from launch.hlo import Program
+from pixelrec_jax import errors
+from pixelrec_jax.config import load_config
+from pixelrec_jax.state import state_template
+from pixelrec_jax.text import render
+
+_USER = flags.DEFINE_string("user", "sasrec", "User encoder.")
+_ITEM = flags.DEFINE_string("item", "clip_vit_b32", "Item encoder.")
+_TRAINABLE = flags.DEFINE_string("trainable", "all", "Blocks of the vision encoder to train.")
+_SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of each device.", lower_bound=1)
+_AXES = flags.DEFINE_list("axes", ["data", "fsdp", "tensor"], "Axes of the mesh to grow.")
+
+_CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
+
+
+def measure(axis: str, devices: int) -> list[str]:
+    """Returns a row of the table: a mesh that has all devices along one axis."""
+    words = f"user={_USER.value},item={_ITEM.value},dataset=pixel200k"
+    config = load_config(f"{_CONFIG}:{words}").unlock()
+    if "trainable" in config.item:
+        config.item.trainable = _TRAINABLE.value
+    config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, axis: devices})
+    pod = programs.Pod(CHIPS["v5e"], jax.devices()[:devices], slices=1)
+    experiment = programs.experiment(config, pod, sequences_per_chip=_SEQUENCES.value)
+    state = state_template(experiment)
+    compiled = programs.lower_train_step(experiment, state).compile()
+    sent = Counter()
+    for collective in Program(compiled.as_text()).collectives(chips=devices):
+        sent[collective.kind] += collective.bytes
+    kept = sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(state)
+    )
+    sizes = (kept, compiled.memory_analysis().temp_size_in_bytes, sum(sent.values()))
+    kinds = (f"{kind} {size / 2**20:.1f}" for kind, size in sorted(sent.items()))
+    return [f"{axis}={devices}", *(f"{x / 2**20:.1f}" for x in sizes), ", ".join(kinds) or "-"]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the table."""
+    del argv
+    meshes = [("data", 1), *((axis, n) for axis in _AXES.value for n in (2, 4, 8))]
+    table = Table("mesh", "state", "temporaries", "sent", "of which", box=box.SIMPLE)
+    for axis, devices in meshes:
+        table.add_row(*measure(axis, devices))
+    print(f"MiB of each device; user={_USER.value}, item={_ITEM.value}")
+    print(render([table]))
+
+
+if __name__ == "__main__":
+    errors.run(main)
