@@ -7,15 +7,18 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 from pixelrec_jax import distributed, train, workdir
 from pixelrec_jax.errors import UserError
-from tests.tiny import ROOT
+from pixelrec_jax.experiment import build_experiment
+from tests.tiny import ROOT, tiny_config
+
+pytestmark = pytest.mark.slow
 
 # MF compiles fastest, and its tables are split over the axis fsdp.
 WORDS = "user=mf,item=id,dataset=toy"
@@ -248,11 +251,9 @@ def test_what_one_process_alone_finds_wrong_ends_all(whole, toy_dataset, tmp_pat
     assert f"--workdir={whole[0]} holds a run with another config (optim.lr=" in first.last_line
     assert second.last_line == first.last_line.replace("error: ", "error: process 0 ended: ")
 
-    different = (*MAIN, "--config.seed=1")
-    arguments = _arguments(toy_dataset, tmp_path / "new")
-    # The last of two options with one name counts, so the option comes with the program.
-    config, arguments = arguments[0], arguments[1:]
-    programs = [(*MAIN, config), (*MAIN, config, *different[2:])]
+    # An override comes after the file.
+    config, *arguments = _arguments(toy_dataset, tmp_path / "new")
+    programs = [(*MAIN, config), (*MAIN, config, "--config.seed=1")]
     first, second = _start(programs, arguments)
     assert (first.code, second.code) == (2, 2)
     assert "process 1 has another config than process 0" in second.last_line
@@ -314,20 +315,15 @@ with distributed.joined(address.removeprefix("--distributed="), remedy=str):
 
 
 def test_the_parts_of_all_processes_are_the_batch_of_one(toy_dataset, tmp_path):
-    from jax import tree
-
-    from pixelrec_jax.experiment import build_experiment
-    from tests.tiny import tiny_config
-
     ended = _start([("-c", PARTS)] * 4, [str(toy_dataset), str(tmp_path)], devices=2)
     assert [process.code for process in ended] == [0] * 4, ended
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", toy_dataset)
-    meshes = {path.name.split("_")[0] for path in Path(tmp_path).iterdir()}
+    meshes = {path.name.split("_")[0] for path in tmp_path.iterdir()}
     assert len(meshes) == 7
     for mesh in sorted(meshes):
         axes = [int(size) for size in mesh.split("-")]
         config.mesh.update(dict(zip(("data", "fsdp", "tensor"), axes, strict=True)))
-        expected = tree.leaves(build_experiment(config).batches[3])
+        expected = jax.tree.leaves(build_experiment(config).batches[3])
         count, tensor = axes[0] * axes[1], axes[2]
         owners = np.zeros(count, int)
         for process in range(4):
