@@ -193,7 +193,6 @@ def _losses(config, devices, steps=20):
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 41, rng.integers(5, 13)) for _ in range(40)]
     interactions = interactions_of(sequences, 41)
-    config.optim.update({"lr": 3e-3, "visual_lr": 3e-3})
     store = random_store(config.item, 41)
     experiment = build_experiment(config, devices=devices, interactions=interactions, store=store)
     state, step, batches = init_state(experiment), make_train_step(experiment), experiment.batches
