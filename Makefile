@@ -18,8 +18,9 @@ demo: $(VENV)/installed
 	  --config.dataset.path=demo/data --workdir=demo/id
 	$(RUN) pixelrec_jax.report demo/pixel demo/id
 
+# Two processes, each with the tests of whole files, which share what they compile.
 test: $(VENV)/installed-test lint
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -186,7 +186,8 @@ def _check_shapes(saved: Any, template: Any) -> None:
 
 def remedy(directory: Path) -> str:
     """Says from which step a run goes on whose end nobody could prepare; needs no `Checkpoints`."""
-    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    complete = directory.glob("*/commit_success.txt")
+    steps = [int(path.parent.name) for path in complete if path.parent.name.isdigit()]
     if not steps:
         return "no checkpoint is complete; start all processes again"
     return (

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 
 from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.experiment import Experiment
+from pixelrec_jax.state import count_parameters
 
 
 class TrainingProgress:
@@ -95,3 +97,28 @@ class Speed:
             rates["train/images_per_second"] = self._parts * self._images / seconds
         self._reset()
         return rates
+
+
+def describe(experiment: Experiment, start: int) -> str:
+    """Returns a line on what is trained, on what, from which step."""
+    config, data = experiment.config, experiment.interactions
+    total, trained = count_parameters(experiment)
+    return (
+        f"{config.user.name} with item={config.item.name}: {total:,} parameters, "
+        f"{trained:,} trained | {config.dataset.name}: {data.num_users - 1:,} users, "
+        f"{data.num_items - 1:,} items, {experiment.batches.steps_per_epoch:,} steps an epoch of "
+        f"{config.train.batch_size} sequences | {jax.device_count()} "
+        f"{jax.devices()[0].device_kind} device(s)"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        + (f" | continuing from step {start:,}" if start else "")
+    )
+
+
+def one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
+    """Returns the values whose names have a prefix."""
+    shown = [
+        f"{name.removeprefix(prefix).replace('_per_second', '/s')} {value:.4g}"
+        for name, value in scalars.items()
+        if name.startswith(prefix)
+    ]
+    return f"step {step}: " + ", ".join(shown)

@@ -15,14 +15,14 @@ from pixelrec_jax import tables
 from pixelrec_jax import workdir as workdirs
 from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.data.graph import Graph
-from pixelrec_jax.data.pipeline import TrainBatches, iterate
+from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import PAD, Batch
 from pixelrec_jax.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.files import write_json
 from pixelrec_jax.losses import bpr, only_first_row
-from pixelrec_jax.progress import Speed, TrainingProgress
+from pixelrec_jax.progress import Speed, TrainingProgress, describe, one_line
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.signals import stop_request
 from pixelrec_jax.state import TrainState, count_parameters, init_state, state_template
@@ -149,10 +149,10 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
     progress = TrainingProgress(start=0, total=0)
     with in_first_process(workdirs.MetricsLog, workdir, continue_from=0) as log:
-        progress.say(_describe(experiment, experiment.batches, start=0))
+        progress.say(describe(experiment, start=0))
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
-        progress.say("untrained: " + _one_line(0, scalars, prefix="valid/"))
+        progress.say("untrained: " + one_line(0, scalars, prefix="valid/"))
         if log:
             log.write(0, {"epoch": 0.0, **scalars})
             log.flush()
@@ -185,7 +185,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             prefetch=config.data.prefetch,
         ) as iterator,
     ):
-        progress.say(_describe(experiment, batches, start))
+        progress.say(describe(experiment, start))
         parts = batches.num_shards / len(batches.local_shards)
         speed, previous = Speed(parts=parts), None
         for step, local in enumerate(iterator, start=start + 1):
@@ -212,11 +212,11 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
                 summed = (step - 1) % config.train.log_every + 1
                 scalars["train/loss"] = float(state.loss_sum) / summed
                 scalars |= speed.read()
-                progress.status(_one_line(step, scalars))
+                progress.status(one_line(step, scalars))
             if evaluated:
                 values = _validate(experiment, state, stopping)
                 scalars |= {f"valid/{name}": value for name, value in values.items()}
-                progress.say(f"epoch {epoch}: " + _one_line(step, scalars, prefix="valid/"))
+                progress.say(f"epoch {epoch}: " + one_line(step, scalars, prefix="valid/"))
                 speed = Speed(parts=parts)  # the evaluation's time is not the training's
             if scalars and log:
                 log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
@@ -300,26 +300,3 @@ def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
             f"the loss is {loss} at step {step}; lower optim.lr or set optim.clip_norm, in a new "
             f"workdir (the latest checkpoint here is of step {latest})"
         )
-
-
-def _describe(experiment: Experiment, batches: TrainBatches, start: int) -> str:
-    config, data = experiment.config, experiment.interactions
-    total, trained = count_parameters(experiment)
-    return (
-        f"{config.user.name} with item={config.item.name}: {total:,} parameters, "
-        f"{trained:,} trained | {config.dataset.name}: {data.num_users - 1:,} users, "
-        f"{data.num_items - 1:,} items, {batches.steps_per_epoch:,} steps an epoch of "
-        f"{config.train.batch_size} sequences | {jax.device_count()} "
-        f"{jax.devices()[0].device_kind} device(s)"
-        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
-        + (f" | continuing from step {start:,}" if start else "")
-    )
-
-
-def _one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
-    shown = [
-        f"{name.removeprefix(prefix).replace('_per_second', '/s')} {value:.4g}"
-        for name, value in scalars.items()
-        if name.startswith(prefix)
-    ]
-    return f"step {step}: " + ", ".join(shown)
