@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
 from pixelrec_jax import storage
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.errors import UnreachableError, UserError
 
 _policies = ocp.training.preservation_policies
 SAVE_SECONDS = 600  # that a process waits for the others to write their parts, should one fail
@@ -164,8 +164,9 @@ class Checkpoints:
         kept = (
             f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
         )
-        remedy = "check the network" if storage.is_remote(self.directory) else "free space"
-        return UserError(
+        remote = storage.is_remote(self.directory)
+        remedy = "check the network" if remote else "free space"
+        return (UnreachableError if remote else UserError)(
             f"the checkpoint of step {step} could not be written to {self.directory} "
             f"({_first_line(error)}); {kept}; {remedy} and start again with the same command"
         )

@@ -25,7 +25,7 @@ from jax._src.distributed import global_state  # the only way to the client; orb
 from jax.experimental import multihost_utils
 
 from pixelrec_jax import errors
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.errors import UnreachableError, UserError
 
 JOIN_SECONDS = 300  # until all processes are there
 LOST_SECONDS = 60  # without a sign of life: a virtual machine may pause for a while
@@ -73,7 +73,9 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
             shutdown_timeout_seconds=WRITE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(
+        # The name of a machine that is still being made is not known yet.
+        kind = UnreachableError if isinstance(error, RuntimeError) else UserError
+        raise kind(
             f"--distributed={address} failed ({errors.reason(error)}); give "
             "HOST:PORT,PROCESS,PROCESSES"
         ) from None

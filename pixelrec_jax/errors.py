@@ -13,6 +13,13 @@ class UserError(Exception):
     """Wrong input; the message says what was given, what was expected and what to do."""
 
 
+class UnreachableError(UserError):
+    """What may pass by itself, such as a failure of the network; the message is like the others.
+
+    Programs exit with 1 instead of 2, so that launchers start them again.
+    """
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the known name nearest to `name`, or lists them all.
 
@@ -33,6 +40,8 @@ def reason(error: Exception) -> str:
 def ending(error: BaseException) -> tuple[str, int] | None:
     """Returns the line and the exit code of an expected end, None for an error of the program."""
     match error:
+        case UnreachableError():
+            return str(error).strip().splitlines()[0], 1
         case UserError():
             return str(error).strip().splitlines()[0], 2
         case KeyboardInterrupt():

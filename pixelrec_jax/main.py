@@ -4,6 +4,7 @@ python -m pixelrec_jax.main --workdir=DIR \
     --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 """
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
     if not _WORKDIR.value:
         raise errors.UserError("--workdir is missing; give the folder of the run")
     workdir = storage.path(_WORKDIR.value)
+    # While nothing can be saved, SIGTERM ends the run as Ctrl-C does; see `signals.stop_request`.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate
     with distributed.joined(_DISTRIBUTED.value, lambda: checkpoint.remedy(workdir / "checkpoints")):
         run(_config(workdir), workdir)

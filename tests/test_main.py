@@ -184,3 +184,24 @@ def test_metrics_log_drops_what_will_be_done_again(tmp_path):
         log.write(3, {"train/loss": 30.0})
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["train/loss"]) for r in steps] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
+    program = """
+import os, signal, sys, time
+from pixelrec_jax import errors, main, train
+def evaluate(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+train.evaluate = evaluate
+errors.run(main.main, parse_flags=main.parse_flags)
+"""
+    config = f"--config={ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
+    done = subprocess.run(
+        [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted; start the same command again to go on\n"
