@@ -166,15 +166,27 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
+def writable(option: str, name: str) -> Path:
+    """Returns the path of a file that an option names, before compiling takes minutes.
+
+    Raises:
+      UserError: it is a folder, or in a folder that does not exist.
+    """
+    path = Path(name)
+    if path.is_dir():
+        raise UserError(f"--{option}={name} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--{option}={name}: there is no folder {str(path.parent)!r}; create it")
+    return path
+
+
 def main(_: Sequence[str]) -> None:
     """Runs what the flags describe."""
     values = flags.FLAGS
     config = given_config(values["config"])
     if config is None:
         raise UserError("--config is missing; give FILE.py:words, that of the run")
-    path = Path(values.json)
-    if not path.parent.is_dir():  # compiling takes minutes
-        raise UserError(f"--json={values.json}: there is no folder {str(path.parent)!r}")
+    path = writable("json", values.json) if values.json else None
     result = dry_run(
         config,
         values.topology,
@@ -182,7 +194,7 @@ def main(_: Sequence[str]) -> None:
         sequences_per_chip=values.sequences_per_chip,
     )
     print(report(result))
-    if values.json:
+    if path:
         write_json(path, result)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from launch.dryrun import TRAIN, dry_run
+from launch.dryrun import TRAIN, dry_run, writable
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
 from pixelrec_jax.errors import UserError
@@ -122,7 +122,7 @@ def row(result: dict[str, Any]) -> list[str]:
 def main(_: list[str]) -> None:
     """Compiles what is missing of the study and prints its table."""
     values, cases = flags.FLAGS, list(STUDIES[flags.FLAGS.study]())
-    path = Path(values.results)
+    path = writable("results", values.results)
     known = read(path)
     for number, case in enumerate(cases, start=1):
         if values.compile and case.key not in known:

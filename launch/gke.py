@@ -18,7 +18,7 @@ from launch.commands import Command, define_common_flags, execute, program
 from launch.slices import Slice
 from pixelrec_jax.errors import UserError
 
-_SAVING = 120  # seconds that a run has for saving when its machine is taken away
+_SAVING = 120  # seconds that a run has for saving when its node is drained; Spot VMs have 15 to 30
 _JOBSET = "jobset.sigs.k8s.io"
 
 
@@ -39,7 +39,7 @@ def manifest(
     """
     claims = claims or {}
     volumes = {f"claim-{number}": path for number, path in enumerate(claims)}
-    arguments = list(job.flags)
+    arguments = [flag.replace("$", "$$") for flag in job.flags]  # Kubernetes expands $(NAME)
     if on.hosts * num_slices > 1:
         arguments.append("--distributed=auto")
     chips = on.chips // on.hosts
@@ -48,6 +48,9 @@ def manifest(
         "image": image,
         "command": ["python", "-m", "pixelrec_jax.main"],
         "args": arguments,
+        # The chips read memory that is locked, more than other containers may lock:
+        # https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#privileged-mode
+        "securityContext": {"privileged": True},
         "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
         "volumeMounts": [
             {"name": "memory", "mountPath": "/dev/shm"},
@@ -99,14 +102,15 @@ def manifest(
         },
         "template": {"spec": pod},
     }
+    metadata = {"name": job.name}
+    if on.hosts > 1:
+        # Such a slice is a node pool; a job has one of its own. Slices of one host share a pool.
+        pool = "cloud.google.com/gke-nodepool"
+        metadata["annotations"] = {f"alpha.{_JOBSET}/exclusive-topology": pool}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {
-            "name": job.name,
-            # A slice is a node pool; a job has one of its own.
-            "annotations": {f"alpha.{_JOBSET}/exclusive-topology": "cloud.google.com/gke-nodepool"},
-        },
+        "metadata": metadata,
         "spec": {
             "failurePolicy": {
                 "maxRestarts": restarts,

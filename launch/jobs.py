@@ -1,12 +1,17 @@
 """The runs that a launcher starts: one, or one for each encoder of a sweep."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pixelrec_jax.config import flatten, load_config
-from pixelrec_jax.errors import UserError, nearest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pixelrec_jax.config import check_values, flatten, load_config
+from pixelrec_jax.errors import UserError, nearest, reason
+from pixelrec_jax.storage import is_remote
 
 # Image encoders of the paper's Figure 9: (a) by kind, (b) CLIP's RN50 by size (RN50 is in both).
 FIGURE_9 = (
@@ -20,17 +25,18 @@ FIGURE_9 = (
     "clip_rn50x16",
     "clip_rn50x64",
 )
-_PATHS = ("dataset.path", "init.run")  # keys of a config that name folders
+_READ = ("dataset.path", "item.path", "item.weights")  # of a URL every machine makes its own copy
 _LOCAL = ("/tmp", "/var/tmp", "/dev/shm")  # of one machine, wherever a cluster shares the others
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what it is called, its flags, and the folders that they name, by flag."""
+    """One run: its name, flags and file of the config, and what machines have to share, by flag."""
 
     name: str
     flags: tuple[str, ...]
+    config_file: str
     folders: dict[str, str]
 
     @property
@@ -74,7 +80,7 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
 
     Raises:
       UserError: a flag that is missing, has another form than --name=value or is not the user's, or
-        a config that does not exist.
+        a config that does not exist or that no run can work with.
     """
     given = _parse(of_run)
     for needed in ("config", "workdir"):
@@ -96,8 +102,8 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
             "config": f"{given['config']}{separator}item={encoder}",
             "workdir": f"{given['workdir'].rstrip('/')}/{encoder}",
         }
-        flags = tuple(_replace(flag, changed) for flag in of_run)
-        every.append(_job(_name(name, encoder), flags, given | changed))
+        of_job = tuple(_replace(flag, changed) for flag in of_run)
+        every.append(_job(_name(name, encoder), of_job, given | changed))
     return every
 
 
@@ -131,17 +137,17 @@ def check_not_local(every: Iterable[Job], *, nodes: int) -> None:
 def check_relative_config(every: Iterable[Job]) -> None:
     """Raises `UserError` for a config outside of the code that travels."""
     for job in every:
-        for flag in job.flags:
-            if re.match("--?config=/", flag):
-                raise UserError(
-                    f"{flag}: this file is not there on the other machine; give one of this "
-                    "repository, relative to its root"
-                )
+        if job.config_file.startswith("/"):
+            raise UserError(
+                f"--config={job.config_file}: this file is not there on the other machine; give "
+                "one of this repository, relative to its root"
+            )
 
 
 def report(every: Sequence[Job]) -> str:
     """Returns the command that prints the table of these runs."""
-    return " ".join(["python -m pixelrec_jax.report --unfinished", *(job.workdir for job in every)])
+    workdirs = [job.workdir for job in every]
+    return shlex.join(["python", "-m", "pixelrec_jax.report", "--unfinished", *workdirs])
 
 
 def _name(name: str, encoder: str) -> str:
@@ -158,21 +164,50 @@ def _parse(of_run: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _job(name: str, flags: tuple[str, ...], given: dict[str, str]) -> Job:
-    file, _, words = given["config"].partition(":")
+def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
+    file = given["config"].partition(":")[0]
+    config = _config(of_run, given, file)
+    check_values(config)
+    values = flatten(config.to_dict())
+    folders = {"--workdir": given["workdir"]}
+    if values["init.run"]:
+        folders["--config.init.run"] = values["init.run"]
+    for key in _READ:
+        path = values.get(key, "")
+        # What is relative is beside the dataset, or a name of weights.
+        if path and not is_remote(path) and (key == "dataset.path" or path.startswith("/")):
+            folders[f"--config.{key}"] = path
+    return Job(name, of_run, file, folders)
+
+
+def _config(of_run: Sequence[str], given: dict[str, str], file: str) -> ConfigDict:
+    """Returns the config of a run, as pixelrec_jax.main will see it."""
     try:
-        config = flatten(load_config(f"{file}:{words}").to_dict())
+        known = flatten(load_config(given["config"]).to_dict())
     except OSError:
         raise UserError(f"--config={given['config']}: the file {file!r} does not exist") from None
+    except UserError:
+        raise
+    except Exception as error:  # of whatever is in the file
+        raise UserError(
+            f"--config={given['config']}: {file!r} is no config ({reason(error)}); give one as "
+            "configs/pixelrec.py"
+        ) from None
     for flag in given:
-        key = flag.removeprefix("config.")
-        if key != flag and key not in config:
-            raise UserError(f"the config has no key {key!r}{nearest(key, config)}")
-    folders = {"--workdir": given["workdir"]}
-    for key in _PATHS:
-        if path := given.get(f"config.{key}", config[key]):
-            folders[f"--config.{key}"] = path
-    return Job(name, flags, folders)
+        key = re.sub(r"^(no)?config\.", "", flag)
+        if key != flag and key not in known:
+            raise UserError(f"the config has no key {key!r}{nearest(key, known)}")
+    # The flags of pixelrec_jax.main, which takes seconds to import.
+    values = flags.FlagValues()
+    for name in ("workdir", "verbosity"):
+        flags.DEFINE_string(name, None, "", values)
+    flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "", values)
+    try:
+        config = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=list(of_run))
+        values(["pixelrec_jax.main", *of_run])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"flags of the run: {error}") from None
+    return config.value
 
 
 def _replace(flag: str, changed: dict[str, str]) -> str:

@@ -23,20 +23,25 @@ INTERRUPTED = 130  # the exit code of a run that was asked to stop
 
 
 def train(command: Command) -> int:
-    """Runs one training to its end and returns its exit code; signals reach it, once each."""
+    """Runs one training to its end and returns its exit code; signals reach it, once each.
+
+    The end of a terminal reaches it as SIGTERM, unless nohup ignores it.
+    """
     # Of a process group of its own: Ctrl-C reaches this process alone, which passes it on.
     process = subprocess.Popen(command.argv, process_group=0)
-    signals = (signal.SIGINT, signal.SIGTERM)
+    sent = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        sent[signal.SIGHUP] = signal.SIGTERM
     before = {
-        number: signal.signal(number, lambda received, _: process.send_signal(received))
-        for number in signals
+        number: signal.signal(number, lambda received, _: process.send_signal(sent[received]))
+        for number in sent
     }
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return INTERRUPTED if -code in signals else code
+    return INTERRUPTED if -code in sent else code
 
 
 def main(of_run: Sequence[str]) -> None:
@@ -58,7 +63,7 @@ def main(of_run: Sequence[str]) -> None:
             raise KeyboardInterrupt
         if code:
             failed.append(f"{workdir} (exit code {code})")
-    if len(every) > 1:
+    if len(failed) < len(every) > 1:  # without a result there is no table
         print(report.table([job.workdir for job in every], unfinished=True), flush=True)
     if failed:
         raise UserError(

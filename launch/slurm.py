@@ -19,6 +19,7 @@ from launch.commands import Command, define_common_flags, execute, program
 from pixelrec_jax.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
+_RESTARTS = 20  # after which what fails again and again is not queued again
 
 
 def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bool) -> str:
@@ -34,9 +35,13 @@ case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 esac
 srun --kill-on-bad-exit=1 --cpus-per-task={cpus} {train}
 code=$?
-if [ "$code" = 130 ]; then # it was told that its time is up, and has saved its step
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+again=
+case "$code" in
+  130) again=yes ;; # it was told that its time is up, and has saved its step
+  1 | 143) # a process was lost, or was told so outside of the training
+    [ "${{SLURM_RESTART_COUNT:-0}}" -ge {_RESTARTS} ] || again=yes ;;
+esac
+[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 """
 

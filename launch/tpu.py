@@ -60,17 +60,26 @@ def _run(job: jobs.Job, on: Slice) -> list[Command]:
     ]
 
 
-def _pack(*, dry_run: bool) -> None:
+def _pack(every: Sequence[jobs.Job], *, dry_run: bool) -> None:
     """Packs the code that is committed, which tells later what ran."""
-    pack = Command(("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD"))
-    if dry_run:
-        print(pack)
-        return
-    if run(Command(("git", "diff", "--quiet", "HEAD"))):
-        raise UserError("there are changes that are not committed, and only what is runs; commit")
-    _CODE.parent.mkdir(exist_ok=True)
-    if run(pack):
-        raise UserError("git cannot pack the code; see above")
+    configs = sorted({job.config_file for job in every})
+    steps = {
+        Command(("sh", "-c", 'test -z "$(git status --porcelain)"')): (
+            "there are changes or files that are not committed, and only what is runs; commit them"
+        ),
+        Command(("git", "ls-files", "--error-unmatch", "--", *configs)): (
+            f"{' '.join(configs)} is not committed, and only what is runs; commit it"
+        ),
+        Command(("mkdir", "-p", str(_CODE.parent))): f"{_CODE.parent} cannot be made; see above",
+        Command(("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD")): (
+            "git cannot pack the code; see above"
+        ),
+    }
+    for command, error in steps.items():
+        if dry_run:
+            print(f"{command} || exit")
+        elif run(command):
+            raise UserError(error)
 
 
 def _status(name: str) -> Command:
@@ -108,7 +117,7 @@ def main(of_run: Sequence[str]) -> None:
         "run": lambda job: _run(job, on),
     }[values.do]
     if values.do == "run":
-        _pack(dry_run=values.dry_run)
+        _pack(every, dry_run=values.dry_run)
     execute({job.name: commands(job) for job in every}, dry_run=values.dry_run)
     if values.do == "run":
         print(f"# The table, when they have finished: {jobs.report(every)}")

@@ -1,7 +1,8 @@
 #!/bin/bash
 # On every TPU VM: installs what the program needs and starts it.   tpu_vm.sh UNIT FLAG...
 # systemd starts it again when it fails, but not when its input is wrong (exit code 2), and lets it
-# save its step when the VM shuts down; a run goes on from its last checkpoint.
+# save its step when the VM shuts down; a run goes on from its last checkpoint. The chips read memory
+# that is locked, more than a unit may lock by default.
 set -euo pipefail
 unit=$1
 shift
@@ -15,4 +16,5 @@ sudo systemd-run --unit="$unit" --collect --uid="$(id -u)" --gid="$(id -g)" --sa
   --setenv=HOME="$HOME" --property=Restart=on-failure --property=RestartPreventExitStatus=2 \
   --property=RestartSec=30 --property=StartLimitIntervalSec=1d --property=StartLimitBurst=20 \
   --property=KillMode=mixed --property=TimeoutStopSec=120 \
-  "$HOME/venv/bin/python" -m pixelrec_jax.main "$@"
+  --property=LimitMEMLOCK=infinity --property=LimitNOFILE=1048576 \
+  "$HOME/venv/bin/python" -m pixelrec_jax.main "${@//\$/\$\$}" # of which systemd makes $ again

@@ -122,6 +122,23 @@ def test_official_datasets_have_their_counts(monkeypatch):
     assert interactions.items.max() <= 96_282
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [
+        (f"dryrun --config=configs/pixelrec.py:{ID} --topology=v5e:2x4 --json=", "", "is a folder"),
+        ("dryrun_table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
+    ],
+)
+def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
+    module, *arguments = f"{options}{tmp_path}{name}".split()
+    command = [sys.executable, "-m", f"launch.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(f"error: {arguments[-1]}")
+    assert message in error
+
+
 def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
     config = f"{ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
     command = [sys.executable, "-m", "launch.dryrun", f"--config={config}"]

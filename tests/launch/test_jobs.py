@@ -44,6 +44,36 @@ def test_folders_are_those_of_the_config_unless_overridden():
     jobs.check_shared([job], ["/disk"], what="...")
 
 
+def test_what_machines_copy_from_a_url_may_be_at_any():
+    (job,) = jobs.jobs([*RUN, "--config.dataset.path=s3://b/toy", "--workdir=gs://b/r"], "a", [])
+    jobs.check_shared([job], [], what="...")
+    (job,) = jobs.jobs([*RUN, "--workdir=s3://b/r"], "a", [])
+    with pytest.raises(UserError, match="--workdir=s3://b/r; expected gs://BUCKET"):
+        jobs.check_shared([job], [], what="...")
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "relative"),
+    [("features", "item.path", "features.npy"), ("clip_vit_b32", "item.weights", "a/b")],
+)
+def test_files_of_items_are_shared_if_they_are_files_of_this_machine(item, key, relative):
+    config = f"{RUN[0]},item={item}"
+    for path, shared in (("/disk/x", True), ("https://h/x", False), (relative, False)):
+        (job,) = jobs.jobs([config, RUN[1], f"--config.{key}={path}"], "first", [])
+        assert job.folders.get(f"--config.{key}") == (path if shared else None)
+
+
+def test_flags_of_the_run_may_be_those_of_main():
+    known = [
+        "--mode=evaluate",
+        "--verbosity=info",
+        "--noconfig.item.remat",
+        "--config.eval.ks=(10,)",
+    ]
+    (job,) = jobs.jobs([*RUN, *known], "first", [])
+    assert job.flags == (*RUN, *known)
+
+
 @pytest.mark.parametrize(
     ("of_run", "sweep", "message"),
     [
@@ -52,6 +82,14 @@ def test_folders_are_those_of_the_config_unless_overridden():
         ([*RUN, "stray"], [], "unexpected 'stray' after --"),
         ([*RUN, "--distributed=auto"], [], "--distributed is what the launcher gives"),
         ([*RUN, "--config.optim.lrr=1"], [], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ([*RUN, "--noconfig.item.remit"], [], "no key 'item.remit'; did you mean 'item.remat'?"),
+        ([*RUN, "--mdoe=evaluate"], [], "Unknown command line flag 'mdoe'. Did you mean: mode"),
+        ([*RUN, "--mode=test"], [], "--mode=test: value should be one of <train|evaluate>"),
+        ([*RUN, "--config.train.batch_size=abc"], [], "--config.train.batch_size=abc: invalid"),
+        ([*RUN, "--config.train.batch_size=0"], [], "train.batch_size=0; expected 1 or more"),
+        ([*RUN, "--flagfile=nowhere"], [], "Unable to open flagfile"),
+        (["--config.seed=1", *RUN], [], "--config.seed=1 in argv before a value for --config"),
+        ([f"--config={ROOT}/README.md", RUN[1]], [], "README.md' is no config .SyntaxError"),
         (["--config=nowhere.py", RUN[1]], [], "the file 'nowhere.py' does not exist"),
         ([f"{RUN[0]},user=x", RUN[1]], [], "unknown user='x'"),
         (RUN, ["swin"], "unknown item='swin'; did you mean 'swin_"),

@@ -1,6 +1,8 @@
 """What the launchers start: exactly what they print, with every flag of the run unchanged."""
 
 import shlex
+import shutil
+import subprocess
 import sys
 import tarfile
 
@@ -50,9 +52,13 @@ esac
 srun --kill-on-bad-exit=1 --cpus-per-task=8 /env/bin/python -m pixelrec_jax.main "${{run[@]}}" \
 --distributed=auto
 code=$?
-if [ "$code" = 130 ]; then # it was told that its time is up, and has saved its step
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+again=
+case "$code" in
+  130) again=yes ;; # it was told that its time is up, and has saved its step
+  1 | 143) # a process was lost, or was told so outside of the training
+    [ "${{SLURM_RESTART_COUNT:-0}}" -ge 20 ] || again=yes ;;
+esac
+[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 END
 # The table, when they have finished: python -m pixelrec_jax.report --unfinished \
@@ -118,6 +124,8 @@ spec:
               - --config.dataset.path=gs://b/data
               - --workdir=gs://b/runs
               - --distributed=auto
+              securityContext:
+                privileged: true
               resources:
                 requests:
                   google.com/tpu: 4
@@ -151,7 +159,10 @@ def test_tpu_prints_what_it_does(fakes):
     delete = f"{gcloud} delete first --force --quiet {where}\n"
     reminder = "# What is not deleted costs money: --do=delete\n"
     run = f"""\
-git archive --format=tar.gz --output=.cache/code.tar.gz HEAD
+sh -c 'test -z "$(git status --porcelain)"' || exit
+git ls-files --error-unmatch -- configs/pixelrec.py || exit
+mkdir -p .cache || exit
+git archive --format=tar.gz --output=.cache/code.tar.gz HEAD || exit
 {gcloud} scp .cache/code.tar.gz first:code.tar.gz --node=all --worker=all {where}
 {gcloud} ssh first --node=all --worker=all '--command=sudo systemctl stop pixelrec 2> /dev/null; \
 rm -rf pixelrec && mkdir pixelrec && tar -xzf code.tar.gz -C pixelrec && \
@@ -187,12 +198,12 @@ def test_local_prints_what_it_starts(fakes):
     ids=lambda arguments: f"{arguments[0]}{arguments[-1]}",
 )
 def test_what_is_printed_is_a_script_of_what_runs(fakes, arguments):
-    for name in ("sbatch", "kubectl", "gcloud", "git"):
+    for name in ("sbatch", "kubectl", "gcloud", "git", "sh", "mkdir"):
         fakes.add(name)
     module, *options = arguments
     started = [sys.executable, "-m", f"launch.{module}", *options, SWEEP, *RUN]
     assert fakes.run(*started).returncode == 0
-    ran = [call for call in fakes.calls() if call[0][:2] != ["git", "diff"]]
+    ran = fakes.calls()
     assert ran
     script = fakes.launch(*arguments, "--dry_run", SWEEP, *RUN).stdout
     assert not fakes.calls()
@@ -200,14 +211,21 @@ def test_what_is_printed_is_a_script_of_what_runs(fakes, arguments):
     assert fakes.calls() == ran
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (143, False), (130, True)])
-def test_a_job_of_slurm_is_queued_again_only_if_its_step_is_saved(fakes, code, requeued):
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [
+        *((0, "", False), (2, "", False), (137, "", False)),
+        *((1, "", True), (1, "19", True), (1, "20", False), (143, "19", True), (143, "20", False)),
+        *((130, "", True), (130, "20", True)),  # one more time limit, which it was told of
+    ],
+)
+def test_a_job_of_slurm_is_queued_again_if_that_can_help(fakes, code, restarts, requeued):
     fakes.add("sbatch")
     fakes.launch(*SLURM, SWEEP, *RUN)
     ((_, script),) = fakes.calls()
     fakes.add("srun", code)
     fakes.add("scontrol")
-    slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77"}
+    slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": restarts}
     assert fakes.run("bash", "-c", script, **slurm).returncode == code
     (srun, _), *others = fakes.calls()
     python = ["/env/bin/python", "-m", "pixelrec_jax.main"]
@@ -217,9 +235,11 @@ def test_a_job_of_slurm_is_queued_again_only_if_its_step_is_saved(fakes, code, r
 
 
 def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
-    for name in ("gcloud", "git", "sudo", "python3"):
+    for name in ("gcloud", "git", "sudo", "python3", "sh", "mkdir"):
         fakes.add(name)
     fakes.launch(*TPU, "--do=run", *RUN)
+    (tmp_path / "bin" / "sh").unlink()
+    (tmp_path / "bin" / "mkdir").unlink()
     command = fakes.calls()[-1][0][-3].removeprefix("--command=")
     home = tmp_path / "home"
     home.mkdir()
@@ -238,8 +258,11 @@ def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
     assert [call[0] for call in calls[1:]] == ["python3", "uv", "uv", "sudo"]
     assert calls[-1][1:3] == ["systemd-run", "--unit=pixelrec"]
     started = calls[-1].index(f"{home}/venv/bin/python")
+    assert {"--property=LimitMEMLOCK=infinity"} < set(calls[-1][:started])
+    # systemd takes $NAME for a variable, and $$ for $.
+    assert "--config.init.run=gs://b/it's $$HOME" in calls[-1][-2]
     program = ["-m", "pixelrec_jax.main", *RUN[1:], "--distributed=auto"]
-    assert calls[-1][started + 1 :] == program
+    assert [flag.replace("$$", "$") for flag in calls[-1][started + 1 :]] == program
 
 
 def test_one_process_is_not_distributed(fakes):
@@ -261,7 +284,8 @@ def test_several_slices_are_one_queued_resource(fakes):
 
 
 def test_a_failing_command_stops_its_job_only(fakes):
-    fakes.add("git")
+    for name in ("git", "sh", "mkdir"):
+        fakes.add(name)
     fakes.add("gcloud", codes={"first-swin-t:code.tar.gz": 7})
     process = fakes.launch(*TPU, "--do=run", SWEEP, *RUN)
     assert process.returncode == 2
@@ -275,13 +299,52 @@ def test_a_failing_command_stops_its_job_only(fakes):
     ]
 
 
-def test_changes_that_are_not_committed_stop_a_run_on_tpus(fakes):
-    fakes.add("git", codes={"diff": 1})
+def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     fakes.add("gcloud")
-    process = fakes.launch(*TPU, "--do=run", *RUN)
-    assert process.returncode == 2
-    assert "not committed" in process.stderr.splitlines()[-1]
-    assert [call for call, _ in fakes.calls()] == [["git", "diff", "--quiet", "HEAD"]]
+    clone = tmp_path / "clone"
+    (clone / "configs").mkdir(parents=True)
+    shutil.copy(ROOT / "configs" / "pixelrec.py", clone / "configs")
+    (clone / ".gitignore").write_text(".cache/\nmine/\n")
+    me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+    for arguments in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "first")):
+        subprocess.run(["git", *arguments], cwd=clone, check=True)
+    command = [sys.executable, "-m", "launch.tpu", *TPU[1:], "--do=run"]
+
+    def launch(*options):
+        return fakes.run(*command, *options, folder=clone, PYTHONPATH=str(ROOT))
+
+    def refused(*of_run):
+        process = launch("--", *of_run)
+        script = launch("--dry_run", "--", *of_run).stdout
+        assert fakes.run("bash", "-c", script, folder=clone).returncode == 1
+        assert (process.returncode, fakes.calls()) == (2, [])
+        return process.stderr.splitlines()[-1]
+
+    script = launch("--dry_run", *RUN).stdout
+    assert not (clone / ".cache").exists()
+    assert fakes.run("bash", "-c", script, folder=clone).returncode == 0
+    with tarfile.open(clone / ".cache" / "code.tar.gz") as code:
+        assert "configs/pixelrec.py" in code.getnames()
+    assert [call[4] for call, _ in fakes.calls()] == ["scp", "ssh"]
+    shutil.rmtree(clone / ".cache")
+    assert launch(*RUN).returncode == 0
+    assert [call[4] for call, _ in fakes.calls()] == ["scp", "ssh"]
+
+    shutil.copytree(clone / "configs", clone / "mine")
+    mine = [RUN[1].replace("configs", "mine"), *RUN[2:]]
+    assert "error: mine/pixelrec.py is not committed" in refused(*mine)
+    (clone / "configs" / "new.py").touch()
+    assert "files that are not committed" in refused(*RUN[1:])
+    (clone / "configs" / "new.py").unlink()
+    with (clone / "configs" / "pixelrec.py").open("a") as file:
+        file.write("# changed\n")
+    assert "there are changes" in refused(*RUN[1:])
+
+
+def test_the_command_of_the_table_is_one_for_a_shell(fakes):
+    process = fakes.launch("slurm", "--dry_run", "--", CONFIG, "--workdir=/shared/my runs;x")
+    table = process.stdout.splitlines()[-1].partition(": ")[2]
+    assert shlex.split(table)[-2:] == ["--unfinished", "/shared/my runs;x"]
 
 
 def test_a_program_that_is_not_installed_is_named(fakes):

@@ -11,11 +11,19 @@ import pytest
 
 from launch.commands import Command
 from launch.local import INTERRUPTED, train
+from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_the_run_once(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "arrives"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_signals_reach_the_run_once(tmp_path, number, arrives):
     program = f"""
 import pathlib, signal, sys, time
 got = []
@@ -25,7 +33,7 @@ pathlib.Path({str(tmp_path / "ready")!r}).touch()
 while not got:
     time.sleep(0.01)
 time.sleep(0.2)
-sys.exit(130 if got == [{int(number)}] else 1)
+sys.exit(130 if got == [{int(arrives)}] else 1)
 """
     before = signal.getsignal(number)
 
@@ -37,6 +45,28 @@ sys.exit(130 if got == [{int(number)}] else 1)
     threading.Thread(target=interrupt, daemon=True).start()
     assert train(Command((sys.executable, "-c", program))) == INTERRUPTED
     assert signal.getsignal(number) is before
+
+
+def test_nohup_keeps_a_run_from_the_end_of_its_terminal():
+    program = f"import os, signal; os.kill({os.getpid()}, signal.SIGHUP)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train(Command((sys.executable, "-c", program))) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_sweep_in_which_every_run_fails_names_them_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.local.train", lambda command: 1)
+    config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy"
+    sweep = ["--sweep=vit_toy,swin_t", "--", config, "--workdir=runs"]
+    process = Fakes(tmp_path).launch("local", *sweep)
+    assert process.returncode == 2
+    assert process.stderr == (
+        "error: 2 of 2 runs failed: runs/vit_toy (exit code 1), runs/swin_t (exit code 1); start "
+        "the same command again to go on\n"
+    )
 
 
 def test_a_run_that_a_signal_ends_is_interrupted_not_failed():

@@ -1,5 +1,7 @@
 """JobSets fit the API of JobSet and of Kubernetes, as kubeflow-trainer-api describes it."""
 
+import re
+
 import pytest
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from pydantic import ValidationError
@@ -8,7 +10,8 @@ from launch.gke import manifest
 from launch.jobs import Job
 from launch.slices import Slice
 
-JOB = Job("first", ("--config=c.py:item=id", "--workdir=gs://b/r"), {"--workdir": "gs://b/r"})
+FOLDERS = {"--workdir": "gs://b/r"}
+JOB = Job("first", ("--config=c.py:item=id", "--workdir=gs://b/r"), "c.py", FOLDERS)
 
 
 def check(jobset):
@@ -57,6 +60,21 @@ def test_every_chip_of_a_slice_has_one_pod():
         assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (hosts, hosts, 0)
         (container,) = pods(jobset)["containers"]
         assert container["resources"]["limits"] == {"google.com/tpu": chips}
+
+
+def test_only_slices_of_several_hosts_have_a_node_pool_of_their_own():
+    for topology, alone in (("v5e:2x4", False), ("v5e:4x4", True)):
+        jobset = manifest(JOB, Slice.parse(topology), image="img", num_slices=2)
+        assert ("annotations" in jobset["metadata"]) == alone
+
+
+def test_kubernetes_leaves_the_flags_as_they_are():
+    hard = ("--a=$(HOME)", "--b=$HOME", "--c=$$(HOME)", "--d=$", "--e=(x)")
+    jobset = manifest(Job("first", hard, "c.py", FOLDERS), Slice.parse("v5e:1x1"), image="img")
+    (container,) = pods(jobset)["containers"]
+    # It takes $$ for $, and $(NAME) for a variable.
+    assert not any(re.search(r"(?<!\$)(\$\$)*\$\(", flag) for flag in container["args"])
+    assert tuple(flag.replace("$$", "$") for flag in container["args"]) == hard
 
 
 def test_claims_are_mounted():
