@@ -3,7 +3,8 @@
 python -m benchmarks.scaling [--item=vit_s16] [--sequences=4]
 
 The devices are virtual ones of this machine; nothing is run or allocated, so real models of the
-paper's size do. Each device has the same number of sequences, whatever their number.
+paper's size do. Each device has its own sequences, so that the batch grows with the devices, but
+along "tensor", where all share the same.
 """
 
 import math
@@ -26,6 +27,7 @@ from launch.chips import CHIPS
 from launch.hlo import Program
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
+from pixelrec_jax.sharding import AXES
 from pixelrec_jax.state import state_template
 from pixelrec_jax.text import render
 
@@ -33,7 +35,7 @@ _USER = flags.DEFINE_string("user", "sasrec", "User encoder.")
 _ITEM = flags.DEFINE_string("item", "clip_vit_b32", "Item encoder.")
 _TRAINABLE = flags.DEFINE_string("trainable", "all", "Blocks of the vision encoder to train.")
 _SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of each device.", lower_bound=1)
-_AXES = flags.DEFINE_list("axes", ["data", "fsdp", "tensor"], "Axes of the mesh to grow.")
+_AXES = flags.DEFINE_multi_enum("axes", AXES, AXES, "Axes of the mesh to grow; repeatable.")
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 

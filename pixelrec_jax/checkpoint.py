@@ -33,7 +33,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, metric: str, read_only: bool = False):
         """Args: `metric` is the key of the metrics, higher is better, that decides the best.
 
-        Opening for writing removes what an interrupted save left, so only one process may.
+        Opening for writing removes what an interrupted save left, so only one run may.
         """
         self.directory, self._metric, self._pending = directory, metric, None
         if read_only and not self.directory.is_dir():
@@ -173,7 +173,7 @@ class Checkpoints:
 
 
 def _check_shapes(saved: Any, template: Any) -> None:
-    """Raises `ValueError` where arrays differ in more than their number of rows."""
+    """Raises `ValueError` where arrays differ, tables in more than their number of rows."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -181,7 +181,8 @@ def _check_shapes(saved: Any, template: Any) -> None:
 
     there, here = shapes(saved), shapes(template)
     for name, shape in here.items():
-        if len(there[name]) != len(shape) or there[name][1:] != shape[1:]:
+        rows = 1 if name.endswith("/table") else 0
+        if len(there[name]) != len(shape) or there[name][rows:] != shape[rows:]:
             raise ValueError(f"{name} is {list(there[name])}, expected {list(shape)}")
 
 

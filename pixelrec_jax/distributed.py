@@ -24,7 +24,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the only way to the client; orbax takes it, too
 from jax.experimental import multihost_utils
 
-from pixelrec_jax import errors
+from pixelrec_jax import errors, signals
 from pixelrec_jax.errors import UnreachableError, UserError
 
 JOIN_SECONDS = 300  # until all processes are there
@@ -80,15 +80,18 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
             "HOST:PORT,PROCESS,PROCESSES"
         ) from None
     jax.devices()  # now: what a device's library does to signals comes before the next line
+    signals.take_from_jax()
     _at_abort(lambda: f"a process of this run was lost (see above); {remedy()}")
-    leaving = threading.Event()
-    threading.Thread(target=_end_with_others, args=(leaving,), daemon=True).start()
+    failing = threading.Event()
+    watcher = threading.Thread(target=_end_with_others, args=(failing,), daemon=True)
+    watcher.start()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        _fail(error, leaving)
-    leaving.set()
-    jax.distributed.shutdown()  # waits for the others
+        _fail(error, failing)
+    jax.distributed.shutdown()  # waits for the others, of which one may still fail
+    watcher.join()  # within the runtime it must not be when Python ends
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def _parse(address: str) -> dict:
@@ -129,14 +132,14 @@ def wait_for_all(reason: str) -> None:
     multihost_utils.sync_global_devices(reason)
 
 
-def _fail(error: BaseException, leaving: threading.Event) -> None:
+def _fail(error: BaseException, failing: threading.Event) -> None:
     """Ends this process for an error, and tells the others why."""
     ending = errors.ending(error)
     if ending is None and _STATUS.match(str(error)):
         # Likely the echo of another process's end. Whether it is, others will say in that time,
         # and end this process.
         time.sleep(LOST_SECONDS + LEAVE_SECONDS)
-    leaving.set()
+    failing.set()
     if ending is None:
         traceback.print_exception(error)
         ending = errors.reason(error), 1
@@ -146,14 +149,14 @@ def _fail(error: BaseException, leaving: threading.Event) -> None:
     _end(*ending)
 
 
-def _end_with_others(leaving: threading.Event) -> None:
+def _end_with_others(failing: threading.Event) -> None:
     """Ends this process when another one fails, but for errors that this process meets, too."""
     client = global_state.client
     try:
         failure = client.blocking_key_value_get(_FAILURE, 2**31 - 1)
     except RuntimeError:  # all processes have reached the end
         return
-    if not leaving.wait(LEAVE_SECONDS):
+    if not failing.wait(LEAVE_SECONDS):
         process, message, code = json.loads(failure)
         _end(f"process {process} ended: {message}", code)
 

@@ -197,9 +197,9 @@ class Evaluator:
             prefetch=data.prefetch,
         ) as batches:
             for step, items in enumerate(batches):
+                items = to_global(items, self.mesh, ROWS)
                 if catalog is None:
                     catalog = self._empty_catalog(variables, items)
-                items = to_global(items, self.mesh, ROWS)
                 catalog = self._encode(variables, catalog, items, step * source.chunk)
         return catalog
 

@@ -45,8 +45,8 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges devices (default: all) in a mesh data, fsdp, tensor; data=-1 takes what is left.
 
-    Of several TPU slices each holds whole groups of the axes fsdp and tensor, so that only sums of
-    gradients cross the slower network between them.
+    Of several TPU slices each holds whole groups of the axes fsdp and tensor: what they exchange
+    for every layer does not cross the slower network between slices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or to that of a slice.
@@ -60,7 +60,9 @@ def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
             f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not cover the "
             f"{count} devices; their product must be {count} (data=-1 takes what is left)"
         )
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # On GPUs the index is that of the host, where groups may well span several.
+    on_tpu = devices[0].platform == "tpu"
+    slices = len({device.slice_index for device in devices}) if on_tpu else 1
     # Automatic axes: the compiler propagates shardings from the parameters and the batch.
     types = (AxisType.Auto,) * 3
     if slices == 1:
@@ -205,7 +207,8 @@ def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) ->
 def split_by_columns(params: dict, mesh: Mesh) -> dict:
     """Returns the parameters with tables split by columns instead of rows, if they divide.
 
-    Sums of rows along the edges of a graph then stay on a device.
+    Sums of rows along the edges of a graph then stay on a device. With "tensor" above 1 the tables
+    are gathered on the way.
     """
     # Not over "tensor", too: with data, fsdp and tensor all above 1, XLA (jax 0.10.2) then compiles
     # a step that gives another loss.

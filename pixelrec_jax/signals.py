@@ -15,6 +15,20 @@ from jax.experimental import multihost_utils
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+# What JAX does with SIGTERM, a struct sigaction, once `take_from_jax` has kept it.
+_OF_JAX = ctypes.create_string_buffer(1024)
+
+
+def take_from_jax() -> None:
+    """Lets SIGTERM end this process as Ctrl-C does, but where `stop_request` gives it back to JAX.
+
+    JAX's preemption service takes it when processes join, and only remembers it: outside of the
+    loop that asks, nothing would end.
+    """
+    ctypes.CDLL(None).sigaction(signal.SIGTERM, None, _OF_JAX)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class StopRequest:
     """Whether somebody asked the run to stop (Ctrl-C, or SIGTERM before a preemption).
 
@@ -24,7 +38,14 @@ class StopRequest:
 
     def __init__(self):
         self._requested, self._several = False, jax.process_count() > 1
-        self.signals = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+
+    def listen(self) -> None:
+        """Takes the signals; the caller puts back what was there."""
+        signal.signal(signal.SIGINT, self)
+        if self._several:
+            ctypes.CDLL(None).sigaction(signal.SIGTERM, _OF_JAX, None)
+        else:
+            signal.signal(signal.SIGTERM, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal; a second one acts at once."""
@@ -50,7 +71,8 @@ def stop_request() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # Python allows signal handlers in the main thread only
         return
-    before = {number: signal.signal(number, request) for number in request.signals}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    request.listen()
     try:
         yield request
     finally:

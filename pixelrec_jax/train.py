@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,14 +102,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     Returns:
       The content of result.json.
     """
-    experiment = _build(config)
+    experiment = _build(config, workdir)
     template = state_template(experiment)  # a wrong model fails before the workdir is touched
     if config.train.epochs and not template.trainable:
         raise UserError(f"user={config.user.name} has nothing to train; give train.epochs=0")
-    with (
-        in_first_process(workdirs.claim, workdir, config),
-        Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(in_first_process(workdirs.claim, workdir, config))
+        _check_shared(workdir)
+        checkpoints = Checkpoints(workdir / "checkpoints", metric=config.eval.select)
+        stack.enter_context(checkpoints)
         if config.train.epochs == 0 and checkpoints.latest is None:
             keep_untrained(experiment, checkpoints, workdir)
         else:
@@ -123,7 +125,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
       The content of result.json.
     """
     workdirs.check_same(workdir, config)
-    experiment = _build(config)
+    experiment = _build(config, workdir)
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
         return test(experiment, checkpoints, workdir)
@@ -264,8 +266,20 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
     return result
 
 
-def _build(config: ConfigDict) -> Experiment:
+def _check_shared(workdir: Path) -> None:
+    """Raises `UserError` in processes that do not see what the first one wrote to the workdir."""
+    if jax.process_count() > 1:
+        wait_for_all("claimed")
+        if not (workdir / "config.json").exists():
+            raise UserError(
+                f"process {jax.process_index()} does not see what process 0 writes to "
+                f"--workdir={workdir}; give a folder on storage that all processes share"
+            )
+
+
+def _build(config: ConfigDict, workdir: Path) -> Experiment:
     """Returns what a config describes, which must be the same in all processes."""
+    check_equal("--workdir", str(workdir))
     check_equal("config", json.dumps(workdirs.to_json(config)))
     experiment = build_experiment(config)
     check_equal("dataset", experiment.data_fingerprint)

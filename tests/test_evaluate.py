@@ -97,6 +97,7 @@ def test_scores_that_are_not_numbers_never_look_good(mesh):
 def test_neither_catalogue_nor_tables_are_ever_gathered(words):
     config = tiny_config(f"{words},dataset=own")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    config.eval.batch_size = 16
     sequences = list(np.random.default_rng(0).integers(1, 8192, (2048, 5)))
     interactions = interactions_of(sequences, 8192)
     experiment = build_experiment(config, interactions=interactions)

@@ -167,7 +167,9 @@ def test_gradients(golden, name):
     def gradient(trainable, frozen):
         def loss(trainable):
             params = freeze.merge(trainable, frozen)
-            variables = model.propagate({"params": params}, case.experiment.graph)
+            variables = model.propagate(
+                {"params": params}, case.experiment.graph, case.experiment.mesh
+            )
             scores = model.apply(variables, batch, train=False)
             rows = jnp.count_nonzero(batch.user)
             return bpr(*scores, batch.weight, rows, epsilon=epsilon)

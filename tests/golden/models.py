@@ -61,7 +61,7 @@ ITEM = (  # of models on ids, on features and on images
     Rule("embedding.weight", "item_encoder/table"),
     *linear("item_embedding.rec_fc.0", "item_encoder/head"),
     Rule("item_embedding.item_id_embedding.weight", "item_encoder/ids/table"),
-    Rule("item_embedding.pq_code_embedding.weight", "item_encoder/table"),
+    Rule("item_embedding.pq_code_embedding.weight", "item_encoder/codebook"),
     Rule("item_id_embedding.weight", "item_encoder/ids/table"),
     Rule("feature_projection.weight", "item_encoder/visual/kernel", LINEAR),
     Rule("bias_projection.weight", "item_encoder/bias/kernel", LINEAR),

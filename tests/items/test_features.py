@@ -110,7 +110,7 @@ def test_raw_features_have_unit_length_or_none():
 @pytest.mark.parametrize("user", ["sasrec", "bert4rec"])
 def test_semantic_ids_are_means_of_a_row_for_each_place_and_code(user):
     this = Encoded(f"user={user},item=semantic_ids", codebook_size=7)
-    table = this.params["table"].reshape(3, 8, D)
+    table = this.params["codebook"].reshape(3, 8, D)
     expected = np.mean([table[n, this.feature[:, n]] for n in range(3)], axis=0)
     if user == "bert4rec":
         expected[-1] = this.params["mask"]
@@ -122,7 +122,7 @@ def test_padding_does_not_train_semantic_ids():
 
     def gradient(item):
         items = Items(id=np.full((1, 1), item), feature=this.items.feature[:, 1:2])
-        return jax.grad(lambda params: jnp.sum(this.encode(params, items)))(this.params)["table"]
+        return jax.grad(lambda params: jnp.sum(this.encode(params, items)))(this.params)["codebook"]
 
     assert gradient(3).any()
     assert not gradient(0).any()
