@@ -11,7 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from PIL import Image
 
 from pixelrec_jax.data.tfds import histories, pieces
@@ -209,10 +211,20 @@ class Bucket(MemoryFileSystem):
         return super()._strip_protocol(path.removeprefix("gs://"))
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket in memory for the time of a test."""
+    forget = backend._FileSystemSpecBackend._get_filesystem.cache_clear
+    monkeypatch.setitem(_registry, "gcs", Bucket)
+    forget()
+    yield fsspec.filesystem("gcs")
+    forget()
+
+
 @pytest.mark.parametrize("config", ["own_items", "own_interactions"])
-def test_beam_writes_the_same_bytes_as_one_process_also_to_a_bucket(raw, built, tmp_path, config):
-    fsspec.register_implementation("gcs", Bucket, clobber=True)
-    bucket = fsspec.filesystem("gcs")
+def test_beam_writes_the_same_bytes_as_one_process_also_to_a_bucket(
+    raw, built, bucket, tmp_path, config
+):
     bucket.put(str(raw), "gs://bucket/raw", recursive=True)
     build(config, "gs://bucket/out", beam_runner="DirectRunner", **sources("gs://bucket/raw"))
     bucket.get(f"gs://bucket/out/pixelrec/{config}", str(tmp_path / config), recursive=True)
