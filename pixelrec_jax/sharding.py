@@ -62,7 +62,7 @@ def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
         )
     # On GPUs the index is that of the host, where groups may well span several.
     on_tpu = devices[0].platform == "tpu"
-    slices = len({device.slice_index for device in devices}) if on_tpu else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     # Automatic axes: the compiler propagates shardings from the parameters and the batch.
     types = (AxisType.Auto,) * 3
     if slices == 1:
