@@ -7,13 +7,11 @@ paper's size do. Each device has its own sequences, so that the batch grows with
 along "tensor", where all share the same.
 """
 
-import math
 import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from rich.table import Table
 
 from launch import programs
 from launch.chips import CHIPS
-from launch.hlo import Program
+from launch.roofline import compile_and_count
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
 from pixelrec_jax.sharding import AXES
@@ -50,16 +48,12 @@ def measure(axis: str, devices: int) -> list[str]:
     pod = programs.Pod(CHIPS["v5e"], jax.devices()[:devices], slices=1)
     experiment = programs.experiment(config, pod, sequences_per_chip=_SEQUENCES.value)
     state = state_template(experiment)
-    compiled = programs.lower_train_step(experiment, state).compile()
-    sent = Counter()
-    for collective in Program(compiled.as_text()).collectives(chips=devices):
-        sent[collective.kind] += collective.bytes
-    kept = sum(
-        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-        for x in jax.tree.leaves(state)
+    line = [(place,) for place in range(devices)]
+    cost = compile_and_count(
+        programs.lower_train_step(experiment, state), pod.chip, coordinates=line
     )
-    sizes = (kept, compiled.memory_analysis().temp_size_in_bytes, sum(sent.values()))
-    kinds = (f"{kind} {size / 2**20:.1f}" for kind, size in sorted(sent.items()))
+    sizes = (programs.bytes_per_device(state), cost.temporary, sum(cost.sent.values()))
+    kinds = (f"{kind} {size / 2**20:.1f}" for kind, size in sorted(cost.sent.items()))
     return [f"{axis}={devices}", *(f"{x / 2**20:.1f}" for x in sizes), ", ".join(kinds) or "-"]
 
 

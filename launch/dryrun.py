@@ -4,8 +4,7 @@ python -m launch.dryrun --topology=v5e:16x16 --sequences_per_chip=64 [--num_slic
     --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k [--json=FILE]
 
 The train step, the encoding of the catalogue and the ranking are compiled for the pod by the real
-compiler (`pip install libtpu`, in the version that jax[tpu] asks for). docs/dryrun.md says how to
-read the result.
+compiler (`pip install "jax[tpu]"`). docs/dryrun.md says how to read the result.
 """
 
 import math
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from jax.stages import Lowered
 from ml_collections import ConfigDict, config_flags
@@ -74,8 +72,8 @@ def dry_run(
         "hbm": pod.chip.hbm,
         "batch_size": batch_size,
         "images_per_step": programs.images_per_step(experiment),
-        "parameters": _bytes((state.trainable, state.frozen, state.model_state)),
-        "optimizer": _bytes(state.opt_state),
+        "parameters": programs.bytes_per_device((state.trainable, state.frozen, state.model_state)),
+        "optimizer": programs.bytes_per_device(state.opt_state),
         "programs": {name: measure(program) for name, program in lowered.items()},
         "steps": {
             ENCODE: len(evaluator.source),
@@ -97,13 +95,6 @@ def _measure(lowered: Lowered, *, pod: programs.Pod, coordinates: Sequence) -> d
     except DoesNotFitError as error:
         return {"fits": False, "peak": error.needed, "available": error.available}
     return {"fits": True, **cost.to_dict()}
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of arrays of these shapes and shardings on each device."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
 
 
 def report(result: dict[str, Any]) -> str:

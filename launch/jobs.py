@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.config import check_values, flatten, load_config
-from pixelrec_jax.errors import UserError, nearest, reason
+from pixelrec_jax.config import check_keys, check_values, flatten, load_config
+from pixelrec_jax.errors import UserError, reason
 from pixelrec_jax.storage import is_remote
 
 # Image encoders of the paper's Figure 9: (a) by kind, (b) CLIP's RN50 by size (RN50 is in both).
@@ -193,10 +193,8 @@ def _config(of_run: Sequence[str], given: dict[str, str], file: str) -> ConfigDi
             f"--config={given['config']}: {file!r} is no config ({reason(error)}); give one as "
             "configs/pixelrec.py"
         ) from None
-    for flag in given:
-        key = re.sub(r"^(no)?config\.", "", flag)
-        if key != flag and key not in known:
-            raise UserError(f"the config has no key {key!r}{nearest(key, known)}")
+    overrides = (re.fullmatch(r"(?:no)?config\.(.+)", flag) for flag in given)
+    check_keys((override[1] for override in overrides if override), known)
     # The flags of pixelrec_jax.main, which takes seconds to import.
     values = flags.FlagValues()
     for name in ("workdir", "verbosity"):

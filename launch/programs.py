@@ -6,9 +6,11 @@ interactions, which decide the shapes; images are shapes only.
 """
 
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,8 +82,8 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if not _libtpu_installed():
             raise UserError(
-                "the TPU compiler is missing; install libtpu, in the version that "
-                f"jax[tpu]=={jax.__version__} asks for"
+                f'the TPU compiler is missing; pip install "jax[tpu]=={jax.__version__}", on Linux '
+                "(x86-64) only"
             ) from None
         raise UserError(f"--topology={topology!r}: {reason(error)}") from None
     return Pod(chip, list(described.devices), slices)
@@ -161,6 +163,13 @@ def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:
 
 def _batch(experiment: Experiment) -> Batch:
     return shapes(experiment.batches[0], experiment.mesh, BATCH)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes of arrays of these shapes and shardings on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def images_per_step(experiment: Experiment) -> int:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -49,11 +49,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         line = "\n".join(argv)
         file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
         known = flatten(load_config(file[1]).to_dict()) if file else {}
-        for key in re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE):
-            if file and key not in known:
-                hint = nearest(key, known)
-                raise UserError(f"the config has no key {key!r}{hint}") from None
+        if file:
+            check_keys(re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE), known)
         raise
+
+
+def check_keys(keys: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a dotted key that a config does not have."""
+    for key in keys:
+        if key not in known:
+            raise UserError(f"the config has no key {key!r}{nearest(key, known)}") from None
 
 
 def given_config(flag: flags.FlagHolder) -> ConfigDict | None:

@@ -12,12 +12,16 @@ from absl import app, flags, logging
 class UserError(Exception):
     """Wrong input; the message says what was given, what was expected and what to do."""
 
+    exit_code = 2
+
 
 class UnreachableError(UserError):
     """What may pass by itself, such as a failure of the network; the message is like the others.
 
-    Programs exit with 1 instead of 2, so that launchers start them again.
+    Launchers start programs again that exit with 1.
     """
+
+    exit_code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -40,10 +44,8 @@ def reason(error: Exception) -> str:
 def ending(error: BaseException) -> tuple[str, int] | None:
     """Returns the line and the exit code of an expected end, None for an error of the program."""
     match error:
-        case UnreachableError():
-            return str(error).strip().splitlines()[0], 1
         case UserError():
-            return str(error).strip().splitlines()[0], 2
+            return str(error).strip().splitlines()[0], error.exit_code
         case KeyboardInterrupt():
             return "interrupted; start the same command again to go on", 130
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):

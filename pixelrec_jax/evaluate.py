@@ -23,6 +23,7 @@ from pixelrec_jax.sharding import (
     ROWS,
     local_shards,
     num_shards,
+    own_rows,
     replicate,
     shapes,
     take_rows,
@@ -83,18 +84,13 @@ def retrieve(
 
     def shard(table: jax.Array, state: jax.Array, seen: jax.Array, target: jax.Array):
         rows = table.shape[1]
-        first = jax.lax.axis_index(AXES) * rows
-        ids = first + jnp.arange(rows)
+        ids = jax.lax.axis_index(AXES) * rows + jnp.arange(rows)
         scores = jnp.where((ids != PAD) & (ids < num_items), score(state, table[0]), -jnp.inf)
         query = jnp.arange(len(state))
 
-        # Rows of other shards go to `rows`, outside the array; negative ones would wrap around.
-        def local(x: jax.Array) -> jax.Array:
-            return jnp.where((x >= first) & (x < first + rows), x - first, rows)
-
-        scores = scores.at[query[:, None], local(seen)].set(-jnp.inf, mode="drop")
+        scores = scores.at[query[:, None], own_rows(seen, rows, ROWS)].set(-jnp.inf, mode="drop")
         # The target's score is read from the same product, so it never differs in the last bit.
-        own = scores.at[query, local(target)].get(mode="fill", fill_value=0)
+        own = scores.at[query, own_rows(target, rows, ROWS)].get(mode="fill", fill_value=0)
         target_score = jax.lax.psum(own, AXES)[:, None]
         loses = (scores < target_score) | ((scores == target_score) & (ids >= target[:, None]))
         rank = 1 + jax.lax.psum(jnp.sum(~loses, axis=1, dtype=jnp.int32), AXES)

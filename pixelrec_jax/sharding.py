@@ -1,7 +1,7 @@
 """The device mesh, where parameters live on it, and how host batches become global arrays."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -136,13 +136,22 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, *, small: bool
 def pad_rows(params: dict, mesh: Mesh) -> dict:
     """Returns the parameters with rows of zeros after those of tables, so that they divide."""
     parts = num_shards(mesh, TABLE_ROWS)
+    return _map_tables(lambda x: jnp.pad(x, ((0, -len(x) % parts), (0, 0))), params)
 
-    def pad(path: tuple, x: jax.Array) -> jax.Array:
-        if path[-1].key != "table":
-            return x
-        return jnp.pad(x, ((0, -len(x) % parts), (0, 0)))
 
-    return jax.tree_util.tree_map_with_path(pad, params)
+def _map_tables(change: Callable[[jax.Array], jax.Array], params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: change(x) if path[-1].key == "table" else x, params
+    )
+
+
+def own_rows(ids: jax.Array, count: int, rows: PartitionSpec) -> jax.Array:
+    """Returns where in a device's `count` rows ids are; `count`, past the end, for those of others.
+
+    Called within `shard_map`, for an array split by `rows`. Negative ones would count from the end.
+    """
+    own = ids - jax.lax.axis_index(rows[0]) * count
+    return jnp.where((own >= 0) & (own < count), own, count)
 
 
 def take_rows(
@@ -162,15 +171,12 @@ def take_rows(
     if num_shards(mesh, rows) == 1:
         return table[ids]
     # Devices that share a table and differ in ids: each asks all of them and sums what is its own.
-    axes = rows[0]
-    asking = tuple(axis for axis in axes if axis in batch[0])
-    alike = tuple(axis for axis in axes if axis not in batch[0])
+    asking = tuple(axis for axis in rows[0] if axis in batch[0])
+    alike = tuple(axis for axis in rows[0] if axis not in batch[0])
 
     def shard(table: jax.Array, ids: jax.Array) -> jax.Array:
         ids = jax.lax.all_gather(ids, asking, tiled=True) if asking else ids
-        own = ids - jax.lax.axis_index(axes) * len(table)
-        here = (own >= 0) & (own < len(table))
-        vector = jnp.where(here[..., None], table[jnp.where(here, own, 0)], 0)
+        vector = table.at[own_rows(ids, len(table), rows)].get(mode="fill", fill_value=0)
         vector = jax.lax.psum(vector, alike) if alike else vector
         if not asking:
             return vector
@@ -190,10 +196,7 @@ def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) ->
         return table.at[ids].add(values)
 
     def shard(table: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
-        own = ids - jax.lax.axis_index(TABLE_ROWS[0]) * len(table)
-        # Negative ones would count from the end.
-        own = jnp.where(own >= 0, own, len(table))
-        return table.at[own].add(values, mode="drop")
+        return table.at[own_rows(ids, len(table), TABLE_ROWS)].add(values, mode="drop")
 
     return jax.shard_map(
         shard,
@@ -214,13 +217,11 @@ def split_by_columns(params: dict, mesh: Mesh) -> dict:
     # a step that gives another loss.
     spec = PartitionSpec(None, "fsdp")
 
-    def split(path: tuple, x: jax.Array) -> jax.Array:
-        if path[-1].key != "table":
-            return x
+    def split(x: jax.Array) -> jax.Array:
         columns = NamedSharding(mesh, _fit(spec, x.shape, mesh, small=False))
         return jax.lax.with_sharding_constraint(x, columns)
 
-    return jax.tree_util.tree_map_with_path(split, params)
+    return _map_tables(split, params)
 
 
 def gather(x: jax.Array, mesh: Mesh) -> jax.Array:

@@ -109,8 +109,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     with ExitStack() as stack:
         stack.enter_context(in_first_process(workdirs.claim, workdir, config))
         _check_shared(workdir)
-        checkpoints = Checkpoints(workdir / "checkpoints", metric=config.eval.select)
-        stack.enter_context(checkpoints)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", metric=config.eval.select)
+        )
         if config.train.epochs == 0 and checkpoints.latest is None:
             keep_untrained(experiment, checkpoints, workdir)
         else:

@@ -28,11 +28,11 @@ from pixelrec_jax.sharding import (
     build_mesh,
     infer_shardings,
     take_rows,
-    to_global,
 )
 from pixelrec_jax.state import count_parameters, init_state, state_template
 from pixelrec_jax.train import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
+from tests.steps import run_steps
 from tests.tiny import (
     ROOT,
     TINY,
@@ -195,13 +195,7 @@ def _losses(config, devices, steps=20):
     interactions = interactions_of(sequences, 41)
     store = random_store(config.item, 41)
     experiment = build_experiment(config, devices=devices, interactions=interactions, store=store)
-    state, step, batches = init_state(experiment), make_train_step(experiment), experiment.batches
-    losses = []
-    for index in range(steps):
-        batch = to_global(batches[index % len(batches)], experiment.mesh, BATCH)
-        state, loss = step(state, batch, experiment.graph)
-        losses.append(float(loss))
-    return np.array(losses)
+    return run_steps(experiment, steps)[0]
 
 
 def _wide_resnet(unit):

@@ -6,18 +6,12 @@ import pytest
 
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.recommender import Recommender
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import init_state
-from pixelrec_jax.train import make_train_step
+from tests.steps import run_steps
 from tests.tiny import tiny_config
 
 
 def _state(config, devices, steps=3):
-    experiment = build_experiment(config, devices=devices)
-    state, step = init_state(experiment), make_train_step(experiment)
-    for index in range(steps):
-        batch = to_global(experiment.batches[index], experiment.mesh, BATCH)
-        state, _ = step(state, batch, experiment.graph)
+    _, state = run_steps(build_experiment(config, devices=devices), steps)
     return jax.device_get(state)
 
 

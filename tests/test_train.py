@@ -22,6 +22,7 @@ from pixelrec_jax.errors import UserError
 from pixelrec_jax.experiment import build_experiment
 from pixelrec_jax.sharding import BATCH, to_global
 from pixelrec_jax.state import init_state, state_template
+from tests.steps import run_steps
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=toy")
@@ -37,15 +38,7 @@ def _config(words, dataset, **train_changes):
 
 
 def _losses(config, devices, steps=20):
-    experiment = build_experiment(config, devices=devices)
-    batches, state = experiment.batches, init_state(experiment)
-    step = train.make_train_step(experiment)
-    losses = []
-    for index in range(steps):
-        batch = to_global(batches[index % len(batches)], experiment.mesh, BATCH)
-        state, loss = step(state, batch, experiment.graph)
-        losses.append(float(loss))
-    return np.array(losses), state
+    return run_steps(build_experiment(config, devices=devices), steps)
 
 
 @pytest.mark.parametrize("words", MODELS)
