@@ -304,7 +304,8 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     clone = tmp_path / "clone"
     (clone / "configs").mkdir(parents=True)
     shutil.copy(ROOT / "configs" / "pixelrec.py", clone / "configs")
-    (clone / ".gitignore").write_text(".cache/\nmine/\n")
+    ignored = (ROOT / ".gitignore").read_text()
+    (clone / ".gitignore").write_text(f"{ignored}mine/\n")
     me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
     for arguments in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "first")):
         subprocess.run(["git", *arguments], cwd=clone, check=True)
