@@ -43,6 +43,8 @@ class Checkpoints:
         )
         context = ocp.Context()
         context.asynchronous.timeout_secs = SAVE_SECONDS
+        # Replicas share the writing of what is large; to cut every bias in parts takes longer.
+        context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         self._checkpointer = ocp.training.Checkpointer(
             directory if storage.is_remote(directory) else directory.absolute(),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
