@@ -37,10 +37,11 @@ def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
     """
     failed = []
     for name, commands in jobs.items():
+        if dry_run:
+            print(" && \\\n".join(map(str, commands)))
+            continue
         for command in commands:
-            if dry_run:
-                print(command)
-            elif code := run(command):
+            if code := run(command):
                 failed.append(f"{name} ({command.argv[0]} ended with {code})")
                 break
     if failed:
@@ -78,6 +79,16 @@ def program(main: Callable[[Sequence[str]], None]) -> None:
             raise UserError(f"{error}; flags of the run come after --") from None
 
     errors.run(lambda _: main(of_run), parse_flags=parse)
+
+
+def define_extra_flag(of: str, example: str) -> None:
+    """Defines --extra, options that are passed on to a command."""
+    flags.DEFINE_multi_string("extra", [], f"another option of {of}, as in {example}; repeatable")
+    flags.register_validator(
+        "extra",
+        lambda options: all(option.startswith("-") for option in options),
+        f"expected options with their dashes, as in {example}",
+    )
 
 
 def define_common_flags() -> None:

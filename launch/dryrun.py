@@ -22,7 +22,7 @@ from rich.table import Table
 from launch import programs
 from launch.roofline import DoesNotFitError, compile_and_count
 from pixelrec_jax import errors
-from pixelrec_jax.config import given_config, parse_flags
+from pixelrec_jax.config import parse_flags
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.files import write_json
 from pixelrec_jax.state import state_template
@@ -174,12 +174,11 @@ def writable(option: str, name: str) -> Path:
 def main(_: Sequence[str]) -> None:
     """Runs what the flags describe."""
     values = flags.FLAGS
-    config = given_config(values["config"])
-    if config is None:
+    if values.config is None:
         raise UserError("--config is missing; give FILE.py:words, that of the run")
     path = writable("json", values.json) if values.json else None
     result = dry_run(
-        config,
+        values.config,
         values.topology,
         slices=values.num_slices,
         sequences_per_chip=values.sequences_per_chip,

@@ -20,6 +20,7 @@ from pixelrec_jax.errors import UserError
 
 _SAVING = 120  # seconds that a run has for saving when its node is drained; Spot VMs have 15 to 30
 _JOBSET = "jobset.sigs.k8s.io"
+_OCCUPIED = ("", "/app", "/dev/shm")  # by launch/Dockerfile and the manifest
 
 
 def manifest(
@@ -104,7 +105,7 @@ def manifest(
     }
     metadata = {"name": job.name}
     if on.hosts > 1:
-        # Such a slice is a node pool; a job has one of its own. Slices of one host share a pool.
+        # Such a slice is a node pool; a job has one of its own.
         pool = "cloud.google.com/gke-nodepool"
         metadata["annotations"] = {f"alpha.{_JOBSET}/exclusive-topology": pool}
     return {
@@ -133,8 +134,10 @@ def _claims(mounts: Sequence[str]) -> dict[str, str]:
     claims = {}
     for mount in mounts:
         claim, _, path = mount.partition(":")
-        if not claim or not path.startswith("/"):
+        if not claim or not path.startswith("/") or ".." in path:
             raise UserError(f"--mount={mount}; expected CLAIM:/folder")
+        if path.rstrip("/") in _OCCUPIED:
+            raise UserError(f"--mount={mount}: the image needs {path!r}; give another folder")
         if path in claims:
             raise UserError(f"--mount={mount}: {claims[path]!r} is mounted there already")
         claims[path] = claim
@@ -143,13 +146,18 @@ def _claims(mounts: Sequence[str]) -> dict[str, str]:
 
 def _create(of_run: Sequence[str]) -> None:
     values = flags.FLAGS
-    for needed in ("topology", "image"):
-        if not values[needed].value:
-            raise UserError(f"--{needed} is missing; see --help")
+    if not values.image:
+        raise UserError("--image is missing; see --help")
     on, claims = Slice.parse(values.topology), _claims(values.mount)
+    if values.num_slices > 1 and on.hosts == 1:
+        raise UserError(
+            f"--num_slices={values.num_slices}: GKE joins slices of several hosts only, and "
+            f"{values.topology} has one; give a larger --topology"
+        )
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_shared(every, list(claims), what="a folder that --mount=CLAIM:/folder names")
-    jobs.check_relative_config(every)
+    jobs.check_config_travels(every, folder="configs")  # what launch/Dockerfile copies
+    jobs.check_devices(every, on.chips * values.num_slices, slices=values.num_slices)
     commands = {}
     for job in every:
         jobset = manifest(

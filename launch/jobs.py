@@ -4,14 +4,21 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.config import check_keys, check_values, flatten, load_config
-from pixelrec_jax.errors import UserError, reason
-from pixelrec_jax.storage import is_remote
+from pixelrec_jax.config import (
+    check_batch_size,
+    check_keys,
+    check_values,
+    flatten,
+    load_config,
+    mesh_shape,
+)
+from pixelrec_jax.errors import UserError
+from pixelrec_jax.storage import check_protocol, is_remote
 
 # Image encoders of the paper's Figure 9: (a) by kind, (b) CLIP's RN50 by size (RN50 is in both).
 FIGURE_9 = (
@@ -32,11 +39,20 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its name, flags and file of the config, and what machines have to share, by flag."""
+    """One run.
+
+    Attributes:
+      name: of the run, among those of a sweep.
+      flags: of `pixelrec_jax.main`.
+      config_file: of the config.
+      config: with what the flags override.
+      folders: that machines have to share, by flag.
+    """
 
     name: str
     flags: tuple[str, ...]
     config_file: str
+    config: ConfigDict
     folders: dict[str, str]
 
     @property
@@ -122,26 +138,33 @@ def check_shared(every: Iterable[Job], shared: Sequence[str], *, what: str) -> N
                 )
 
 
-def check_not_local(every: Iterable[Job], *, nodes: int) -> None:
-    """Raises `UserError` for a folder that nodes never share, if there are several."""
+def check_not_local(every: Iterable[Job]) -> None:
+    """Raises `UserError` for a folder that nodes never share."""
     for job in every:
         for flag, path in job.folders.items():
-            local = any(PurePosixPath(path).is_relative_to(folder) for folder in _LOCAL)
-            if local and nodes > 1:
+            if any(PurePosixPath(path).is_relative_to(folder) for folder in _LOCAL):
                 raise UserError(
-                    f"{flag}={path} is a folder of one node; {nodes} nodes need one on storage "
-                    "that all of them see"
+                    f"{flag}={path} is a folder of one node, and a run that is queued again may "
+                    "come to another; give one on storage that all nodes see"
                 )
 
 
-def check_relative_config(every: Iterable[Job]) -> None:
-    """Raises `UserError` for a config outside of the code that travels."""
+def check_config_travels(every: Iterable[Job], *, folder: str = "") -> None:
+    """Raises `UserError` for a config outside of the code that travels, a folder of this one."""
     for job in every:
-        if job.config_file.startswith("/"):
+        path = PurePosixPath(job.config_file)
+        if path.is_absolute() or ".." in path.parts or not path.is_relative_to(folder):
             raise UserError(
                 f"--config={job.config_file}: this file is not there on the other machine; give "
-                "one of this repository, relative to its root"
+                f"one of this repository{folder and f', below {folder}/'}, relative to its root"
             )
+
+
+def check_devices(every: Iterable[Job], devices: int, *, slices: int = 1) -> None:
+    """Raises `UserError` for a mesh or a batch that so many devices cannot share equally."""
+    for job in every:
+        data, fsdp, _ = mesh_shape(job.config.mesh, devices, slices=slices)
+        check_batch_size(job.config.train.batch_size, data * fsdp)
 
 
 def report(every: Sequence[Job]) -> str:
@@ -160,39 +183,35 @@ def _parse(of_run: Sequence[str]) -> dict[str, str]:
         form = re.fullmatch(r"--?([a-z][\w.]*)(?:=(.*))?", flag, re.DOTALL)
         if not form:
             raise UserError(f"unexpected {flag!r} after --; give flags of the run as --name=value")
+        if form[1] == "flagfile" or (form[1] in ("config", "workdir") and not form[2]):
+            raise UserError(f"{flag!r} after --; give flags of the run as --name=value, one by one")
         given[form[1]] = form[2] or ""
     return given
 
 
 def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
     file = given["config"].partition(":")[0]
-    config = _config(of_run, given, file)
+    config = _config(of_run, given)
     check_values(config)
     values = flatten(config.to_dict())
     folders = {"--workdir": given["workdir"]}
     if values["init.run"]:
         folders["--config.init.run"] = values["init.run"]
+    for path in folders.values():
+        check_protocol(path)
     for key in _READ:
         path = values.get(key, "")
-        # What is relative is beside the dataset, or a name of weights.
-        if path and not is_remote(path) and (key == "dataset.path" or path.startswith("/")):
+        # What else is relative is beside the dataset, or a name of weights.
+        here = key == "dataset.path" or path.startswith("/")
+        here |= key == "item.weights" and Path(path).exists()
+        if path and here and not is_remote(path):
             folders[f"--config.{key}"] = path
-    return Job(name, of_run, file, folders)
+    return Job(name, of_run, file, config, folders)
 
 
-def _config(of_run: Sequence[str], given: dict[str, str], file: str) -> ConfigDict:
+def _config(of_run: Sequence[str], given: dict[str, str]) -> ConfigDict:
     """Returns the config of a run, as pixelrec_jax.main will see it."""
-    try:
-        known = flatten(load_config(given["config"]).to_dict())
-    except OSError:
-        raise UserError(f"--config={given['config']}: the file {file!r} does not exist") from None
-    except UserError:
-        raise
-    except Exception as error:  # of whatever is in the file
-        raise UserError(
-            f"--config={given['config']}: {file!r} is no config ({reason(error)}); give one as "
-            "configs/pixelrec.py"
-        ) from None
+    known = flatten(load_config(given["config"]).to_dict())
     overrides = (re.fullmatch(r"(?:no)?config\.(.+)", flag) for flag in given)
     check_keys((override[1] for override in overrides if override), known)
     # The flags of pixelrec_jax.main, which takes seconds to import.
@@ -204,7 +223,9 @@ def _config(of_run: Sequence[str], given: dict[str, str], file: str) -> ConfigDi
         config = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=list(of_run))
         values(["pixelrec_jax.main", *of_run])
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(f"flags of the run: {error}") from None
+        raise UserError(
+            f"after --, of the run: {error}; see python -m pixelrec_jax.main --help"
+        ) from None
     return config.value
 
 

@@ -7,6 +7,7 @@ One process drives all devices: nothing has to be agreed upon between processes,
 batch is decoded by one pool of workers, and Ctrl-C stops one program.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from absl import flags
 from launch import jobs
 from launch.commands import Command, define_common_flags, execute, program
 from pixelrec_jax import report
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.errors import UnreachableError, UserError
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop
 
@@ -55,21 +56,25 @@ def main(of_run: Sequence[str]) -> None:
     if values.dry_run:
         execute({name: [command] for name, command in commands.items()}, dry_run=True)
         return
-    failed = []
+    if len(every) == 1:
+        (command,) = commands.values()
+        os.execv(command.argv[0], command.argv)
+    failed, codes = [], set()
     for number, (workdir, command) in enumerate(commands.items(), start=1):
         print(f"[{number}/{len(commands)}] {command}", flush=True)
         code = train(command)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
+            codes.add(code)
             failed.append(f"{workdir} (exit code {code})")
-    if len(failed) < len(every) > 1:  # without a result there is no table
+    if len(failed) < len(every):  # without a result there is no table
         print(report.table([job.workdir for job in every], unfinished=True), flush=True)
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}; start the same "
-            "command again to go on"
-        )
+        said = f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}"
+        if codes == {UserError.exit_code}:
+            raise UserError(f"{said}; see above what is wrong")
+        raise UnreachableError(f"{said}; start the same command again to go on")
 
 
 def define_flags() -> None:

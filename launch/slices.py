@@ -48,6 +48,8 @@ class Slice:
         Raises:
           UserError: there is no such slice.
         """
+        if not text:
+            raise UserError("--topology is missing; give a TPU slice, as in v5e:4x4")
         generation, _, topology = text.partition(":")
         if generation not in _GENERATIONS:
             raise UserError(

@@ -15,11 +15,18 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import Command, define_common_flags, execute, program
+from launch.commands import (
+    Command,
+    define_common_flags,
+    define_extra_flag,
+    execute,
+    program,
+)
 from pixelrec_jax.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
 _RESTARTS = 20  # after which what fails again and again is not queued again
+_INTERRUPTIONS = 200  # after which what never gets far within its time limit is not
 
 
 def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bool) -> str:
@@ -35,13 +42,12 @@ case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 esac
 srun --kill-on-bad-exit=1 --cpus-per-task={cpus} {train}
 code=$?
-again=
 case "$code" in
-  130) again=yes ;; # it was told that its time is up, and has saved its step
-  1 | 143) # a process was lost, or was told so outside of the training
-    [ "${{SLURM_RESTART_COUNT:-0}}" -ge {_RESTARTS} ] || again=yes ;;
+  0 | 2 | 126 | 127) times=0 ;; # it has finished, or starting it again would not help
+  130) times={_INTERRUPTIONS} ;; # it was told that its time is up
+  *) times={_RESTARTS} ;; # a process was lost
 esac
-[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${{SLURM_RESTART_COUNT:-0}}" -ge "$times" ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 """
 
@@ -82,7 +88,8 @@ def main(of_run: Sequence[str]) -> None:
     if not re.fullmatch(r"[\w.-]{1,63}", values.name):
         raise UserError(f"--name={values.name}; expected letters, digits, '.', '_' and '-'")
     every = jobs.jobs(of_run, values.name, values.sweep)
-    jobs.check_not_local(every, nodes=values.nodes)
+    jobs.check_not_local(every)
+    jobs.check_devices(every, values.nodes * values.gpus_per_node)
     execute({values.name: [submission(every)]}, dry_run=values.dry_run)
     print(f"# The table, when they have finished: {jobs.report(every)}")
 
@@ -96,7 +103,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("cpus_per_gpu", 8, "cores for each GPU; they decode images", 1)
     flags.DEFINE_string("time", "24:00:00", "limit, after which a run is queued again and goes on")
     flags.DEFINE_string("partition", "", "of the cluster; default: the cluster's")
-    flags.DEFINE_multi_string("extra", [], "another option of sbatch, as in --extra=--account=me")
+    define_extra_flag("sbatch", "--extra=--account=me")
     flags.DEFINE_string("python", sys.executable, "Python on the nodes, with this package's needs")
 
 

@@ -15,7 +15,14 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import Command, define_common_flags, execute, program, run
+from launch.commands import (
+    Command,
+    define_common_flags,
+    define_extra_flag,
+    execute,
+    program,
+    run,
+)
 from launch.slices import Slice
 from pixelrec_jax.errors import UserError
 
@@ -60,26 +67,33 @@ def _run(job: jobs.Job, on: Slice) -> list[Command]:
     ]
 
 
-def _pack(every: Sequence[jobs.Job], *, dry_run: bool) -> None:
-    """Packs the code that is committed, which tells later what ran."""
+def _check(steps: dict[tuple[str, ...], str], *, dry_run: bool) -> None:
+    """Runs commands, or prints them; raises `UserError` with its line if one fails."""
+    for argv, error in steps.items():
+        if dry_run:
+            print(f"{Command(argv)} || exit")
+        elif run(Command(argv)):
+            raise UserError(error)
+
+
+def _check_configs(every: Sequence[jobs.Job], *, dry_run: bool) -> None:
     configs = sorted({job.config_file for job in every})
+    error = f"{' '.join(configs)} is not committed, and only what is runs; commit it"
+    _check({("git", "ls-files", "--error-unmatch", "--", *configs): error}, dry_run=dry_run)
+
+
+def _pack(*, dry_run: bool) -> None:
+    """Packs the code that is committed, which tells later what ran."""
     steps = {
-        Command(("sh", "-c", 'test -z "$(git status --porcelain)"')): (
+        ("sh", "-c", 'test -z "$(git status --porcelain)"'): (
             "there are changes or files that are not committed, and only what is runs; commit them"
         ),
-        Command(("git", "ls-files", "--error-unmatch", "--", *configs)): (
-            f"{' '.join(configs)} is not committed, and only what is runs; commit it"
-        ),
-        Command(("mkdir", "-p", str(_CODE.parent))): f"{_CODE.parent} cannot be made; see above",
-        Command(("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD")): (
+        ("mkdir", "-p", str(_CODE.parent)): f"{_CODE.parent} cannot be made; see above",
+        ("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD"): (
             "git cannot pack the code; see above"
         ),
     }
-    for command, error in steps.items():
-        if dry_run:
-            print(f"{command} || exit")
-        elif run(command):
-            raise UserError(error)
+    _check(steps, dry_run=dry_run)
 
 
 def _status(name: str) -> Command:
@@ -110,14 +124,16 @@ def main(of_run: Sequence[str]) -> None:
     on = Slice.parse(values.topology)
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_shared(every, values.shared, what="a folder that --shared names")
-    jobs.check_relative_config(every)
+    jobs.check_config_travels(every)
+    jobs.check_devices(every, on.chips * values.num_slices, slices=values.num_slices)
     commands = {
         "create": lambda job: [_create(job.name, on)],
         "recreate": lambda job: [_delete(job.name), _create(job.name, on)],
         "run": lambda job: _run(job, on),
     }[values.do]
+    _check_configs(every, dry_run=values.dry_run)
     if values.do == "run":
-        _pack(every, dry_run=values.dry_run)
+        _pack(dry_run=values.dry_run)
     execute({job.name: commands(job) for job in every}, dry_run=values.dry_run)
     if values.do == "run":
         print(f"# The table, when they have finished: {jobs.report(every)}")
@@ -137,7 +153,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
     flags.DEFINE_string("runtime_version", "", "software of the VMs; default: the TPU's own")
     flags.DEFINE_multi_string("shared", [], "folder that all hosts see; repeatable")
-    flags.DEFINE_multi_string("extra", [], "another option of create, as in --extra=--reserved")
+    define_extra_flag("create", "--extra=--reserved")
 
 
 if __name__ == "__main__":

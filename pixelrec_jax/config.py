@@ -8,8 +8,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.errors import UserError, nearest, reason
 
+_SECTIONS = ("dataset", "task", "user", "item", "loss", "optim", "train", "eval", "mesh")
 _ZERO_ALLOWED = (
     "seed",
     "data.workers",
@@ -21,20 +22,47 @@ _CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by build_mesh and build_spli
 
 
 def load_config(file_and_words: str) -> ConfigDict:
-    """Returns the config that a file gives for words, as in "configs/pixelrec.py:item=id"."""
+    """Returns the config that a file gives for words, as in "configs/pixelrec.py:item=id".
+
+    Raises:
+      UserError: there is no such file, it is no config, or it refuses the words.
+    """
     values = flags.FlagValues()
-    # Not named "config": ml_collections would look for that flag's overrides on the command line.
-    holder = config_flags.DEFINE_config_file("loaded", file_and_words, flag_values=values)
-    values.mark_as_parsed()
-    return holder.value
+    file = file_and_words.partition(":")[0]
+    try:
+        # Not named "config": ml_collections would look for that flag's overrides on the command
+        # line. A file that could not be opened raises where its value is used.
+        holder = config_flags.DEFINE_config_file("loaded", file_and_words, flag_values=values)
+        values.mark_as_parsed()
+        config = holder.value
+        absent = [name for name in _SECTIONS if name not in config.to_dict()]
+        why = f"it has no {', '.join(absent)}" if absent else ""
+    except UserError:
+        raise
+    except OSError:
+        raise UserError(
+            f"--config={file_and_words}: the file {file!r} does not exist; give FILE.py:words, as "
+            "in configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+        ) from None
+    except Exception as error:  # of whatever is in the file
+        why = reason(error)
+    if why:
+        raise UserError(
+            f"--config={file_and_words}: {file!r} is no config ({why}); give one as "
+            "configs/pixelrec.py"
+        )
+    return config
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line of a program with a flag --config, and its overrides.
 
     Raises:
-      UserError: the file or a key does not exist.
+      UserError: as `load_config`, or a key does not exist.
     """
+    line = "\n".join(argv)
+    given = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
+    config = load_config(given[1]) if given else None
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -43,13 +71,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                 f"--{error.flagname} needs --config=FILE.py:words, that of the run, before it"
             ) from None
         raise
-    except OSError:
-        raise _no_file() from None
     except AttributeError:  # how ml_collections reports an override of a key that is not there
-        line = "\n".join(argv)
-        file = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
-        known = flatten(load_config(file[1]).to_dict()) if file else {}
-        if file:
+        if config is not None:
+            known = flatten(config.to_dict())
             check_keys(re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE), known)
         raise
 
@@ -59,27 +83,6 @@ def check_keys(keys: Iterable[str], known: Mapping[str, Any]) -> None:
     for key in keys:
         if key not in known:
             raise UserError(f"the config has no key {key!r}{nearest(key, known)}") from None
-
-
-def given_config(flag: flags.FlagHolder) -> ConfigDict | None:
-    """Returns the config of a flag; None if it was not given.
-
-    Raises:
-      UserError: the file does not exist.
-    """
-    try:
-        if flag.value is not None:
-            flag.value.to_dict()  # a file that could not be loaded raises on its first use
-        return flag.value
-    except OSError:
-        raise _no_file() from None
-
-
-def _no_file() -> UserError:
-    return UserError(
-        "the file of --config does not exist; give FILE.py:words, as in "
-        "configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
-    )
 
 
 def check_values(config: ConfigDict) -> None:
@@ -120,6 +123,36 @@ def check_values(config: ConfigDict) -> None:
         raise UserError(
             f"eval.select={config.eval.select!r}; expected one of {', '.join(metrics)}, as eval.ks "
             f"is {tuple(ks)}"
+        )
+
+
+def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int, int, int]:
+    """Returns how many devices there are along data, fsdp and tensor; data=-1 takes what is left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, or to that of a slice.
+    """
+    fixed = mesh.fsdp * mesh.tensor
+    data = devices // max(fixed, 1) if mesh.data == -1 else mesh.data
+    if min(data, mesh.fsdp, mesh.tensor) < 1 or data * fixed != devices:
+        raise UserError(
+            f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not cover the "
+            f"{devices} devices; their product must be {devices} (data=-1 takes what is left)"
+        )
+    if data % slices:
+        raise UserError(
+            f"mesh fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {devices // slices} devices, "
+            f"one of {slices} slices; their product must divide it"
+        )
+    return data, mesh.fsdp, mesh.tensor
+
+
+def check_batch_size(batch_size: int, shards: int) -> None:
+    """Raises `UserError` for a global batch that data shards cannot share equally."""
+    if batch_size % shards:
+        raise UserError(
+            f"train.batch_size={batch_size} is not divisible by the {shards} data shards of the "
+            f"device mesh; choose a multiple of {shards}"
         )
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax import checkpoint, distributed, errors, report, storage, train
 from pixelrec_jax import workdir as workdirs
-from pixelrec_jax.config import given_config, parse_flags
+from pixelrec_jax.config import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _config(workdir: Path) -> ConfigDict:
-    config = given_config(_CONFIG)
-    return workdirs.read_config(workdir) if config is None else config
+    return workdirs.read_config(workdir) if _CONFIG.value is None else _CONFIG.value
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from pixelrec_jax.config import mesh_shape
 from pixelrec_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -52,29 +53,16 @@ def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
       UserError: the sizes do not multiply to the number of devices, or to that of a slice.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    fixed = mesh.fsdp * mesh.tensor
-    data = count // max(fixed, 1) if mesh.data == -1 else mesh.data
-    if min(data, mesh.fsdp, mesh.tensor) < 1 or data * fixed != count:
-        raise UserError(
-            f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not cover the "
-            f"{count} devices; their product must be {count} (data=-1 takes what is left)"
-        )
     # On GPUs the index is that of the host, where groups may well span several.
     on_tpu = devices[0].platform == "tpu"
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
+    data, fsdp, tensor = mesh_shape(mesh, len(devices), slices=slices)
     # Automatic axes: the compiler propagates shardings from the parameters and the batch.
     types = (AxisType.Auto,) * 3
     if slices == 1:
-        shape = (data, mesh.fsdp, mesh.tensor)
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    if data % slices:
-        raise UserError(
-            f"mesh fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {count // slices} devices, "
-            f"one of {slices} slices; their product must divide it"
-        )
+        return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=types, devices=devices)
     grid = create_hybrid_device_mesh(
-        (data // slices, mesh.fsdp, mesh.tensor), (slices, 1, 1), devices=devices
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices=devices
     )
     return Mesh(grid, AXES, axis_types=types)
 

@@ -49,23 +49,35 @@ def path(name: str | Path) -> Path:
     """
     if not is_remote(name):
         return Path(name)
-    url = str(name).rstrip("/")
-    protocol, _, inside = url.partition("://")
-    if protocol != "gs":
-        # Only there orbax knows when a checkpoint is complete without renaming folders.
-        raise UserError(
-            f"{name}: runs are kept on the local disk or on gs://, not on {protocol}://; give one "
-            f"of these, {_MOUNT}"
-        )
+    check_protocol(name)
+    bucket, _, inside = str(name).removeprefix("gs://").partition("/")
+    url = f"gs://{bucket}/{inside}".rstrip("/")
     from etils import epath  # here, as fsspec below: only URLs need it
     from fsspec.config import conf
 
     # What orbax and other processes write must be seen at once.
     conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-    bucket = inside.partition("/")[0]
-    with _one_line_errors(url, missing=f"there is no bucket {bucket!r}; create it or name another"):
+    # Without that permission an empty bucket cannot be told from none.
+    missing = (
+        f"there is no bucket {bucket!r}, or it is empty and this account lacks storage.buckets.get;"
+        " create it, name another, or allow that"
+    )
+    with _one_line_errors(url, missing=missing):
         filesystem(url).info(bucket)
     return epath.Path(url)
+
+
+def check_protocol(name: str | Path) -> None:
+    """Raises `UserError` for a URL where no run can be."""
+    protocol, _, inside = str(name).partition("://")
+    # Only there orbax knows when a checkpoint is complete without renaming folders.
+    if is_remote(name) and protocol != "gs":
+        raise UserError(
+            f"{name}: runs are kept on the local disk or on gs://, not on {protocol}://; give one "
+            f"of these, {_MOUNT}"
+        )
+    if is_remote(name) and not inside.strip("/"):
+        raise UserError(f"{name} names no bucket; give gs://BUCKET/folder")
 
 
 def filesystem(url: str) -> Any:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from pixelrec_jax.config import check_batch_size
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.signals import set_up_worker
 
 
@@ -76,11 +76,7 @@ class TrainBatches:
         slot_buckets: int,
     ):
         """Args: `batch_size`, in examples, is global; `slot_buckets`: how many sizes U may take."""
-        if batch_size % num_shards:
-            raise UserError(
-                f"train.batch_size={batch_size} is not divisible by the {num_shards} data shards of"
-                f" the device mesh; choose a multiple of {num_shards}"
-            )
+        check_batch_size(batch_size, num_shards)
         self.task, self.store, self.num_items = task, store, num_items
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)

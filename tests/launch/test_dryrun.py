@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from launch import programs
 from launch.dryrun import TRAIN, dry_run, report, table
 from launch.roofline import DoesNotFitError, compile_and_count
+from pixelrec_jax.config import load_config
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.text import render
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
@@ -47,6 +48,14 @@ def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
         sent[chips] = result["programs"][TRAIN]["sent"][kind] / (2 * (chips - 1) / chips)
     assert sent[16] == pytest.approx(sent[8], rel=0.001)
     assert sent[8] == pytest.approx(result["parameters"], rel=0.1)
+
+
+def test_steps_of_an_epoch_need_no_times():
+    words = f"{ROOT}/configs/pixelrec.py:user=sasrec,dataset=own"
+    by_time, plain = (load_config(words + split) for split in (",split=global_time", ""))
+    steps = programs.steps_per_epoch(plain, "pixel200k", 10)
+    assert steps >= 400  # of 4,000 users
+    assert programs.steps_per_epoch(by_time, "pixel200k", 10) == steps
 
 
 def test_memory_of_parameters_falls_as_one_over_the_shards():

@@ -47,9 +47,8 @@ def test_folders_are_those_of_the_config_unless_overridden():
 def test_what_machines_copy_from_a_url_may_be_at_any():
     (job,) = jobs.jobs([*RUN, "--config.dataset.path=s3://b/toy", "--workdir=gs://b/r"], "a", [])
     jobs.check_shared([job], [], what="...")
-    (job,) = jobs.jobs([*RUN, "--workdir=s3://b/r"], "a", [])
-    with pytest.raises(UserError, match="--workdir=s3://b/r; expected gs://BUCKET"):
-        jobs.check_shared([job], [], what="...")
+    with pytest.raises(UserError, match="s3://b/r: runs are kept on the local disk or on gs://"):
+        jobs.jobs([*RUN, "--workdir=s3://b/r"], "a", [])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,8 @@ def test_flags_of_the_run_may_be_those_of_main():
         ([*RUN, "--mode=test"], [], "--mode=test: value should be one of <train|evaluate>"),
         ([*RUN, "--config.train.batch_size=abc"], [], "--config.train.batch_size=abc: invalid"),
         ([*RUN, "--config.train.batch_size=0"], [], "train.batch_size=0; expected 1 or more"),
-        ([*RUN, "--flagfile=nowhere"], [], "Unable to open flagfile"),
+        ([*RUN, "--flagfile=more"], [], "'--flagfile=more' after --; give flags of the run as"),
+        (["--config", *RUN], [], "'--config' after --; give flags of the run as --name=value"),
         (["--config.seed=1", *RUN], [], "--config.seed=1 in argv before a value for --config"),
         ([f"--config={ROOT}/README.md", RUN[1]], [], "README.md' is no config .SyntaxError"),
         (["--config=nowhere.py", RUN[1]], [], "the file 'nowhere.py' does not exist"),
@@ -131,6 +131,24 @@ def test_names_that_google_cloud_refuses(name):
             "this file is not there on the other machine",
         ),
         ("tpu --do=start", "value should be one of"),
+        ("gke --name=a --image=i --topology=v5e:2x4 --num_slices=2 -- RUN", "several hosts only"),
+        ("gke --name=a --image=i --topology=v5e:4x4 --mount=x:/app/ -- RUN", "needs '/app/'"),
+        ("tpu --do=create --name=a --zone=z --project=p -- RUN", "--topology is missing"),
+        (
+            "gke --name=a --image=i --topology=v5e:4x4 -- --config=benchmarks/../configs/"
+            "pixelrec.py --config.dataset.path=gs://b/d --workdir=gs://b/r",
+            "one of this repository, below configs/",
+        ),
+        (
+            "gke --name=a --image=i --topology=v5e:16x16 -- --config=configs/pixelrec.py "
+            "--config.dataset.path=gs://b/d --workdir=gs://b/r",
+            "train.batch_size=64 is not divisible by the 256 data shards",
+        ),
+        (
+            "slurm --nodes=2 -- --config=configs/pixelrec.py --workdir=/d --config.mesh.fsdp=5",
+            "mesh data=-1 fsdp=5 tensor=1 does not cover the 16 devices",
+        ),
+        ("slurm --extra=account=me -- RUN", "expected options with their dashes"),
         ("slurm --nodes=0 -- RUN", "--nodes=0"),
         ("slurm --name=a,b -- RUN", "--name=a,b; expected letters"),
         ("slurm --nodes=2 -- RUN --config.dataset.path=/tmp/x", "is a folder of one node"),

@@ -52,13 +52,12 @@ esac
 srun --kill-on-bad-exit=1 --cpus-per-task=8 /env/bin/python -m pixelrec_jax.main "${{run[@]}}" \
 --distributed=auto
 code=$?
-again=
 case "$code" in
-  130) again=yes ;; # it was told that its time is up, and has saved its step
-  1 | 143) # a process was lost, or was told so outside of the training
-    [ "${{SLURM_RESTART_COUNT:-0}}" -ge 20 ] || again=yes ;;
+  0 | 2 | 126 | 127) times=0 ;; # it has finished, or starting it again would not help
+  130) times=200 ;; # it was told that its time is up
+  *) times=20 ;; # a process was lost
 esac
-[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID"
+[ "${{SLURM_RESTART_COUNT:-0}}" -ge "$times" ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 END
 # The table, when they have finished: python -m pixelrec_jax.report --unfinished \
@@ -158,24 +157,24 @@ def test_tpu_prints_what_it_does(fakes):
 """
     delete = f"{gcloud} delete first --force --quiet {where}\n"
     reminder = "# What is not deleted costs money: --do=delete\n"
+    committed = "git ls-files --error-unmatch -- configs/pixelrec.py || exit\n"
     run = f"""\
 sh -c 'test -z "$(git status --porcelain)"' || exit
-git ls-files --error-unmatch -- configs/pixelrec.py || exit
 mkdir -p .cache || exit
 git archive --format=tar.gz --output=.cache/code.tar.gz HEAD || exit
-{gcloud} scp .cache/code.tar.gz first:code.tar.gz --node=all --worker=all {where}
+{gcloud} scp .cache/code.tar.gz first:code.tar.gz --node=all --worker=all {where} && \\
 {gcloud} ssh first --node=all --worker=all '--command=sudo systemctl stop pixelrec 2> /dev/null; \
 rm -rf pixelrec && mkdir pixelrec && tar -xzf code.tar.gz -C pixelrec && \
 bash pixelrec/launch/tpu_vm.sh pixelrec {shlex.join(RUN[1:-1])} --distributed=auto' {where}
 # The table, when they have finished: python -m pixelrec_jax.report --unfinished gs://b/runs
 """
     expected = {
-        "create": create + reminder,
+        "create": committed + create + reminder,
         "status": f"{gcloud} describe first '--format=value(state.state)' {where}\n",
-        "run": run + reminder,
+        "run": committed + run + reminder,
         "logs": f"{gcloud} ssh first --node=0 --worker=0 '--command=sudo journalctl "
         f"--unit=pixelrec --lines=50 --no-pager --follow' {where}\n",
-        "recreate": delete + create + reminder,
+        "recreate": f"{committed}{delete.strip()} && \\\n{create}{reminder}",
         "delete": delete,
     }
     for verb, lines in expected.items():
@@ -214,9 +213,10 @@ def test_what_is_printed_is_a_script_of_what_runs(fakes, arguments):
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
     [
-        *((0, "", False), (2, "", False), (137, "", False)),
-        *((1, "", True), (1, "19", True), (1, "20", False), (143, "19", True), (143, "20", False)),
-        *((130, "", True), (130, "20", True)),  # one more time limit, which it was told of
+        *((0, "", False), (2, "", False), (127, "", False)),
+        *((1, "", True), (1, "19", True), (1, "20", False), (137, "19", True), (137, "20", False)),
+        # Time limits, which it was told of.
+        *((130, "", True), (130, "20", True), (130, "200", False)),
     ],
 )
 def test_a_job_of_slurm_is_queued_again_if_that_can_help(fakes, code, restarts, requeued):
@@ -268,7 +268,7 @@ def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
 def test_one_process_is_not_distributed(fakes):
     for line, distributed in (
         ([*GKE, "--topology=v5e:2x4"], False),
-        ([*GKE, "--topology=v5e:2x4", "--num_slices=2"], True),
+        ([*GKE, "--topology=v5e:4x4"], True),
         ([*TPU, "--topology=v5e:2x4", "--do=run"], False),
         ([*TPU, "--topology=v5e:2x4", "--do=run", "--num_slices=2"], True),
         ([*SLURM, "--nodes=1", "--gpus_per_node=1"], False),

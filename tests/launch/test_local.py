@@ -62,7 +62,7 @@ def test_a_sweep_in_which_every_run_fails_names_them_all(tmp_path, monkeypatch):
     config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy"
     sweep = ["--sweep=vit_toy,swin_t", "--", config, "--workdir=runs"]
     process = Fakes(tmp_path).launch("local", *sweep)
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert process.stderr == (
         "error: 2 of 2 runs failed: runs/vit_toy (exit code 1), runs/swin_t (exit code 1); start "
         "the same command again to go on\n"
@@ -85,6 +85,15 @@ if "pixelrec_jax.main" in sys.orig_argv:
     from tests.tiny import TINY
     vision.VISION.update(TINY)
 """
+
+
+def test_one_run_ends_as_if_started_without_a_launcher(tmp_path):
+    config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+    run = ["--", config, f"--workdir={tmp_path}/run", f"--config.dataset.path={tmp_path}/nowhere"]
+    process = Fakes(tmp_path).run(sys.executable, "-m", "launch.local", *run)
+    assert process.returncode == 2
+    assert process.stderr.count("error: ") == 1
+    assert f"{tmp_path}/nowhere" in process.stderr
 
 
 @pytest.mark.slow
@@ -119,8 +128,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
     assert finished.returncode == 2
     assert f"continuing from step {saved}" in finished.stderr
     assert finished.stderr.splitlines()[-1] == (
-        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); start the same command "
-        "again to go on"
+        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); see above what is wrong"
     )
     tables = finished.stdout[finished.stdout.rindex("all test targets") :]  # and that of cold ones
     rows = [line.split() for line in tables.splitlines() if str(root) in line]

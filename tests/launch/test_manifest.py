@@ -4,6 +4,7 @@ import re
 
 import pytest
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+from ml_collections import ConfigDict
 from pydantic import ValidationError
 
 from launch.gke import manifest
@@ -11,7 +12,7 @@ from launch.jobs import Job
 from launch.slices import Slice
 
 FOLDERS = {"--workdir": "gs://b/r"}
-JOB = Job("first", ("--config=c.py:item=id", "--workdir=gs://b/r"), "c.py", FOLDERS)
+JOB = Job("first", ("--config=c.py:item=id", "--workdir=gs://b/r"), "c.py", ConfigDict(), FOLDERS)
 
 
 def check(jobset):
@@ -52,10 +53,11 @@ def test_what_does_not_fit_the_api_is_noticed():
 
 
 def test_every_chip_of_a_slice_has_one_pod():
-    for topology, hosts, chips in (("v5e:2x4", 1, 8), ("v5e:4x4", 4, 4), ("v5p:2x2x2", 2, 4)):
-        jobset = manifest(JOB, Slice.parse(topology), image="img", num_slices=3)
+    of_hosts = {("v5e:2x4", 1): (1, 8), ("v5e:4x4", 3): (4, 4), ("v5p:2x2x2", 3): (2, 4)}
+    for (topology, slices), (hosts, chips) in of_hosts.items():
+        jobset = manifest(JOB, Slice.parse(topology), image="img", num_slices=slices)
         (of_slice,) = jobset["spec"]["replicatedJobs"]
-        assert of_slice["replicas"] == 3
+        assert of_slice["replicas"] == slices
         job = of_slice["template"]["spec"]
         assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (hosts, hosts, 0)
         (container,) = pods(jobset)["containers"]
@@ -64,13 +66,15 @@ def test_every_chip_of_a_slice_has_one_pod():
 
 def test_only_slices_of_several_hosts_have_a_node_pool_of_their_own():
     for topology, alone in (("v5e:2x4", False), ("v5e:4x4", True)):
-        jobset = manifest(JOB, Slice.parse(topology), image="img", num_slices=2)
+        jobset = manifest(JOB, Slice.parse(topology), image="img")
         assert ("annotations" in jobset["metadata"]) == alone
 
 
 def test_kubernetes_leaves_the_flags_as_they_are():
     hard = ("--a=$(HOME)", "--b=$HOME", "--c=$$(HOME)", "--d=$", "--e=(x)")
-    jobset = manifest(Job("first", hard, "c.py", FOLDERS), Slice.parse("v5e:1x1"), image="img")
+    jobset = manifest(
+        Job("first", hard, "c.py", ConfigDict(), FOLDERS), Slice.parse("v5e:1x1"), image="img"
+    )
     (container,) = pods(jobset)["containers"]
     # It takes $$ for $, and $(NAME) for a variable.
     assert not any(re.search(r"(?<!\$)(\$\$)*\$\(", flag) for flag in container["args"])
