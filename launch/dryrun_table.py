@@ -8,6 +8,7 @@ command goes on where it was stopped; --compile=False prints the table of what i
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch.dryrun import TRAIN, dry_run, writable
+from launch.roofline import CompilerError
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
 from pixelrec_jax.errors import UserError
@@ -36,6 +38,11 @@ class Case(NamedTuple):
     def key(self) -> str:
         """What tells it from all others."""
         return json.dumps(self, sort_keys=True)
+
+    @property
+    def item(self) -> str:
+        """Its item encoder."""
+        return re.search(r"item=(\w+)", self.words)[1]
 
     def config(self) -> ConfigDict:
         """Loads the config."""
@@ -81,9 +88,12 @@ def measure(case: Case, results: Path) -> dict[str, Any]:
     """Compiles the train step of a case and appends what it costs to the file."""
     config = case.config().unlock()
     config.update_from_flattened_dict(case.overrides)
-    result = dry_run(
-        config, case.topology, sequences_per_chip=case.sequences_per_chip, training_only=True
-    )
+    try:
+        result = dry_run(
+            config, case.topology, sequences_per_chip=case.sequences_per_chip, training_only=True
+        )
+    except CompilerError as error:
+        result = {"error": str(error)}
     with results.open("a") as file:
         file.write(json.dumps({"case": case.key, "result": result}) + "\n")
     return result
@@ -95,14 +105,13 @@ _COLUMNS = (
 )
 
 
-def row(result: dict[str, Any]) -> list[str]:
+def row(case: Case, result: dict[str, Any]) -> list[str]:
     """Returns the cells of `_COLUMNS` for a result."""
+    chips = math.prod(int(side) for side in case.topology.partition(":")[2].split("x"))
+    head = [f"{case.topology} ({chips})", f"`{case.item}`", f"{case.sequences_per_chip}"]
+    if "error" in result:
+        return [*head, "compiler error", *["-"] * 9]
     train = result["programs"][TRAIN]
-    head = [
-        f"{result['topology']} ({result['devices']})",
-        f"`{result['item']}`",
-        f"{result['batch_size'] // result['devices']}",
-    ]
     peak = f"{train['peak'] / 2**30:.1f}"
     if not train["fits"]:
         return [*head, f"no, {train['available'] / 2**30:.1f}", peak, *["-"] * 8]
@@ -110,13 +119,17 @@ def row(result: dict[str, Any]) -> list[str]:
         *head,
         "yes",
         peak,
-        f"{train['flops'] / 1e12:.3g}",
-        *(f"{train['times'][name] * 1e3:.3g}" for name in ("compute", "HBM", "ICI")),
+        _short(train["flops"] / 1e12),
+        *(_short(train["times"][name] * 1e3) for name in ("compute", "HBM", "ICI")),
         train["bound_by"],
         f"{train['mfu']:.0%}",
         f"{result['images_per_second']:,.0f}",
         f"{result['hours_per_epoch'][result['dataset']]:.2g}",
     ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main(_: list[str]) -> None:
@@ -127,11 +140,9 @@ def main(_: list[str]) -> None:
     for number, case in enumerate(cases, start=1):
         if values.compile and case.key not in known:
             known[case.key] = measure(case, path)
-            train = known[case.key]["programs"][TRAIN]
-            took = "fits" if train["fits"] else "does not fit"
-            print(f"{number}/{len(cases)} {case.words} {case.topology}: {took}", flush=True)
+            print(f"{number}/{len(cases)} {' '.join(row(case, known[case.key]))}", flush=True)
     lines = [_COLUMNS, ["---"] * len(_COLUMNS)]
-    lines += [row(known[case.key]) for case in cases if case.key in known]
+    lines += [row(case, known[case.key]) for case in cases if case.key in known]
     print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
 
 

@@ -26,6 +26,7 @@ from jax.stages import Compiled, Lowered
 
 from launch.chips import Chip, spanned_axes
 from launch.hlo import Collective, Program
+from pixelrec_jax.errors import UserError, reason
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -86,6 +87,10 @@ class DoesNotFitError(Exception):
         self.needed, self.available = needed, available
 
 
+class CompilerError(UserError):
+    """The compiler itself failed on a program."""
+
+
 def compile_and_count(
     lowered: Lowered, chip: Chip, *, coordinates: Sequence[Sequence[int]], slices: int = 1
 ) -> Cost:
@@ -99,6 +104,7 @@ def compile_and_count(
 
     Raises:
       DoesNotFitError: the program needs more HBM than a chip has.
+      CompilerError: the compiler failed.
     """
     compiled = _compile(lowered)
     program, analysis = Program(compiled.as_text()), compiled.cost_analysis()
@@ -141,7 +147,10 @@ def _compile(lowered: Lowered) -> Compiled:
                 raise DoesNotFitError(
                     float(needed) * _UNITS[unit], float(available) * _UNITS[of]
                 ) from None
-        raise
+        raise CompilerError(
+            f"the TPU compiler failed ({reason(error)}), which is its error; try another "
+            "--sequences_per_chip or another version of libtpu"
+        ) from None
 
 
 def _ici_seconds(collective: Collective, chip: Chip, coordinates: Sequence[Sequence[int]]) -> float:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from launch import programs
+from launch import dryrun_table, programs
+from launch.chips import chip_of
 from launch.dryrun import TRAIN, dry_run, report, table
-from launch.roofline import DoesNotFitError, compile_and_count
+from launch.roofline import CompilerError, DoesNotFitError, compile_and_count
 from pixelrec_jax.config import load_config
 from pixelrec_jax.errors import UserError
 from pixelrec_jax.text import render
@@ -48,6 +49,25 @@ def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
         sent[chips] = result["programs"][TRAIN]["sent"][kind] / (2 * (chips - 1) / chips)
     assert sent[16] == pytest.approx(sent[8], rel=0.001)
     assert sent[8] == pytest.approx(result["parameters"], rel=0.1)
+
+
+def test_an_error_of_the_compiler_is_a_line_and_a_row(monkeypatch, tmp_path):
+    class Failing:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: LLO_CHECK failure (a.cc:1) x")
+
+    with pytest.raises(CompilerError, match=r"the TPU compiler failed .*LLO_CHECK failure.* try"):
+        compile_and_count(Failing(), chip_of("v6e:8x8"), coordinates=[(0, 0)])
+
+    def dry_run(*args, **kwargs):
+        raise CompilerError("it failed")
+
+    monkeypatch.setattr(dryrun_table, "dry_run", dry_run)
+    case, *_ = dryrun_table.encoders()
+    dryrun_table.measure(case, tmp_path / "results.jsonl")
+    (result,) = dryrun_table.read(tmp_path / "results.jsonl").values()
+    cells = dryrun_table.row(case, result)
+    assert cells[:4] == ["v5e:2x4 (8)", "`clip_vit_b32`", "64", "compiler error"]
 
 
 def test_steps_of_an_epoch_need_no_times():
