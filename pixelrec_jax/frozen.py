@@ -49,10 +49,7 @@ def settings(config: Path, name: str) -> ConfigDict:
     """
     if name not in VISION:
         raise UserError(f"--item: unknown vision encoder {name!r}{nearest(name, VISION)}")
-    try:
-        return load_config(f"{config}:item={name}").unlock().item
-    except OSError:
-        raise UserError(f"--config={config} does not exist; name a file of configs/") from None
+    return load_config(f"{config}:item={name}").unlock().item
 
 
 def pretrained(item: ConfigDict) -> FrozenEncoder:

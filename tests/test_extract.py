@@ -173,7 +173,7 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
         _choose(interactions, "vit_toi")
     with pytest.raises(UserError, match="vit_toy has no published weights; give --weights"):
         choose_encoder(interactions, item="vit_toy", workdir=None)
-    with pytest.raises(UserError, match=r"missing\.py does not exist"):
+    with pytest.raises(UserError, match=r"the file 'missing\.py' does not exist"):
         choose_encoder(interactions, item="vit_toy", workdir=None, config="missing.py")
     with pytest.raises(UserError, match="vit_toy offers tokens, cls, mean"):
         _choose(interactions, "vit_toy", pool="max")
