@@ -1,6 +1,7 @@
 """The device mesh, where parameters live on it, and how host batches become global arrays."""
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -193,6 +194,15 @@ def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) ->
         out_specs=TABLE_ROWS,
         check_vma=False,
     )(table, ids, values)
+
+
+def gather_weights(params: dict, mesh: Mesh) -> dict:
+    """Returns the parameters as layers compute with them: whole along "fsdp", but for tables.
+
+    Asked for, since the compiler may else send activations instead, which are far larger.
+    """
+    whole = infer_shardings(params, mesh, min_size=sys.maxsize)
+    return jax.lax.with_sharding_constraint(params, whole)
 
 
 def split_by_columns(params: dict, mesh: Mesh) -> dict:

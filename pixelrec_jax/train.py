@@ -24,7 +24,7 @@ from pixelrec_jax.experiment import Experiment, build_experiment
 from pixelrec_jax.files import write_json
 from pixelrec_jax.losses import bpr, only_first_row
 from pixelrec_jax.progress import Speed, TrainingProgress, describe, one_line
-from pixelrec_jax.sharding import BATCH, to_global
+from pixelrec_jax.sharding import BATCH, gather_weights, to_global
 from pixelrec_jax.signals import stop_request
 from pixelrec_jax.state import TrainState, count_parameters, init_state, state_template
 
@@ -43,7 +43,9 @@ def make_train_step(experiment: Experiment):
         lookups = model.lookups(items=batch.items, user=batch.user)
 
         def loss_of(trainable: dict, rows: dict) -> tuple[jax.Array, dict]:
-            variables = model.propagate(state.replace(trainable=trainable).variables, graph, mesh)
+            variables = state.replace(trainable=trainable).variables
+            variables["params"] = gather_weights(variables["params"], mesh)
+            variables = model.propagate(variables, graph, mesh)
             (positive, negative), model_state = model.apply(
                 {**variables, tables.COLLECTION: rows},
                 batch,

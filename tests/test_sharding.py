@@ -11,6 +11,9 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from launch import programs
+from launch.chips import CHIPS
+from launch.roofline import compile_and_count
 from pixelrec_jax.checkpoint import Checkpoints
 from pixelrec_jax.config import load_config
 from pixelrec_jax.data.pipeline import item_batch
@@ -257,3 +260,18 @@ def test_mf_of_the_paper_is_split_over_eight_devices_without_allocating_it():
     # Updated in place, and no device ever holds a table as a whole.
     assert memory.alias_size_in_bytes > 0.99 * tables
     assert memory.temp_size_in_bytes < tables / 2
+
+
+def test_devices_send_weights_not_activations(monkeypatch):
+    """Of 100 MiB of weights, with a batch so small that XLA would rather move its activations."""
+    counts = {"users": 4_000, "items": 1_000, "interactions": 60_000}
+    monkeypatch.setitem(programs.COUNTS, "pixel200k", counts)
+    config = load_config(f"{ROOT}/configs/pixelrec.py:user=sasrec,item=vit_s16,dataset=pixel200k")
+    config.mesh.fsdp = 2
+    pod = programs.Pod(CHIPS["v5e"], jax.devices()[:2], slices=1)
+    experiment = programs.experiment(config, pod, sequences_per_chip=1)
+    state = state_template(experiment)
+    step = programs.lower_train_step(experiment, state)
+    cost = compile_and_count(step, pod.chip, coordinates=[(0,), (1,)])
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+    assert sum(cost.sent.values()) <= 1.5 * weights  # half is gathered, gradients are summed
