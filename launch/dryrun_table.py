@@ -7,7 +7,6 @@ command goes on where it was stopped; --compile=False prints the table of what i
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from launch.dryrun import TRAIN, dry_run, writable
 from launch.roofline import CompilerError
+from launch.slices import Slice
 from pixelrec_jax import errors
 from pixelrec_jax.config import load_config
 from pixelrec_jax.errors import UserError
@@ -61,7 +61,7 @@ def mf_pixel8m() -> Iterator[Case]:
     """MF with D = 4096 on Pixel8M: tables and moments of 425 GiB, the paper's batch of 512."""
     for name, shapes in {"v5e": ("4x4", "4x8", "8x8"), "v5p": ("2x2x1", "2x2x2", "2x2x4")}.items():
         for shape in shapes:
-            chips = math.prod(int(side) for side in shape.split("x"))
+            chips = Slice.parse(f"{name}:{shape}").chips
             words = "user=mf,item=id,dataset=pixel8m"
             yield Case(words, f"{name}:{shape}", {"mesh.fsdp": chips}, 512 // chips)
 
@@ -107,7 +107,7 @@ _COLUMNS = (
 
 def row(case: Case, result: dict[str, Any]) -> list[str]:
     """Returns the cells of `_COLUMNS` for a result."""
-    chips = math.prod(int(side) for side in case.topology.partition(":")[2].split("x"))
+    chips = Slice.parse(case.topology).chips
     head = [f"{case.topology} ({chips})", f"`{case.item}`", f"{case.sequences_per_chip}"]
     if "error" in result:
         return [*head, "compiler error", *["-"] * 9]

@@ -15,13 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import (
-    Command,
-    define_common_flags,
-    define_extra_flag,
-    execute,
-    program,
-)
+from launch.commands import Command, define_common_flags, define_extra_flag, execute, program
 from pixelrec_jax.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit

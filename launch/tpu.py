@@ -15,14 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import jobs
-from launch.commands import (
-    Command,
-    define_common_flags,
-    define_extra_flag,
-    execute,
-    program,
-    run,
-)
+from launch.commands import Command, define_common_flags, define_extra_flag, execute, program, run
 from launch.slices import Slice
 from pixelrec_jax.errors import UserError
 
@@ -67,33 +60,32 @@ def _run(job: jobs.Job, on: Slice) -> list[Command]:
     ]
 
 
-def _check(steps: dict[tuple[str, ...], str], *, dry_run: bool) -> None:
-    """Runs commands, or prints them; raises `UserError` with its line if one fails."""
-    for argv, error in steps.items():
-        if dry_run:
-            print(f"{Command(argv)} || exit")
-        elif run(Command(argv)):
-            raise UserError(error)
-
-
-def _check_configs(every: Sequence[jobs.Job], *, dry_run: bool) -> None:
+def _prepare(every: Sequence[jobs.Job], *, pack: bool, dry_run: bool) -> None:
+    """Sees to it that the configs are committed; packs what is, which tells later what ran."""
     configs = sorted({job.config_file for job in every})
-    error = f"{' '.join(configs)} is not committed, and only what is runs; commit it"
-    _check({("git", "ls-files", "--error-unmatch", "--", *configs): error}, dry_run=dry_run)
-
-
-def _pack(*, dry_run: bool) -> None:
-    """Packs the code that is committed, which tells later what ran."""
     steps = {
-        ("sh", "-c", 'test -z "$(git status --porcelain)"'): (
-            "there are changes or files that are not committed, and only what is runs; commit them"
-        ),
-        ("mkdir", "-p", str(_CODE.parent)): f"{_CODE.parent} cannot be made; see above",
-        ("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD"): (
-            "git cannot pack the code; see above"
-        ),
+        Command(("git", "ls-files", "--error-unmatch", "--", *configs)): (
+            f"{' '.join(configs)} is not committed, and only what is runs; commit it"
+        )
     }
-    _check(steps, dry_run=dry_run)
+    if pack:
+        steps |= {
+            Command(("sh", "-c", 'test -z "$(git status --porcelain)"')): (
+                "there are changes or files that are not committed, and only what is runs; commit "
+                "them"
+            ),
+            Command(
+                ("mkdir", "-p", str(_CODE.parent))
+            ): f"{_CODE.parent} cannot be made; see above",
+            Command(("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD")): (
+                "git cannot pack the code; see above"
+            ),
+        }
+    for command, error in steps.items():
+        if dry_run:
+            print(f"{command} || exit")
+        elif run(command):
+            raise UserError(error)
 
 
 def _status(name: str) -> Command:
@@ -131,9 +123,7 @@ def main(of_run: Sequence[str]) -> None:
         "recreate": lambda job: [_delete(job.name), _create(job.name, on)],
         "run": lambda job: _run(job, on),
     }[values.do]
-    _check_configs(every, dry_run=values.dry_run)
-    if values.do == "run":
-        _pack(dry_run=values.dry_run)
+    _prepare(every, pack=values.do == "run", dry_run=values.dry_run)
     execute({job.name: commands(job) for job in every}, dry_run=values.dry_run)
     if values.do == "run":
         print(f"# The table, when they have finished: {jobs.report(every)}")

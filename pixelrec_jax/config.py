@@ -18,7 +18,7 @@ _ZERO_ALLOWED = (
     "train.patience",
     "eval.cold_threshold",
 )
-_CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by build_mesh and build_split
+_CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by mesh_shape and build_split
 
 
 def load_config(file_and_words: str) -> ConfigDict:
