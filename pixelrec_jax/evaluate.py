@@ -21,6 +21,7 @@ from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.sharding import (
     AXES,
     ROWS,
+    gather_weights,
     local_shards,
     num_shards,
     own_rows,
@@ -140,8 +141,9 @@ class Evaluator:
         )
 
         def with_rows(variables: dict, lookups: tables.Lookups) -> dict:
-            rows = tables.read_rows(variables["params"], lookups, mesh, ROWS)
-            return {**variables, tables.COLLECTION: rows}
+            params = variables["params"]
+            rows = tables.read_rows(params, lookups, mesh, ROWS)
+            return {**variables, "params": gather_weights(params, mesh), tables.COLLECTION: rows}
 
         def encode_items(variables: dict, items: Items) -> jax.Array:
             variables = with_rows(variables, model.lookups(items=items))

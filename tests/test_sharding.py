@@ -262,16 +262,39 @@ def test_mf_of_the_paper_is_split_over_eight_devices_without_allocating_it():
     assert memory.temp_size_in_bytes < tables / 2
 
 
-def test_devices_send_weights_not_activations(monkeypatch):
-    """Of 100 MiB of weights, with a batch so small that XLA would rather move its activations."""
+@pytest.fixture
+def halves(monkeypatch):
+    """A function that gives an experiment on two devices, its state, and what counts programs."""
     counts = {"users": 4_000, "items": 1_000, "interactions": 60_000}
     monkeypatch.setitem(programs.COUNTS, "pixel200k", counts)
-    config = load_config(f"{ROOT}/configs/pixelrec.py:user=sasrec,item=vit_s16,dataset=pixel200k")
-    config.mesh.fsdp = 2
     pod = programs.Pod(CHIPS["v5e"], jax.devices()[:2], slices=1)
-    experiment = programs.experiment(config, pod, sequences_per_chip=1)
-    state = state_template(experiment)
-    step = programs.lower_train_step(experiment, state)
-    cost = compile_and_count(step, pod.chip, coordinates=[(0,), (1,)])
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
-    assert sum(cost.sent.values()) <= 1.5 * weights  # half is gathered, gradients are summed
+
+    def make(item, **options):
+        words = f"user=sasrec,item={item},dataset=pixel200k"
+        config = load_config(f"{ROOT}/configs/pixelrec.py:{words}")
+        config.update_from_flattened_dict({"mesh.fsdp": 2, **options})
+        experiment = programs.experiment(config, pod, sequences_per_chip=1)
+        count = partial(compile_and_count, chip=pod.chip, coordinates=[(0,), (1,)])
+        return experiment, state_template(experiment), count
+
+    return make
+
+
+def _bytes(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def test_training_sends_weights_not_activations(halves):
+    """Of 100 MiB of weights, with a batch so small that XLA would rather move its activations."""
+    experiment, state, count = halves("vit_s16")
+    cost = count(programs.lower_train_step(experiment, state))
+    # Half of the weights are gathered, gradients are summed.
+    assert sum(cost.sent.values()) <= 1.5 * _bytes(state.params)
+
+
+def test_encoding_sends_weights_not_activations(halves):
+    experiment, state, count = halves("resnet50", **{"eval.encode_batch_size": 16})
+    encode, _ = experiment.evaluator.lower(state.variables)
+    cost = count(encode)
+    assert set(cost.sent) == {"all-gather"}
+    assert cost.sent["all-gather"] <= 0.5 * _bytes(state.params)
