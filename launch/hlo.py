@@ -89,6 +89,13 @@ class Program:
                 current.append(Instruction(*head, rest[:end], rest[end:]))
         self._types = {x.name: x.type for lines in self.computations.values() for x in lines}
         self._runs, self._parts = self._count_runs()
+        self._scattered = {
+            name
+            for part in self._parts
+            for x in self.computations.get(part, ())
+            if x.opcode == "dynamic-slice"
+            for name in x.operands[:1]
+        }
 
     def _count_runs(self) -> tuple[Counter, set[str]]:
         """Counts how often each computation runs; and which ones are parts of one instruction."""
@@ -118,11 +125,14 @@ class Program:
     def collectives(self, *, chips: int, slices: int = 1) -> list[Collective]:
         """Returns what chips exchange; `chips` are those of a slice.
 
-        An asynchronous exchange is spread over several fusions, but has one channel.
+        An asynchronous exchange is spread over several fusions, but has one channel. For TPUs a
+        reduce-scatter is a fusion of an all-reduce and a slice of its result.
         """
         found: dict[tuple[str, str], Collective] = {}
         for x, times in self._instructions():
             kind = x.opcode.removesuffix("-start")
+            if kind == "all-reduce" and x.name in self._scattered:
+                kind = "reduce-scatter"
             channel = re.search(r"channel_id=(\d+)", x.attributes)
             key = (kind, channel[1] if channel else x.name)
             if kind in _SENT:

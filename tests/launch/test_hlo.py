@@ -63,8 +63,9 @@ def test_hbm_bytes_of_a_product_are_its_operands_and_its_result():
     assert program.hbm_bytes() == 4 * (128 * 64 + 64 * 32 + 128 * 32)
 
 
-# What only the TPU compiler writes, shortened: an exchange over three fusions, a loop whose
-# condition alone knows its length, groups by mesh axes, on-chip memory (S(1)) and other slices.
+# What only the TPU compiler writes, shortened: an exchange over two fusions, a reduce-scatter as a
+# sliced all-reduce, a loop whose condition alone knows its length, groups by mesh axes, on-chip
+# memory (S(1)) and other slices.
 TPU = """\
 HloModule jit_f, is_scheduled=true
 
@@ -78,6 +79,15 @@ device_ids=([4,2]T(1,0)) {'y'}, dimensions={0}
   %q = bf16[256,8]{1,0} parameter(0)
   ROOT %g.2 = bf16[1024,8]{1,0} all-gather(%q), channel_id=6, replica_groups=mesh['x'=2,'y'=4], \
 device_ids=([4,2]T(1,0)) {'y'}, dimensions={0}
+}
+
+%all-reduce-scatter (n: f32[64]) -> f32[8] {
+  %n = f32[64]{0:T(128)S(1)} parameter(0)
+  %all-reduce.12 = f32[64]{0:T(128)} all-reduce(%n), channel_id=13, \
+replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %k = u32[] partition-id()
+  ROOT %dynamic-slice.48 = f32[8]{0:T(128)S(1)} dynamic-slice(%all-reduce.12, %k), \
+dynamic_slice_sizes={8}
 }
 
 %condition (c: (s32[], f32[100])) -> pred[] {
@@ -104,6 +114,8 @@ ENTRY %main (a: bf16[256,8], l: (s32[], f32[100])) -> bf16[1024,8] {
   %send = (bf16[256,8]{1,0}, u32[], token[]) send(%a, %token), channel_id=6, \
 is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %loop = (s32[]{:T(128)}, f32[100]{0:T(128)}) while(%l), condition=%condition, body=%body
+  %n.1 = f32[64]{0:T(128)S(1)} constant({...})
+  %f = f32[8]{0:T(128)S(1)} fusion(%n.1), kind=kCustom, calls=%all-reduce-scatter
   %f.1 = bf16[1024,8]{1,0:T(8,128)S(1)} fusion(%a), kind=kCustom, calls=%start
   ROOT %f.2 = bf16[1024,8]{1,0:T(8,128)(2,1)} fusion(%a), kind=kCustom, calls=%done
 }
@@ -116,6 +128,7 @@ def test_what_only_the_tpu_compiler_writes():
     assert found == {
         ("all-gather", (0, 2, 4, 6)): 3 / 4 * 1024 * 8 * 2,  # once
         ("all-reduce", (0, 4)): 7 * 400,
+        ("reduce-scatter", tuple(range(8))): 7 / 8 * 256,
         ("all-reduce", None): 2 * 3 / 4 * 256 * 8 * 2,
     }
     # The result of the last fusion; seven times %v is read, %w written, and two numbers compared.
