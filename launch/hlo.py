@@ -89,12 +89,12 @@ class Program:
                 current.append(Instruction(*head, rest[:end], rest[end:]))
         self._types = {x.name: x.type for lines in self.computations.values() for x in lines}
         self._runs, self._parts = self._count_runs()
+        # For TPUs a reduce-scatter is a fusion of an all-reduce and slices of its results.
         self._scattered = {
-            name
-            for part in self._parts
-            for x in self.computations.get(part, ())
-            if x.opcode == "dynamic-slice"
-            for name in x.operands[:1]
+            x.name
+            for name, lines in self.computations.items()
+            if name.startswith("all-reduce-scatter")
+            for x in lines
         }
 
     def _count_runs(self) -> tuple[Counter, set[str]]:
@@ -125,15 +125,14 @@ class Program:
     def collectives(self, *, chips: int, slices: int = 1) -> list[Collective]:
         """Returns what chips exchange; `chips` are those of a slice.
 
-        An asynchronous exchange is spread over several fusions, but has one channel. For TPUs a
-        reduce-scatter is a fusion of an all-reduce and a slice of its result.
+        An asynchronous exchange is spread over several fusions, but has one channel.
         """
         found: dict[tuple[str, str], Collective] = {}
         for x, times in self._instructions():
             kind = x.opcode.removesuffix("-start")
-            if kind == "all-reduce" and x.name in self._scattered:
-                kind = "reduce-scatter"
             channel = re.search(r"channel_id=(\d+)", x.attributes)
+            if kind == "all-reduce" and x.name in self._scattered:
+                kind, channel = "reduce-scatter", None  # several have the same one
             key = (kind, channel[1] if channel else x.name)
             if kind in _SENT:
                 group = _group(x.attributes, chips)

@@ -33,6 +33,7 @@ def make_train_step(experiment: Experiment):
     """Returns the jitted step: (donated state, global batch, graph) -> (state, loss float32[])."""
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
     mesh = experiment.mesh
+    shardings = jax.tree.map(lambda x: x.sharding, state_template(experiment))
 
     def train_step(
         state: TrainState, batch: Batch, graph: Graph | None
@@ -60,6 +61,8 @@ def make_train_step(experiment: Experiment):
         differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         rows = tables.read_rows(state.trainable, lookups, mesh, BATCH)
         (loss, model_state), (gradient, of_rows) = differentiate(state.trainable, rows)
+        # Asked for here, since a device is else sent all of a sum of which it updates a share.
+        gradient = jax.lax.with_sharding_constraint(gradient, shardings.trainable)
         gradient, ids = tables.by_row(gradient, of_rows, lookups, mesh)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, ids=ids)
         first_of_interval = state.step % config.train.log_every == 0
@@ -72,7 +75,6 @@ def make_train_step(experiment: Experiment):
         )
         return new_state, loss
 
-    shardings = jax.tree.map(lambda x: x.sharding, state_template(experiment))
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
 

@@ -93,6 +93,14 @@ def test_memory_of_parameters_falls_as_one_over_the_shards():
     assert after == pytest.approx(before / 8, rel=0.1)
 
 
+def test_gradients_of_matrices_are_summed_to_where_their_shares_are():
+    config = config_of("user=sasrec,item=id,dataset=pixel200k", fsdp=8)
+    config.update_from_flattened_dict({"width": 1024, "user.layers": 1, "user.inner": 2})
+    result = dry_run(config, "v5e:2x4", sequences_per_chip=4, training_only=True)
+    matrices = 4 * (4 + 2 * 2) * 1024**2  # bytes of attention and MLP
+    assert result["programs"][TRAIN]["sent"]["reduce-scatter"] == 7 / 8 * matrices
+
+
 def test_a_program_that_needs_too_much_memory_is_reported():
     pod = programs.describe_pod("v5e:2x4")
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,), devices=pod.devices)

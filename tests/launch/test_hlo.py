@@ -63,9 +63,9 @@ def test_hbm_bytes_of_a_product_are_its_operands_and_its_result():
     assert program.hbm_bytes() == 4 * (128 * 64 + 64 * 32 + 128 * 32)
 
 
-# What only the TPU compiler writes, shortened: an exchange over two fusions, a reduce-scatter as a
-# sliced all-reduce, a loop whose condition alone knows its length, groups by mesh axes, on-chip
-# memory (S(1)) and other slices.
+# What only the TPU compiler writes, shortened: an exchange over two fusions, reduce-scatters as
+# all-reduces that are sliced, a loop whose condition alone knows its length, groups by mesh axes,
+# on-chip memory (S(1)) and other slices.
 TPU = """\
 HloModule jit_f, is_scheduled=true
 
@@ -81,13 +81,26 @@ device_ids=([4,2]T(1,0)) {'y'}, dimensions={0}
 device_ids=([4,2]T(1,0)) {'y'}, dimensions={0}
 }
 
-%all-reduce-scatter (n: f32[64]) -> f32[8] {
-  %n = f32[64]{0:T(128)S(1)} parameter(0)
-  %all-reduce.12 = f32[64]{0:T(128)} all-reduce(%n), channel_id=13, \
+%all-reduce-scatter.1 (m: f32[64]) -> f32[8] {
+  %m = f32[64]{0:T(128)S(1)} parameter(0)
+  %all-reduce.11 = f32[64]{0:T(128)} all-reduce(%m), channel_id=1, \
 replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %k = u32[] partition-id()
-  ROOT %dynamic-slice.48 = f32[8]{0:T(128)S(1)} dynamic-slice(%all-reduce.12, %k), \
+  ROOT %dynamic-slice.47 = f32[8]{0:T(128)S(1)} dynamic-slice(%all-reduce.11, %k), \
 dynamic_slice_sizes={8}
+}
+
+%all-reduce-scatter.2 (n: f32[32], o: f32[16]) -> (f32[8], f32[4]) {
+  %n = f32[32]{0:T(128)S(1)} parameter(0)
+  %o = f32[16]{0:T(128)S(1)} parameter(1)
+  %all-reduce.12 = (f32[32]{0:T(128)}, f32[16]{0:T(128)}) all-reduce(%n, %o), channel_id=1, \
+replica_groups=[2,4]<=[8], to_apply=%add
+  %n.1 = f32[32]{0:T(128)} get-tuple-element(%all-reduce.12), index=0
+  %o.1 = f32[16]{0:T(128)} get-tuple-element(%all-reduce.12), index=1
+  %l = u32[] partition-id()
+  %n.2 = f32[8]{0:T(128)S(1)} dynamic-slice(%n.1, %l), dynamic_slice_sizes={8}
+  %o.2 = f32[4]{0:T(128)S(1)} dynamic-slice(%o.1, %l), dynamic_slice_sizes={4}
+  ROOT %both = (f32[8]{0:T(128)S(1)}, f32[4]{0:T(128)S(1)}) tuple(%n.2, %o.2)
 }
 
 %condition (c: (s32[], f32[100])) -> pred[] {
@@ -114,8 +127,12 @@ ENTRY %main (a: bf16[256,8], l: (s32[], f32[100])) -> bf16[1024,8] {
   %send = (bf16[256,8]{1,0}, u32[], token[]) send(%a, %token), channel_id=6, \
 is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   %loop = (s32[]{:T(128)}, f32[100]{0:T(128)}) while(%l), condition=%condition, body=%body
-  %n.1 = f32[64]{0:T(128)S(1)} constant({...})
-  %f = f32[8]{0:T(128)S(1)} fusion(%n.1), kind=kCustom, calls=%all-reduce-scatter
+  %m.1 = f32[64]{0:T(128)S(1)} constant({...})
+  %n.3 = f32[32]{0:T(128)S(1)} constant({...})
+  %o.3 = f32[16]{0:T(128)S(1)} constant({...})
+  %f.3 = f32[8]{0:T(128)S(1)} fusion(%m.1), kind=kCustom, calls=%all-reduce-scatter.1
+  %f.4 = (f32[8]{0:T(128)S(1)}, f32[4]{0:T(128)S(1)}) fusion(%n.3, %o.3), kind=kCustom, \
+calls=%all-reduce-scatter.2
   %f.1 = bf16[1024,8]{1,0:T(8,128)S(1)} fusion(%a), kind=kCustom, calls=%start
   ROOT %f.2 = bf16[1024,8]{1,0:T(8,128)(2,1)} fusion(%a), kind=kCustom, calls=%done
 }
@@ -129,6 +146,7 @@ def test_what_only_the_tpu_compiler_writes():
         ("all-gather", (0, 2, 4, 6)): 3 / 4 * 1024 * 8 * 2,  # once
         ("all-reduce", (0, 4)): 7 * 400,
         ("reduce-scatter", tuple(range(8))): 7 / 8 * 256,
+        ("reduce-scatter", (0, 1, 2, 3)): 3 / 4 * (128 + 64),
         ("all-reduce", None): 2 * 3 / 4 * 256 * 8 * 2,
     }
     # The result of the last fusion; seven times %v is read, %w written, and two numbers compared.
