@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import seconds_per_call
-from pixelrec_jax import errors, freeze
-from pixelrec_jax.config import load_config
 from pixelrec_jax.data.types import Items
-from pixelrec_jax.errors import UserError, nearest
-from pixelrec_jax.files import replaced_file
 from pixelrec_jax.items.vision import VISION
-from pixelrec_jax.recommender import build
-from pixelrec_jax.state import trainable_filter
+from pixelrec_jax.recommender import build, trainable_filter
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.files import replaced_file
+from pixelrec_jax.weights import partition
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 _COLUMNS = {
@@ -77,7 +77,7 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
         lambda: model.init(jax.random.key(0), items.replace(weight=None), method="encode_items")
     )()
     state = {name: tree for name, tree in variables.items() if name != "params"}
-    trained, frozen = freeze.partition(variables["params"], trainable_filter(model))
+    trained, frozen = partition.partition(variables["params"], trainable_filter(model))
 
     def forward(variables: dict, items: Items) -> jax.Array:
         return model.apply(variables, items, method="encode_items")
@@ -85,7 +85,7 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
     def training(trained: dict, frozen: dict, items: Items) -> Any:
         def loss(trained: dict) -> tuple[jax.Array, Any]:
             vectors, changed = model.apply(
-                {"params": freeze.merge(trained, frozen), **state},
+                {"params": partition.merge(trained, frozen), **state},
                 items,
                 train=True,
                 method="encode_items",
@@ -171,7 +171,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _compare(row: dict[str, Any], *, batch: int, calls: int) -> dict[str, float]:
-    from benchmarks import pytorch  # only here: it needs the tests' requirements
+    from benchmarks import pytorch
 
     if row["encoder"] not in pytorch.MODULES:
         return {}

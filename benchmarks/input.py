@@ -27,14 +27,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pixelrec_jax import errors
-from pixelrec_jax.config import load_config
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
-from pixelrec_jax.data.sources import open_source
-from pixelrec_jax.errors import UserError
-from pixelrec_jax.experiment import build_experiment
-from pixelrec_jax.prepare import prepare
+from pixelrec_jax.ingest.sources import open_source
+from pixelrec_jax.programs.prepare import prepare
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.experiment import build_experiment
 
 _IMAGES = flags.DEFINE_string("images", "", "Folder, tar or zip of images; default generated ones.")
 _COUNT = flags.DEFINE_integer("count", 1024, "Images to use at most.", lower_bound=64)

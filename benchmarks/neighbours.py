@@ -20,11 +20,12 @@ import polars as pl
 from absl import flags
 from ml_collections import ConfigDict
 
-from pixelrec_jax import errors, frozen
 from pixelrec_jax.data.images import decode
-from pixelrec_jax.data.sources import ImageSource, open_source
 from pixelrec_jax.data.types import Items
-from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.ingest.sources import ImageSource, open_source
+from pixelrec_jax.runs import vision_encoder
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.errors import UserError, nearest
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 _BATCH = 16
@@ -54,8 +55,8 @@ def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 
 def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
     """Returns the trunk's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
-    encoder = frozen.pretrained(item)
-    features = jax.jit(partial(frozen.features, encoder.module, average=True))
+    encoder = vision_encoder.pretrained(item)
+    features = jax.jit(partial(vision_encoder.features, encoder.module, average=True))
     batches = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
@@ -115,7 +116,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prints one JSON line for trained weights, random weights and small photos."""
     values = flags.FLAGS
-    item = frozen.settings(_CONFIG, values.item)
+    item = vision_encoder.settings(_CONFIG, values.item)
     item.normalisation = "checkpoint"
     trained = item.weights if values.weights is None else values.weights
     source = open_source(Path(values.images))

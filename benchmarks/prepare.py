@@ -23,8 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.synthetic import random_items
-from pixelrec_jax import errors
+from launch.dryrun.programs import random_items
+from pixelrec_jax.system import errors
 
 _DIR = flags.DEFINE_string("dir", None, "Folder of the generated file.", required=True)
 _USERS = flags.DEFINE_integer("users", 30_000_000, "Users.", lower_bound=1)

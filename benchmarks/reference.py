@@ -34,14 +34,14 @@ from rich.table import Table
 
 from benchmarks.synthetic import random_interactions
 from benchmarks.timing import Epoch
-from pixelrec_jax import errors
-from pixelrec_jax.config import load_config
 from pixelrec_jax.data.pipeline import iterate
-from pixelrec_jax.experiment import build_experiment
-from pixelrec_jax.progress import Speed, TrainingProgress
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import init_state
-from pixelrec_jax.train import make_train_step
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.runs.progress import Speed, TrainingProgress
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.train import make_train_step
 
 _ROOT = Path(__file__).parent.parent
 _ITEMS = flags.DEFINE_list("items", ["2000", "10000", "96282"], "Catalogue sizes.")
@@ -118,7 +118,7 @@ class Ours:
 
 
 def _reference(users: int, items: int) -> Any:
-    from benchmarks import pytorch_sasrec  # in its own process only
+    from benchmarks import pytorch_sasrec
 
     warnings.filterwarnings("ignore", "This DataLoader will create 10 worker processes")
     pytorch_sasrec.check(np.load(_ROOT / "tests" / "golden" / "SASRec.npz"))

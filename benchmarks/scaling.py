@@ -20,14 +20,14 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
-from launch import programs
-from launch.chips import CHIPS
-from launch.roofline import compile_and_count
-from pixelrec_jax import errors
-from pixelrec_jax.config import load_config
-from pixelrec_jax.sharding import AXES
-from pixelrec_jax.state import state_template
-from pixelrec_jax.text import render
+from launch.dryrun import programs
+from launch.dryrun.roofline import compile_and_count
+from pixelrec_jax.parallel.sharding import AXES
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.chips import CHIPS
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.system.console import render
+from pixelrec_jax.training.state import state_template
 
 _USER = flags.DEFINE_string("user", "sasrec", "User encoder.")
 _ITEM = flags.DEFINE_string("item", "clip_vit_b32", "Item encoder.")

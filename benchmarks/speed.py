@@ -18,12 +18,12 @@ from absl import flags
 
 from benchmarks.synthetic import RandomImages, random_interactions
 from benchmarks.timing import seconds_per_call
-from pixelrec_jax import errors
-from pixelrec_jax.config import load_config
-from pixelrec_jax.experiment import build_experiment
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import init_state
-from pixelrec_jax.train import make_train_step
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.train import make_train_step
 
 _MODELS = flags.DEFINE_list("models", ["id", "clip_vit_b32"], "Item encoders to measure.")
 _ITEMS = flags.DEFINE_integer("items", 10_000, "Catalogue size.", lower_bound=100)

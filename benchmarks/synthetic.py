@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.dryrun.programs import random_items
 from pixelrec_jax.data.interactions import Interactions
 
 
@@ -31,9 +32,3 @@ def random_interactions(users: int, items: int) -> Interactions:
     offsets = np.concatenate([[0, 0], np.cumsum(length)]).astype(np.int64)
     manifest = {"counts": {"items": items, "users": users}}
     return Interactions(offsets, ids, np.arange(len(ids)), manifest, Path())
-
-
-def random_items(rng: np.random.Generator, count: int, items: int) -> np.ndarray:
-    """Returns int32[count] in 1..items, low ones popular, with a long tail."""
-    rank = rng.pareto(1.0, count)
-    return (rank / (1 + rank) * items).astype(np.int32) + 1

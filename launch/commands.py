@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from absl import flags
 
-from pixelrec_jax import errors
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.errors import UserError
 
 _END = "END"
 

@@ -16,7 +16,7 @@ from absl import flags
 from launch import jobs
 from launch.commands import Command, define_common_flags, execute, program
 from launch.slices import Slice
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 
 _SAVING = 120  # seconds that a run has for saving when its node is drained; Spot VMs have 15 to 30
 _JOBSET = "jobset.sigs.k8s.io"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.config import (
+from pixelrec_jax.system.config import (
     check_batch_size,
     check_keys,
     check_values,
@@ -17,8 +17,8 @@ from pixelrec_jax.config import (
     load_config,
     mesh_shape,
 )
-from pixelrec_jax.errors import UserError
-from pixelrec_jax.storage import check_protocol, is_remote
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.storage import check_protocol, is_remote
 
 # Image encoders of the paper's Figure 9: (a) by kind, (b) CLIP's RN50 by size (RN50 is in both).
 FIGURE_9 = (

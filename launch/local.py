@@ -17,8 +17,8 @@ from absl import flags
 
 from launch import jobs
 from launch.commands import Command, define_common_flags, execute, program
-from pixelrec_jax import report
-from pixelrec_jax.errors import UnreachableError, UserError
+from pixelrec_jax.programs import report
+from pixelrec_jax.system.errors import UnreachableError, UserError
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop
 

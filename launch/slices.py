@@ -7,7 +7,7 @@ https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 import math
 from dataclasses import dataclass
 
-from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.system.errors import UserError, nearest
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = (

@@ -16,7 +16,7 @@ from absl import flags
 
 from launch import jobs
 from launch.commands import Command, define_common_flags, define_extra_flag, execute, program
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
 _RESTARTS = 20  # after which what fails again and again is not queued again

@@ -17,7 +17,7 @@ from absl import flags
 from launch import jobs
 from launch.commands import Command, define_common_flags, define_extra_flag, execute, program, run
 from launch.slices import Slice
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 
 _CODE = Path(".cache/code.tar.gz")  # of the repository
 _UNIT = "pixelrec"  # of systemd, on the VMs

@@ -1,5 +1,7 @@
 """A recommender is an item encoder and a user encoder; training and ranking call the same two."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,10 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch, History, Items
-from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.items import build_item_encoder, id_table
-from pixelrec_jax.sharding import split_by_columns
-from pixelrec_jax.tables import Lookup, Lookups
+from pixelrec_jax.items.pixel import PixelEncoder
+from pixelrec_jax.parallel.tables import Lookup, Lookups, split_by_columns
+from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import UserEncoder
 
@@ -125,3 +127,16 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
             num_users=num_users, width=config.width, dtype=jnp.dtype(user.dtype), **options
         ),
     )
+
+
+def trainable_filter(model: Recommender) -> Callable[[str], bool]:
+    """Returns whether the parameter at an "a/b/c" path is trained under `item.trainable`."""
+    if not isinstance(model.item_encoder, PixelEncoder):
+        return lambda path: True
+    tuned = model.item_encoder.tuned
+
+    def is_trainable(path: str) -> bool:
+        parts = path.split("/")
+        return parts[:2] != ["item_encoder", "trunk"] or parts[2] in tuned
+
+    return is_trainable

@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import pytest  # noqa: E402  (after the environment is set)
 from absl import flags  # noqa: E402
 
-from pixelrec_jax.data import toy  # noqa: E402
-from pixelrec_jax.prepare import prepare  # noqa: E402
+from pixelrec_jax.ingest import toy  # noqa: E402
+from pixelrec_jax.programs.prepare import prepare  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

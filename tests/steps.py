@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from pixelrec_jax.experiment import Experiment
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import TrainState, init_state
-from pixelrec_jax.train import make_train_step
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.training.experiment import Experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import TrainState
+from pixelrec_jax.training.train import make_train_step
 
 
 def run_steps(experiment: Experiment, steps: int) -> tuple[np.ndarray, TrainState]:

@@ -12,15 +12,16 @@ from ml_collections import ConfigDict
 from configs import pixelrec
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, History, Items
-from pixelrec_jax.experiment import build_experiment
-from pixelrec_jax.freeze import partition
 from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
 from pixelrec_jax.items.vision import VISION
 from pixelrec_jax.items.vision.resnet import ResNet
-from pixelrec_jax.recommender import build
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import init_state, state_template, trainable_filter
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.recommender import build, trainable_filter
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users import USER_ENCODERS
+from pixelrec_jax.weights.partition import partition
 from tests.tiny import TINY, items_of, random_store, tiny_config, use_tiny_encoders
 
 CAUSAL = ("sasrec", "gru4rec", "nextitnet")

@@ -15,18 +15,20 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from pixelrec_jax import freeze
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.data.windows import training_windows
-from pixelrec_jax.evaluate import Ranking
-from pixelrec_jax.experiment import Experiment, build_experiment
+from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.losses import bpr, only_first_row
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import init_state, state_template, trainable_filter
-from pixelrec_jax.train import make_train_step
-from pixelrec_jax.weights.port import Port, read_weights
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.recommender import trainable_filter
+from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import state_template
+from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.weights import partition
+from pixelrec_jax.weights.mapping import Port, read_weights
 from tests.golden.models import CASES, IGNORED, ITEM, LAYOUTS, TRAINED, Case
 from tests.tiny import ArrayStore, interactions_of, tiny_config, use_tiny_encoders
 
@@ -166,7 +168,7 @@ def test_gradients(golden, name):
     @jax.jit
     def gradient(trainable, frozen):
         def loss(trainable):
-            params = freeze.merge(trainable, frozen)
+            params = partition.merge(trainable, frozen)
             variables = model.propagate(
                 {"params": params}, case.experiment.graph, case.experiment.mesh
             )
@@ -176,7 +178,7 @@ def test_gradients(golden, name):
 
         return jax.grad(loss)(trainable)
 
-    actual = gradient(*freeze.partition(case.params0, trainable_filter(case.experiment.model)))
+    actual = gradient(*partition.partition(case.params0, trainable_filter(case.experiment.model)))
     expected = case.read(case.tensors("grad/"), case.trainable_template)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     assert_trees_close(actual, expected, case.case, bound_of_noise=1e-6 * largest)
@@ -186,7 +188,7 @@ def test_gradients(golden, name):
 def test_losses_and_one_adamw_step(golden, name):
     """The program's own train step, from the reference's parameters."""
     case = golden(name)
-    trainable, frozen = freeze.partition(case.params0, trainable_filter(case.experiment.model))
+    trainable, frozen = partition.partition(case.params0, trainable_filter(case.experiment.model))
     state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
     step = make_train_step(case.experiment)
     batch = to_global(case.batch, case.experiment.mesh, BATCH)

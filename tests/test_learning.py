@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import toy
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.evaluate import Ranking
-from pixelrec_jax.experiment import Experiment, build_experiment
-from pixelrec_jax.sharding import BATCH, to_global
-from pixelrec_jax.state import init_state
-from pixelrec_jax.train import make_train_step
+from pixelrec_jax.evaluation.evaluate import Ranking
+from pixelrec_jax.ingest import toy
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import ArrayStore, interactions_of, items_of, tiny_config
 

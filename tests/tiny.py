@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from pixelrec_jax.config import load_config
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.items import ITEM_ENCODERS, vision
 from pixelrec_jax.items.vision.beit import Beit
@@ -17,6 +16,7 @@ from pixelrec_jax.items.vision.mobilenet import MobileNet, layer_by_layer, repea
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.items.vision.swin import Swin
 from pixelrec_jax.items.vision.vit import VisionTransformer
+from pixelrec_jax.system.config import load_config
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pixelrec_jax import storage
-from pixelrec_jax.bar import progress_bar
-from pixelrec_jax.errors import UserError
-from pixelrec_jax.files import digest, replaced_file
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.console import progress_bar
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import digest, replaced_file
 
 _ORIGIN = "origin.txt"  # in a copy: the URL of the dataset
 _AT_ONCE = 8  # files; the packages of fsspec split large ones no further

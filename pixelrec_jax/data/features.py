@@ -8,10 +8,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pixelrec_jax import storage
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.errors import UserError
 
 _BYTES_IN_FINGERPRINT = 1 << 26  # more are sampled
 

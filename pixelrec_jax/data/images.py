@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 from PIL import Image, UnidentifiedImageError
 
 from pixelrec_jax.data import interactions
-from pixelrec_jax.errors import UserError, reason
+from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
 ROWS = "image_rows.npy"  # int32[items]: the record of item i + 1, -1 for a grey image

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from pixelrec_jax.data import copies
-from pixelrec_jax.errors import UserError
-from pixelrec_jax.files import digest
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import digest
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"

@@ -4,7 +4,10 @@ Batch number i is a pure function of (dataset, seed, i). So its content does not
 number of workers, threads or processes, and the position of an interrupted run is one integer.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,11 +15,10 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from pixelrec_jax.config import check_batch_size
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
-from pixelrec_jax.signals import set_up_worker
+from pixelrec_jax.system.config import check_batch_size
 
 
 class Source(Protocol):
@@ -205,3 +207,18 @@ def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int
         yield iterator
     finally:
         iterator.close()  # ends worker processes now and not whenever Python collects garbage
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def set_up_worker(index: int, count: int) -> None:
+    """Makes a worker process leave signals to its parent, and end when that is killed (Linux).
+
+    Slurm and terminals send them to all processes alike.
+    """
+    del index, count  # what grain tells every worker
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.system.errors import UserError, nearest
 
 Part = Literal["valid", "test"]
 LEAVE_ONE_OUT = {"name": "leave_one_out"}

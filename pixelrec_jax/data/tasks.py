@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.split import Split
 from pixelrec_jax.data.windows import Windows, read_windows, training_windows
-from pixelrec_jax.errors import UserError, nearest
+from pixelrec_jax.system.errors import UserError, nearest
 
 
 class Rows(NamedTuple):

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from flax import struct
 
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.split import Part, Split
+from pixelrec_jax.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -49,44 +48,13 @@ def training_windows(split: Split, *, size: int) -> Windows:
 
 def read_windows(interactions: Interactions, windows: Windows, rows: np.ndarray, *, size: int):
     """Returns int32[len(rows), size]: the item ids of these windows, left-padded with 0."""
-    return _read_left_padded(interactions, windows.start[rows], windows.length[rows], size)
+    return read_left_padded(interactions, windows.start[rows], windows.length[rows], size)
 
 
-@struct.dataclass
-class Queries:
-    """Users to rank the catalogue for.
-
-    Attributes:
-      user: int32[Q]; history: int32[Q, L], their last items before the target, left-padded;
-      seen: int32[Q, S], every item before the target, right-padded with 0; target: int32[Q].
-    """
-
-    user: np.ndarray
-    history: np.ndarray
-    seen: np.ndarray
-    target: np.ndarray
-
-
-def ranking_queries(split: Split, users: np.ndarray, part: Part, *, history_length: int) -> Queries:
-    """Returns the queries of these users (int[Q], of `Split.users`)."""
-    interactions = split.interactions
-    start, target_row = interactions.offsets[users], split.targets[part][users]
-    seen_length = target_row - start
-    history = np.minimum(seen_length, history_length)
-    # Seen lists are padded to a power of two so that only a few shapes are ever compiled.
-    longest = 1 << int(np.max(seen_length, initial=1) - 1).bit_length()
-    column = np.arange(longest)
-    valid = column < seen_length[:, None]
-    seen = interactions.items[np.where(valid, start[:, None] + column, 0)]
-    return Queries(
-        user=users.astype(np.int32),
-        history=_read_left_padded(interactions, target_row - history, history, history_length),
-        seen=np.where(valid, seen, 0).astype(np.int32),
-        target=np.asarray(interactions.items[target_row], np.int32),
-    )
-
-
-def _read_left_padded(interactions: Interactions, start, length, size: int) -> np.ndarray:
+def read_left_padded(
+    interactions: Interactions, start: np.ndarray, length: np.ndarray, size: int
+) -> np.ndarray:
+    """Returns int32[n, size]: `length` int[n] items from rows `start` int[n] on, after zeros."""
     column = np.arange(size) - (size - length[:, None])
     row = np.where(column >= 0, start[:, None] + column, 0)
     return np.where(column >= 0, interactions.items[row], 0).astype(np.int32)

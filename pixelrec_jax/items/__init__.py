@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pixelrec_jax.errors import UserError, nearest
-from pixelrec_jax.freeze import trainable_blocks
 from pixelrec_jax.items.features import FORMS, FeatureEncoder, SemanticIds
 from pixelrec_jax.items.id import TABLE_INITS, IdEncoder
 from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS
 from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.system.errors import UserError, nearest
 
 FEATURES = ("features", "id+features", "semantic_ids")
 ITEM_ENCODERS = ("id", *FEATURES, *VISION)

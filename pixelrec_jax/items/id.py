@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
 from pixelrec_jax.initializers import symmetric_uniform
-from pixelrec_jax.tables import look_up
+from pixelrec_jax.parallel.tables import look_up
 
 # How tables [N, D] start, as the reference's recommenders have it; "normal" has a deviation.
 TABLE_INITS: dict[str, Callable[[int, int, float], nn.initializers.Initializer]] = {

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.errors import UserError
-from pixelrec_jax.tables import look_up
+from pixelrec_jax.parallel.tables import look_up
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
 
 

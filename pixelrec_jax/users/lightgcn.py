@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Graph
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.mf import MF
 
 # Edges summed at once: few enough that their vectors stay in a CPU's cache.

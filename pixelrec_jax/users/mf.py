@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.tables import look_up
+from pixelrec_jax.parallel.tables import look_up
 from pixelrec_jax.users.encoder import UserEncoder
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import UserEncoder
 
 LAYER_NORM_EPSILON = 1e-12  # as in BERT and in the reference

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from pixelrec_jax import storage
-from pixelrec_jax.errors import UserError, reason
-from pixelrec_jax.files import replaced_file
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.files import replaced_file
 from pixelrec_jax.weights.torch_file import LEGACY, ZIP, read_torch
 
 # Of the hub's two names for the same weights, the first is preferred.

@@ -18,7 +18,7 @@ from zipfile import ZIP_STORED, ZipFile
 import ml_dtypes
 import numpy as np
 
-from pixelrec_jax.errors import UserError, reason
+from pixelrec_jax.system.errors import UserError, reason
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

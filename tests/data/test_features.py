@@ -10,7 +10,7 @@ import pytest
 
 from pixelrec_jax.data.features import FeatureStore, item_ids_digest, provenance
 from pixelrec_jax.data.interactions import load
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from tests.tiny import interactions_of, random_features
 
 N = 12

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelrec_jax import prepare as program
 from pixelrec_jax.data import images
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.programs import prepare as program
+from pixelrec_jax.system.errors import UserError
 
 ITEMS = 12
 

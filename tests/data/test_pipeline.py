@@ -8,11 +8,12 @@ import pytest
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
+from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.split import leave_one_out, training_counts
 from pixelrec_jax.data.tasks import NextItem, sample_negatives
-from pixelrec_jax.data.windows import ranking_queries, read_windows, training_windows
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.data.windows import read_windows, training_windows
+from pixelrec_jax.system.errors import UserError
 from tests.tiny import interactions_of
 
 

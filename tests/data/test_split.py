@@ -9,10 +9,11 @@ import pytest
 
 from pixelrec_jax.data.graph import training_graph
 from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.split import build_split, global_time, training_counts
 from pixelrec_jax.data.tasks import NextItem, Pairs
-from pixelrec_jax.data.windows import ranking_queries, training_windows
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.data.windows import training_windows
+from pixelrec_jax.system.errors import UserError
 from tests.tiny import interactions_of
 
 GLOBAL = {"name": "global_time", "valid_from": 0.8, "test_from": 0.9}

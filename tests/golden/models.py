@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelrec_jax.data.tasks import Rows
 from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE
-from pixelrec_jax.weights.port import LINEAR, Rule, Transform, linear, norm
+from pixelrec_jax.weights.mapping import LINEAR, Rule, Transform, linear, norm
 
 _LAYER = "trm_encoder.layer.{n}"
 

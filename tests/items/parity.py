@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.pretrained import merge_collections, split_collections
 from pixelrec_jax.weights.files import read
-from pixelrec_jax.weights.port import Port, read_weights
+from pixelrec_jax.weights.mapping import Port, read_weights
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import BeitConfig, BeitForImageClassification, BeitModel
 
-from pixelrec_jax.freeze import trainable_blocks
 from pixelrec_jax.items.vision.beit import ENCODERS, HUGGINGFACE, Beit
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.layers import Context, DropPath
 from pixelrec_jax.weights.files import write
-from pixelrec_jax.weights.port import write_weights
+from pixelrec_jax.weights.mapping import write_weights
 from tests.items import parity
 
 SIZES = {

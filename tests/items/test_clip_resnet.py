@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 
-from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.clip_resnet import (
     ENCODERS,
     OPENAI,
@@ -18,7 +18,8 @@ from pixelrec_jax.items.vision.clip_resnet import (
     ClipStem,
 )
 from pixelrec_jax.items.vision.resnet import ResNet
-from pixelrec_jax.weights.port import read_weights, write_weights
+from pixelrec_jax.weights.mapping import read_weights, write_weights
+from pixelrec_jax.weights.partition import merge
 from tests.items import parity
 
 SIZE = 64

@@ -10,9 +10,9 @@ from timm import create_model
 from timm.models.efficientnet import EfficientNet, decode_arch_def
 
 from benchmarks.neighbours import accuracy
-from pixelrec_jax.data import toy
-from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.ingest import toy
 from pixelrec_jax.items.pixel import NORMALISATIONS
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.efficientnet import (
     ENCODERS,
     LITE,
@@ -22,7 +22,8 @@ from pixelrec_jax.items.vision.efficientnet import (
 )
 from pixelrec_jax.items.vision.mobilenet import repeat
 from pixelrec_jax.weights.files import locate, read
-from pixelrec_jax.weights.port import write_weights
+from pixelrec_jax.weights.mapping import write_weights
+from pixelrec_jax.weights.partition import merge
 from tests.items import parity
 
 BODY = by_stage([repeat(1, 8, 1, 1), repeat(3, 16, 2, 2, kernel=5), repeat(2, 24, 1, 2)])

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelrec_jax import train
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Items
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.items import build_item_encoder
 from pixelrec_jax.recommender import build
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training import train
 from tests.tiny import random_features, random_store, tiny_config
 
 N, D, C = 9, 4, 6

@@ -7,7 +7,7 @@ import torch
 from flax.traverse_util import flatten_dict
 from torchvision.models import MobileNetV2, mobilenet_v2
 
-from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.mobilenet import (
     ENCODERS,
@@ -16,7 +16,8 @@ from pixelrec_jax.items.vision.mobilenet import (
     repeat,
     torchvision,
 )
-from pixelrec_jax.weights.port import write_weights
+from pixelrec_jax.weights.mapping import write_weights
+from pixelrec_jax.weights.partition import merge
 from tests.items import parity
 
 TABLE = [[1, 8, 1, 1], [3, 16, 2, 2], [2, 24, 1, 2]]  # expansion, width, layers, stride

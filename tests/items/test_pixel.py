@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.data.types import Items
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.recommender import build
+from pixelrec_jax.system.errors import UserError
 from tests.tiny import tiny_config
 
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
-from pixelrec_jax.freeze import merge, trainable_blocks
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.resnet import (
     ENCODERS,
@@ -20,7 +20,8 @@ from pixelrec_jax.items.vision.resnet import (
     Bottleneck,
     ResNet,
 )
-from pixelrec_jax.weights.port import write_weights
+from pixelrec_jax.weights.mapping import write_weights
+from pixelrec_jax.weights.partition import merge
 from tests.items import parity
 
 PORTS = (TORCHVISION, HUGGINGFACE)

@@ -13,11 +13,11 @@ import torch
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
 from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 
-from pixelrec_jax.freeze import trainable_blocks
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.layers import Context, DropPath
 from pixelrec_jax.items.vision.swin import ENCODERS, HUGGINGFACE, Swin
 from pixelrec_jax.weights.files import write
-from pixelrec_jax.weights.port import write_weights
+from pixelrec_jax.weights.mapping import write_weights
 from tests.items import parity
 
 # Maps of 16, 8 and 4 tokens: the first two are shifted, the last is one window.

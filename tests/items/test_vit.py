@@ -31,7 +31,7 @@ from pixelrec_jax.items.vision.vit import (
     VisionTransformer,
 )
 from pixelrec_jax.weights.files import write
-from pixelrec_jax.weights.port import Port, read_weights, write_weights
+from pixelrec_jax.weights.mapping import Port, read_weights, write_weights
 from tests.items import parity
 
 SIZES = {

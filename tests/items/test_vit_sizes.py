@@ -18,7 +18,7 @@ from transformers import (
     ViTModel,
 )
 
-from pixelrec_jax.freeze import trainable_blocks
+from pixelrec_jax.items.vision.blocks import trainable_blocks
 from pixelrec_jax.items.vision.vit import ENCODERS, VisionTransformer, sine_cosine
 from tests.items import parity
 

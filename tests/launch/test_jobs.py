@@ -3,7 +3,7 @@
 import pytest
 
 from launch import jobs
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 

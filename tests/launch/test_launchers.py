@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from launch.slices import Slice
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.recommender import build
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.acf import ACF
 from tests.tiny import tiny_config
 

@@ -8,12 +8,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.split import leave_one_out
-from pixelrec_jax.errors import UserError
-from pixelrec_jax.experiment import build_experiment
+from pixelrec_jax.parallel.sharding import BATCH, build_mesh, to_global
 from pixelrec_jax.recommender import build
-from pixelrec_jax.sharding import BATCH, build_mesh, to_global
-from pixelrec_jax.state import init_state
-from pixelrec_jax.train import make_train_step
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.users import lightgcn
 from pixelrec_jax.users.lightgcn import propagate
 from tests.tiny import interactions_of, tiny_config

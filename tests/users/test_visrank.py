@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelrec_jax import train
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.types import History, Items
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.items.features import RawFeatures
 from pixelrec_jax.recommender import build
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training import train
 from pixelrec_jax.users.visrank import VisRank
 from tests.tiny import random_features, tiny_config
 

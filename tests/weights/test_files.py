@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights import files
 
 TENSORS = {

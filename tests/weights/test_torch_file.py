@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixelrec_jax.errors import UserError
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights.torch_file import read_torch
 
 FORMATS = {"zip": True, "legacy": False}

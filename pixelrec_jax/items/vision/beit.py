@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelrec_jax.items.vision.encoder import Vision
 from pixelrec_jax.items.vision.layers import Context, DropPath, pool_tokens, prepend_token
 from pixelrec_jax.items.vision.relative import RelativeAttention
+from pixelrec_jax.items.vision.spec import Vision
 from pixelrec_jax.items.vision.vit import PatchEmbedding
-from pixelrec_jax.weights.port import PATCHES, RELATIVE, TOKEN, Port, Rule, linear, norm
+from pixelrec_jax.weights.mapping import PATCHES, RELATIVE, TOKEN, Port, Rule, linear, norm
 
 
 class Stem(nn.Module):

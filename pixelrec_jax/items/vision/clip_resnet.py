@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixelrec_jax.freeze import ATTENTION_POOL
-from pixelrec_jax.items.vision.encoder import Vision
+from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
 from pixelrec_jax.items.vision.layers import Context, pool_map, split_heads
 from pixelrec_jax.items.vision.resnet import NAMES, ConvNorm, ResNet
-from pixelrec_jax.weights.port import POSITION, TRACKED, Port, Rule, linear
+from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.weights.mapping import POSITION, TRACKED, Port, Rule, linear
 
 
 def _average(x: jax.Array, side: int) -> jax.Array:

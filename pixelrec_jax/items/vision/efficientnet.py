@@ -8,7 +8,6 @@ trained with stochastic depth, which fine-tuning goes without here.
 from collections.abc import Sequence
 from functools import partial
 
-from pixelrec_jax.items.vision.encoder import Vision
 from pixelrec_jax.items.vision.mobilenet import (
     Body,
     Layer,
@@ -17,7 +16,8 @@ from pixelrec_jax.items.vision.mobilenet import (
     repeat,
     unit_rules,
 )
-from pixelrec_jax.weights.port import CONV, POINTWISE, TRACKED, Port
+from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, Port
 
 
 def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:

@@ -10,17 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
-from pixelrec_jax.items.vision.encoder import Vision
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
-from pixelrec_jax.weights.port import (
-    CONV,
-    POINTWISE,
-    TRACKED,
-    Port,
-    Rule,
-    Transform,
-    batch_norm,
-)
+from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, Port, Rule, Transform, batch_norm
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from pixelrec_jax.errors import UserError
 from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights.files import locate, read
-from pixelrec_jax.weights.port import read_weights
+from pixelrec_jax.weights.mapping import read_weights
 
 
 def merge_collections(variables: dict) -> dict:
@@ -50,3 +50,9 @@ def read_trunk(item: ConfigDict, template: dict) -> dict:
         optional=vision.optional,
     )
     return split_collections(tree, template)
+
+
+def trunk_variables(variables: dict) -> dict:
+    """Returns the variables of the vision trunk, by Flax collection."""
+    trunks = {name: tree.get("item_encoder", {}).get("trunk") for name, tree in variables.items()}
+    return {name: trunk for name, trunk in trunks.items() if trunk}

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelrec_jax.data.types import Array
-from pixelrec_jax.items.vision.encoder import Vision
 from pixelrec_jax.items.vision.layers import Context, DropPath, pool_map
 from pixelrec_jax.items.vision.relative import RelativeAttention
+from pixelrec_jax.items.vision.spec import Vision
 from pixelrec_jax.items.vision.vit import PatchEmbedding
-from pixelrec_jax.weights.port import LINEAR, PATCHES, Port, Rule, linear, norm
+from pixelrec_jax.weights.mapping import LINEAR, PATCHES, Port, Rule, linear, norm
 
 _EPSILON = 1e-5
 _MLP_RATIO = 4

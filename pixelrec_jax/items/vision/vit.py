@@ -13,14 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelrec_jax.items.vision.encoder import Vision
-from pixelrec_jax.items.vision.layers import (
-    Context,
-    pool_tokens,
-    prepend_token,
-    split_heads,
-)
-from pixelrec_jax.weights.port import (
+from pixelrec_jax.items.vision.layers import Context, pool_tokens, prepend_token, split_heads
+from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.weights.mapping import (
     BATCHED_POSITION,
     LINEAR,
     PATCHES,

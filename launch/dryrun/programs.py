@@ -1,0 +1,189 @@
+"""The programs of a run, lowered for a TPU topology, with nothing read and nothing allocated.
+
+JAX makes the devices of a topology without any TPU, with the package libtpu alone
+(`jax.experimental.topologies`). Datasets are random, of the official numbers of users, items and
+interactions, which decide the shapes; images are shapes only.
+"""
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.stages import Lowered
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.split import build_split
+from pixelrec_jax.data.tasks import task_of
+from pixelrec_jax.data.types import Batch
+from pixelrec_jax.ingest.official import OFFICIAL
+from pixelrec_jax.items import uses_features, uses_pixels
+from pixelrec_jax.parallel.sharding import BATCH, build_mesh, num_shards, shapes
+from pixelrec_jax.system.chips import Chip, chip_of
+from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.state import TrainState
+from pixelrec_jax.training.train import make_train_step
+
+# Read when libtpu starts, which would wait for the metadata server of a TPU VM, and would let only
+# one process compile, as if it used a TPU.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+_SHORTEST = 6  # interactions of a user of Pixel200K
+COUNTS = {name.lower(): official.counts for name, official in OFFICIAL.items()}
+
+
+@dataclass(frozen=True)
+class Pod:
+    """TPU devices that need not exist.
+
+    Attributes:
+      chip: the peaks of a device.
+      devices: of all slices.
+      slices: how many there are, each of the same topology.
+    """
+
+    chip: Chip
+    devices: list[jax.Device]
+    slices: int
+
+    def coordinates(self, experiment: Experiment) -> list[tuple[int, ...]]:
+        """Returns where in the torus the devices of a slice are, in the order of the mesh."""
+        devices = experiment.mesh.devices.flat
+        first = getattr(devices[0], "slice_index", 0)
+        return [tuple(x.coords) for x in devices if getattr(x, "slice_index", 0) == first]
+
+
+def describe_pod(topology: str, *, slices: int = 1) -> Pod:
+    """Returns the devices of a topology such as "v5e:16x16".
+
+    Raises:
+      UserError: libtpu is not installed, or does not know the topology.
+    """
+    chip = chip_of(topology)
+    if slices < 1:
+        raise UserError(f"--num_slices={slices}; expected 1 or more")
+    # Everything but the compiler is the CPU's, even where there are TPUs.
+    jax.config.update("jax_platforms", "cpu")
+    options = {"num_slices": slices} if slices > 1 else {}
+    if set(topology.partition(":")[2].split("x")) == {"1"}:  # a part of a host
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if not _libtpu_installed():
+            raise UserError(
+                f'the TPU compiler is missing; pip install "jax[tpu]=={jax.__version__}", on Linux '
+                "(x86-64) only"
+            ) from None
+        raise UserError(f"--topology={topology!r}: {reason(error)}") from None
+    return Pod(chip, list(described.devices), slices)
+
+
+def _libtpu_installed() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+class NoImages:
+    """A store of images that are shapes and take no memory."""
+
+    field = "image"
+    fingerprint = ""
+
+    def __init__(self, size: int):
+        """Args: `size` is the side of the images in pixels."""
+        self._size = size
+
+    def load(self, ids: np.ndarray) -> np.ndarray:
+        """Returns uint8[n, size, size, 3], one black pixel seen n * size * size times."""
+        return np.broadcast_to(np.uint8(0), (*ids.shape, self._size, self._size, 3))
+
+
+def official(name: str, *, with_items: bool = True) -> Interactions:
+    """Returns random interactions with the counts of an official dataset, named as in configs.
+
+    Without items all are of one item, which is enough to count training examples.
+    """
+    counts = COUNTS[name]
+    users, total = counts["users"], counts["interactions"]
+    rng = np.random.default_rng(0)
+    shortest = min(_SHORTEST, total // users)
+    share = rng.exponential(size=users)
+    length = shortest + rng.multinomial(total - shortest * users, share / share.sum())
+    if with_items:
+        # More draws would not change how often items of a batch repeat.
+        items = np.resize(random_items(rng, min(total, 4_000_000), counts["items"]), total)
+    else:
+        items = np.broadcast_to(np.int32(1), total)
+    offsets = np.concatenate([[0, 0], np.cumsum(length)])
+    time = np.broadcast_to(np.int64(0), total)
+    return Interactions(offsets, items, time, {"counts": dict(counts)}, Path())
+
+
+def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> Experiment:
+    """Builds what a config describes for a pod; with `sequences_per_chip` of that batch size.
+
+    Raises:
+      UserError: a wrong config, or one that needs features of items, which have no official shape.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    if sequences_per_chip:
+        shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH)
+        config.train.batch_size = sequences_per_chip * shards
+    known = config.dataset.name in COUNTS
+    if known and (uses_features(config.item) or config.dataset.split.name != "leave_one_out"):
+        raise UserError(
+            f"item={config.item.name} with split={config.dataset.split.name} needs more of a "
+            "dataset than its size; give dataset=own and --config.dataset.path=DIR"
+        )
+    return build_experiment(
+        config,
+        devices=pod.devices,
+        interactions=official(config.dataset.name) if known else load(config.dataset.path),
+        store=NoImages(config.item.image_size) if uses_pixels(config.item) else None,
+        compile_only=True,
+    )
+
+
+def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:
+    """Lowers the train step; `state` is its `state_template`."""
+    if not state.trainable:
+        raise UserError(f"user={experiment.config.user.name} has nothing to train")
+    return make_train_step(experiment).lower(state, _batch(experiment), experiment.graph)
+
+
+def _batch(experiment: Experiment) -> Batch:
+    return shapes(experiment.batches[0], experiment.mesh, BATCH)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes of arrays of these shapes and shardings on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def images_per_step(experiment: Experiment) -> int:
+    """Returns how many items all devices encode in a step, unused slots included."""
+    return _batch(experiment).items.id.size
+
+
+def steps_per_epoch(config: ConfigDict, dataset: str, batch_size: int) -> int:
+    """Returns how many batches cover an official dataset, split leave-one-out: it has no times."""
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    split = build_split(official(dataset, with_items=False), settings=None)
+    return -(-len(task_of(config)(split, **options)) // batch_size)
+
+
+def random_items(rng: np.random.Generator, count: int, items: int) -> np.ndarray:
+    """Returns int32[count] in 1..items, low ones popular, with a long tail."""
+    rank = rng.pareto(1.0, count)
+    return (rank / (1 + rank) * items).astype(np.int32) + 1

@@ -1,0 +1,166 @@
+"""The least time that a compiled program can take on a chip.
+
+No chip computes, reads memory or talks faster than its peaks, so a program takes at least the
+longest of four times, as if all four overlapped perfectly:
+
+* compute: counted floating-point operations over the bfloat16 peak;
+* HBM: bytes read and written over its bandwidth. Two counts are both too high, the compiler's,
+  which has on-chip memory in it, and that of the buffers in HBM, which counts those that are read
+  in part as a whole; the lower one is taken;
+* ICI: bytes sent to chips of the same slice. Of the links only those along the torus axes that
+  a group of chips spans serve its exchange, and all of them do all the time;
+* DCN: bytes sent to other slices over the data center's network.
+
+Latency, waiting for the input pipeline, matrices that do not fill the matrix units, and operations
+of the vector unit, whose peak is not published, are not in it: what runs is slower.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+from jax.stages import Compiled, Lowered
+
+from launch.dryrun.hlo import Collective, Program
+from pixelrec_jax.system.chips import Chip, spanned_axes
+from pixelrec_jax.system.errors import UserError, reason
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a program needs on each chip.
+
+    Attributes:
+      arguments, temporary, peak: bytes of HBM; of the arguments, of what is kept for a while, such
+        as activations, and of everything at once.
+      flops, hbm_bytes: counted as above.
+      sent: bytes sent to other chips of the slice, by kind of collective.
+      sent_between_slices: the same over the data center's network.
+      times: seconds, as above, by "compute", "HBM", "ICI" and "DCN".
+    """
+
+    arguments: int
+    temporary: int
+    peak: int
+    flops: float
+    hbm_bytes: float
+    sent: dict[str, float]
+    sent_between_slices: dict[str, float]
+    times: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """The bound: the longest of the times."""
+        return max(self.times.values())
+
+    @property
+    def bound_by(self) -> str:
+        """What takes longest."""
+        return max(self.times, key=self.times.get)
+
+    @property
+    def mfu(self) -> float:
+        """Compute over the bound: the fraction of its peak that the chip can reach at most."""
+        return self.times["compute"] / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        derived = {"seconds": self.seconds, "bound_by": self.bound_by, "mfu": self.mfu}
+        return {**asdict(self), **derived}
+
+
+class DoesNotFitError(Exception):
+    """The compiler refuses a program that needs more HBM than it may use.
+
+    Attributes:
+      needed, available: bytes on each chip.
+    """
+
+    def __init__(self, needed: float, available: float):
+        """Args: see above."""
+        super().__init__(f"needs {needed / 2**30:.1f} of {available / 2**30:.2f} GiB of HBM")
+        self.needed, self.available = needed, available
+
+
+class CompilerError(UserError):
+    """The compiler itself failed on a program."""
+
+
+def compile_and_count(
+    lowered: Lowered, chip: Chip, *, coordinates: Sequence[Sequence[int]], slices: int = 1
+) -> Cost:
+    """Compiles a program and returns what it costs.
+
+    Args:
+      lowered: for devices of a topology.
+      chip: its peaks.
+      coordinates: in the torus, of the chips of a slice, in the order of the device mesh.
+      slices: how many there are.
+
+    Raises:
+      DoesNotFitError: the program needs more HBM than a chip has.
+      CompilerError: the compiler failed.
+    """
+    compiled = _compile(lowered)
+    program, analysis = Program(compiled.as_text()), compiled.cost_analysis()
+    memory = compiled.memory_analysis()
+    collectives = program.collectives(chips=len(coordinates), slices=slices)
+    inside = [x for x in collectives if x.group is not None]
+    across = [x for x in collectives if x.group is None]
+    hbm_bytes = min(program.hbm_bytes(), analysis.get("bytes accessed", 0.0))
+    flops = analysis.get("flops", 0.0)
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        peak=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        flops=flops,
+        hbm_bytes=hbm_bytes,
+        sent=_by_kind(inside),
+        sent_between_slices=_by_kind(across),
+        times={
+            "compute": flops / chip.flops,
+            "HBM": hbm_bytes / chip.hbm_bandwidth,
+            "ICI": sum(_ici_seconds(x, chip, coordinates) for x in inside),
+            "DCN": sum(x.bytes for x in across) / chip.dcn,
+        },
+    )
+
+
+def _compile(lowered: Lowered) -> Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        # "... required for HLO temporaries (50.47G) exceeds available HBM (15.75G)", or
+        # "... in memory space hbm. Used 20.10G of 15.75G hbm."
+        for pattern in (r"\(SIZE\) exceeds available HBM \(SIZE\)", r"Used SIZE of SIZE hbm"):
+            if found := re.search(pattern.replace("SIZE", r"([\d.]+)([KMGT])"), str(error)):
+                needed, unit, available, of = found.groups()
+                raise DoesNotFitError(
+                    float(needed) * _UNITS[unit], float(available) * _UNITS[of]
+                ) from None
+        raise CompilerError(
+            f"the TPU compiler failed ({reason(error)}), which is its error; try another "
+            "--sequences_per_chip or another version of libtpu"
+        ) from None
+
+
+def _ici_seconds(collective: Collective, chip: Chip, coordinates: Sequence[Sequence[int]]) -> float:
+    axes = spanned_axes([coordinates[place] for place in collective.group])
+    # Two devices of one chip span none; they are connected better than neighbours.
+    return collective.bytes / (chip.ici * max(axes, 1) / chip.axes)
+
+
+def _by_kind(collectives: Sequence[Collective]) -> dict[str, float]:
+    total = Counter()
+    for collective in collectives:
+        total[collective.kind] += collective.bytes
+    return dict(total)

@@ -1,0 +1,157 @@
+"""Dry runs of many configs on many pods, as a Markdown table.
+
+python -m launch.dryrun_table --study=encoders --results=encoders.jsonl
+
+A compile takes minutes, so every result is a line of --results as soon as it is there, and the same
+command goes on where it was stopped; --compile=False prints the table of what is there.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from launch.dryrun.__main__ import TRAIN, dry_run, writable
+from launch.dryrun.roofline import CompilerError
+from launch.slices import Slice
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.system.errors import UserError
+
+_CONFIG = Path(__file__).parent.parent.parent / "configs" / "pixelrec.py"
+
+
+class Case(NamedTuple):
+    """A config on a pod: the words of the config, overrides by dotted key, and the batch."""
+
+    words: str
+    topology: str
+    overrides: dict[str, Any]
+    sequences_per_chip: int
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return json.dumps(self, sort_keys=True)
+
+    @property
+    def item(self) -> str:
+        """Its item encoder."""
+        return re.search(r"item=(\w+)", self.words)[1]
+
+    def config(self) -> ConfigDict:
+        """Loads the config."""
+        return load_config(f"{_CONFIG}:{self.words}").copy_and_resolve_references()
+
+
+def encoders() -> Iterator[Case]:
+    """SASRec with every encoder as in the paper, in bfloat16, on four sizes of pods."""
+    for topology in ("v5e:2x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8"):
+        for item in VISION:
+            words = f"user=sasrec,item={item},dataset=pixel200k"
+            yield Case(words, topology, {"item.dtype": "bfloat16"}, 64)
+
+
+def mf_pixel8m() -> Iterator[Case]:
+    """MF with D = 4096 on Pixel8M: tables and moments of 425 GiB, the paper's batch of 512."""
+    for name, shapes in {"v5e": ("4x4", "4x8", "8x8"), "v5p": ("2x2x1", "2x2x2", "2x2x4")}.items():
+        for shape in shapes:
+            chips = Slice.parse(f"{name}:{shape}").chips
+            words = "user=mf,item=id,dataset=pixel8m"
+            yield Case(words, f"{name}:{shape}", {"mesh.fsdp": chips}, 512 // chips)
+
+
+STUDIES: dict[str, Callable[[], Iterator[Case]]] = {
+    study.__name__: study for study in (encoders, mf_pixel8m)
+}
+
+
+def read(results: Path) -> dict[str, dict[str, Any]]:
+    """Returns the results of a file by the key of their case; none if there is no such file."""
+    if not results.exists():
+        return {}
+    try:
+        lines = [json.loads(line) for line in results.read_text().splitlines()]
+        return {line["case"]: line["result"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{results} is no file of results ({errors.reason(error)}); remove it or its last line"
+        ) from None
+
+
+def measure(case: Case, results: Path) -> dict[str, Any]:
+    """Compiles the train step of a case and appends what it costs to the file."""
+    config = case.config().unlock()
+    config.update_from_flattened_dict(case.overrides)
+    try:
+        result = dry_run(
+            config, case.topology, sequences_per_chip=case.sequences_per_chip, training_only=True
+        )
+    except CompilerError as error:
+        result = {"error": str(error)}
+    with results.open("a") as file:
+        file.write(json.dumps({"case": case.key, "result": result}) + "\n")
+    return result
+
+
+_COLUMNS = (
+    *("pod", "item", "a chip", "fits", "peak GiB", "TFLOP"),
+    *("compute ms", "HBM ms", "ICI ms", "bound", "MFU ≤", "items/s ≤", "h an epoch ≥"),
+)
+
+
+def row(case: Case, result: dict[str, Any]) -> list[str]:
+    """Returns the cells of `_COLUMNS` for a result."""
+    chips = Slice.parse(case.topology).chips
+    head = [f"{case.topology} ({chips})", f"`{case.item}`", f"{case.sequences_per_chip}"]
+    if "error" in result:
+        return [*head, "compiler error", *["-"] * 9]
+    train = result["programs"][TRAIN]
+    peak = f"{train['peak'] / 2**30:.1f}"
+    if not train["fits"]:
+        return [*head, f"no, {train['available'] / 2**30:.1f}", peak, *["-"] * 8]
+    return [
+        *head,
+        "yes",
+        peak,
+        _short(train["flops"] / 1e12),
+        *(_short(train["times"][name] * 1e3) for name in ("compute", "HBM", "ICI")),
+        train["bound_by"],
+        f"{train['mfu']:.0%}",
+        f"{result['images_per_second']:,.0f}",
+        f"{result['hours_per_epoch'][result['dataset']]:.2g}",
+    ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main(_: list[str]) -> None:
+    """Compiles what is missing of the study and prints its table."""
+    values, cases = flags.FLAGS, list(STUDIES[flags.FLAGS.study]())
+    path = writable("results", values.results)
+    known = read(path)
+    for number, case in enumerate(cases, start=1):
+        if values.compile and case.key not in known:
+            known[case.key] = measure(case, path)
+            print(f"{number}/{len(cases)} {' '.join(row(case, known[case.key]))}", flush=True)
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS)]
+    lines += [row(case, known[case.key]) for case in cases if case.key in known]
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("study", "encoders", list(STUDIES), "which cases")
+    flags.DEFINE_string("results", None, "file of results, continued", required=True)
+    flags.DEFINE_bool("compile", True, "whether to compile what is missing")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

@@ -1,0 +1,41 @@
+"""Ranking queries of a split, vectorised over users."""
+
+import numpy as np
+from flax import struct
+
+from pixelrec_jax.data.split import Part, Split
+from pixelrec_jax.data.windows import read_left_padded
+
+
+@struct.dataclass
+class Queries:
+    """Users to rank the catalogue for.
+
+    Attributes:
+      user: int32[Q]; history: int32[Q, L], their last items before the target, left-padded;
+      seen: int32[Q, S], every item before the target, right-padded with 0; target: int32[Q].
+    """
+
+    user: np.ndarray
+    history: np.ndarray
+    seen: np.ndarray
+    target: np.ndarray
+
+
+def ranking_queries(split: Split, users: np.ndarray, part: Part, *, history_length: int) -> Queries:
+    """Returns the queries of these users (int[Q], of `Split.users`)."""
+    interactions = split.interactions
+    start, target_row = interactions.offsets[users], split.targets[part][users]
+    seen_length = target_row - start
+    history = np.minimum(seen_length, history_length)
+    # Seen lists are padded to a power of two so that only a few shapes are ever compiled.
+    longest = 1 << int(np.max(seen_length, initial=1) - 1).bit_length()
+    column = np.arange(longest)
+    valid = column < seen_length[:, None]
+    seen = interactions.items[np.where(valid, start[:, None] + column, 0)]
+    return Queries(
+        user=users.astype(np.int32),
+        history=read_left_padded(interactions, target_row - history, history, history_length),
+        seen=np.where(valid, seen, 0).astype(np.int32),
+        target=np.asarray(interactions.items[target_row], np.int32),
+    )

@@ -1,0 +1,240 @@
+"""Full-catalogue ranking: encode every item once, row-sharded, then exact ranks and top k."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.graph import Graph
+from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
+from pixelrec_jax.data.queries import Queries, ranking_queries
+from pixelrec_jax.data.split import Part, Split, training_counts
+from pixelrec_jax.data.tasks import task_of
+from pixelrec_jax.data.types import History, Items
+from pixelrec_jax.evaluation import metrics
+from pixelrec_jax.evaluation.retrieval import retrieve
+from pixelrec_jax.parallel import tables
+from pixelrec_jax.parallel.sharding import (
+    ROWS,
+    gather_weights,
+    local_shards,
+    num_shards,
+    replicate,
+    shapes,
+    to_global,
+)
+from pixelrec_jax.parallel.tables import take_rows
+from pixelrec_jax.recommender import Recommender
+from pixelrec_jax.users.encoder import dot_product
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What ranking the catalogue gave, user by user.
+
+    Attributes:
+      user, target, rank: int32[Q]; rank 1 is the best.
+      top_ids: int32[Q, k], best first; top_scores: float32[Q, k].
+      candidates: int[Q], how many items the target competed with, itself included; 0 where the
+        target itself was masked because the user had seen it before, so that nothing can hit it.
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top_scores: np.ndarray
+    candidates: np.ndarray
+
+
+class Evaluator:
+    """Ranks the catalogue for every user; compiled functions are shared by all evaluations."""
+
+    def __init__(
+        self,
+        model: Recommender,
+        split: Split,
+        store: ItemStore | None,
+        graph: Graph | None,
+        config: ConfigDict,
+        mesh: Mesh,
+    ):
+        """Args: `store` and `graph` are None for models that need none; see `Experiment`."""
+        self.split, self.graph = split, graph
+        self.config, self.mesh = config, mesh
+        self.num_items = split.interactions.num_items
+        self.k = min(max(config.eval.ks), self.num_items - 1)
+        self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+        self._masks = task_of(config).masks
+        self.source = CatalogBatches(
+            self.num_items + self._masks,
+            store,
+            chunk=config.eval.encode_batch_size,
+            num_shards=num_shards(mesh, ROWS),
+            local_shards=local_shards(mesh, ROWS),
+        )
+
+        def with_rows(variables: dict, lookups: tables.Lookups) -> dict:
+            params = variables["params"]
+            rows = tables.read_rows(params, lookups, mesh, ROWS)
+            return {**variables, "params": gather_weights(params, mesh), tables.COLLECTION: rows}
+
+        def encode_items(variables: dict, items: Items) -> jax.Array:
+            variables = with_rows(variables, model.lookups(items=items))
+            return model.apply(variables, items, method="encode_items")
+
+        def encode(variables, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
+            vector = encode_items(variables, items)
+            return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
+
+        def rank(variables, catalog: jax.Array, user, history, seen, target):
+            flat = catalog.reshape(-1, catalog.shape[-1])
+            vector = take_rows(flat, history, mesh, rows=ROWS, batch=ROWS)
+            history = History(vector=vector, item=history, user=user)
+            variables = with_rows(variables, model.lookups(user=user))
+            state = model.apply(variables, history, method="encode_users")[:, -1]
+            score = partial(model.apply, {}, method="score")
+            return self._retrieve(score, state, catalog, seen, target)
+
+        def rank_by_counts(counts: jax.Array, seen, target):
+            state = jnp.ones((len(target), 1))
+            return self._retrieve(dot_product, state, counts, seen, target)
+
+        rows = NamedSharding(mesh, ROWS)
+        self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
+        self._rank = jax.jit(rank)
+        self._encode_items = encode_items
+        self._propagate = jax.jit(partial(model.propagate, mesh=mesh))
+        self._rank_by_counts = jax.jit(rank_by_counts)
+
+    @cached_property
+    def training_counts(self) -> np.ndarray:
+        """int64[N], how often each item occurs in the training data."""
+        return training_counts(self.split)
+
+    def _retrieve(self, *arrays):
+        return retrieve(*arrays, k=self.k, num_items=self.num_items, mesh=self.mesh)
+
+    def encode_catalog(self, variables: dict) -> jax.Array:
+        """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
+        source, data = self.source, self.config.data
+        catalog = None
+        # Threads do here: the model's turn-around on a catalogue is short, processes start slowly.
+        with iterate(
+            source,
+            start=0,
+            stop=len(source),
+            workers=0,
+            threads=data.threads,
+            prefetch=data.prefetch,
+        ) as batches:
+            for step, items in enumerate(batches):
+                items = to_global(items, self.mesh, ROWS)
+                if catalog is None:
+                    catalog = self._empty_catalog(variables, items)
+                catalog = self._encode(variables, catalog, items, step * source.chunk)
+        return catalog
+
+    def _empty_catalog(self, variables: dict, items: Items) -> jax.Array:
+        catalog = self._catalog_shape(variables, items)
+        zeros = partial(jnp.zeros, catalog.shape, catalog.dtype)
+        return jax.jit(zeros, out_shardings=catalog.sharding)()
+
+    def _catalog_shape(self, variables: dict, items: Items) -> jax.ShapeDtypeStruct:
+        width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
+        shape = (self.source.num_shards, self.source.rows_per_shard, width)
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(self.mesh, ROWS))
+
+    def lower(self, variables: dict) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """Lowers what encodes a chunk of the catalogue on every device, and what ranks a batch.
+
+        Nothing is computed: `variables` are shapes with shardings, devices may be a topology's.
+        """
+        items = shapes(self.source[0], self.mesh, ROWS)
+        catalog = self._catalog_shape(variables, items)
+        queries, _ = next(self._queries("test"))
+        q = shapes(queries, self.mesh)
+        return (
+            self._encode.lower(variables, catalog, items, 0),
+            self._rank.lower(variables, catalog, q.user, q.history, q.seen, q.target),
+        )
+
+    def rank(self, variables: dict, part: Part) -> Ranking:
+        """Ranks the whole catalogue for every user with a target in this part."""
+        if self.graph is not None:
+            variables = self._propagate(variables, self.graph)
+        catalog = self.encode_catalog(variables)
+        return self._collect(
+            part,
+            lambda q: self._rank(variables, catalog, q.user, q.history, q.seen, q.target),
+        )
+
+    def rank_by_popularity(self, part: Part) -> Ranking:
+        """The popularity baseline: items ordered by their number of training interactions."""
+        source = self.source
+        counts = np.zeros((source.num_shards, source.rows_per_shard, 1), np.float32)
+        counts.reshape(-1)[: self.num_items] = self.training_counts
+        counts = to_global(counts[source.local_shards], self.mesh, ROWS)
+        return self._collect(part, lambda q: self._rank_by_counts(counts, q.seen, q.target))
+
+    def _queries(self, part: Part) -> Iterator[tuple[Queries, int]]:
+        """Batches of queries of one size (the last is filled up) and how many are real."""
+        users = self.split.users(part)
+        for start in range(0, len(users), self.batch_size):
+            chosen = users[start : start + self.batch_size]
+            filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
+            length = self.config.task.history_length
+            queries = ranking_queries(self.split, filled, part, history_length=length)
+            if self._masks:  # the place of the item to predict
+                mask = np.full((len(filled), 1), self.num_items, np.int32)
+                history = np.concatenate([queries.history, mask], axis=1)
+                queries = queries.replace(history=history)
+            yield queries, len(chosen)
+
+    def _collect(self, part: Part, rank_batch) -> Ranking:
+        parts = []
+        for queries, real in self._queries(part):
+            top_ids, top_scores, rank = jax.device_get(rank_batch(replicate(queries, self.mesh)))
+            columns = (queries.user, queries.target, rank, top_ids, top_scores)
+            columns += (self._candidates(queries),)
+            parts.append([column[:real] for column in columns])
+        return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _candidates(self, queries: Queries) -> np.ndarray:
+        distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)
+        repeated = np.any(queries.seen == queries.target[:, None], axis=1)
+        return np.where(repeated, 0, self.num_items - 1 - distinct)
+
+    def metrics(self, ranking: Ranking) -> dict[str, metrics.Metrics]:
+        """Metrics of a ranking over all users ("all") and over those with a cold target."""
+        cold = self._is_cold(ranking.target)
+        return {
+            "all": metrics.ranking_metrics(ranking.rank, self.config.eval.ks),
+            "cold": metrics.ranking_metrics(ranking.rank[cold], self.config.eval.ks),
+        }
+
+    def report(self, ranking: Ranking, part: Part) -> dict:
+        """The metrics of a model beside those of the popularity and the random ranking."""
+        cold = self._is_cold(ranking.target)
+        candidates, ks = ranking.candidates, self.config.eval.ks
+        return {
+            "split": part,
+            "users": {"all": len(cold), "cold": int(cold.sum())},
+            "repeated_targets": int(np.count_nonzero(candidates == 0)),
+            "items": self.num_items - 1,
+            "cold_threshold": self.config.eval.cold_threshold,
+            "model": self.metrics(ranking),
+            "popularity": self.metrics(self.rank_by_popularity(part)),
+            "random": {
+                "all": metrics.random_metrics(candidates, ks),
+                "cold": metrics.random_metrics(candidates[cold], ks),
+            },
+        }
+
+    def _is_cold(self, target: np.ndarray) -> np.ndarray:
+        return self.training_counts[target] <= self.config.eval.cold_threshold

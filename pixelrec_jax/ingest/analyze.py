@@ -1,0 +1,141 @@
+"""Statistics of prepared datasets: a table side by side, JSON, and pictures.
+
+python -m pixelrec_jax.data.analyze data/own                        # writes data/own/analysis
+python -m pixelrec_jax.data.analyze data/a data/b --out=comparison
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich import box
+from rich.table import Table
+
+from pixelrec_jax.data import interactions
+from pixelrec_jax.ingest import plots
+from pixelrec_jax.ingest.statistics import Statistics, analyze
+from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system.console import one_line, render
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import write_json
+
+
+def write(
+    directories: Sequence[str | Path], out: Path | None = None
+) -> tuple[dict[str, Statistics], Path]:
+    """Writes analysis.json and pictures of prepared datasets.
+
+    Args:
+      directories: of the datasets, or URLs.
+      out: folder to write, created if needed; by default `analysis` in the one local dataset.
+
+    Returns:
+      the statistics by name of the dataset, and the folder written.
+
+    Raises:
+      UserError: a folder is no prepared dataset or named twice, or `out` cannot be written.
+    """
+    names = _names(directories)
+    if out is None and (len(directories) > 1 or storage.is_remote(directories[0])):
+        raise UserError("--out is missing; name the folder to write to")
+    out = Path(directories[0], "analysis") if out is None else out
+    datasets = {
+        name: analyze(interactions.load(directory))
+        for name, directory in zip(names, directories, strict=True)
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        plots.draw(datasets, out)
+        write_json(out / "analysis.json", {name: d.facts for name, d in datasets.items()})
+    except OSError as error:
+        raise UserError(
+            f"cannot write {str(out)!r} ({error.strerror}); name another folder with --out=DIR"
+        ) from None
+    return datasets, out
+
+
+def table(datasets: Mapping[str, Statistics]) -> str:
+    """Returns the statistics as text, a column for each dataset."""
+    grid = Table(box=box.SIMPLE_HEAD)
+    grid.add_column("")
+    columns = []
+    for name, dataset in datasets.items():
+        grid.add_column(name, justify="right")
+        columns.append(_figures(dataset.facts))
+    labels = dict.fromkeys(label for column in columns for label in column)
+    for label in labels:
+        grid.add_row(label, *(column.get(label, "") for column in columns))
+    return render([grid])
+
+
+def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what the table says of a dataset, by label."""
+    sessions, items, times = facts["session_length"], facts["popularity"], facts["timestamps"]
+    most_popular = one_line(items["most_popular_item"], width=30)
+    if times["dates"]:
+        first, last = (date[:10] for date in times["dates"])
+    else:
+        first, last = str(times["first"]), str(times["last"])
+    figures = {
+        "users": f"{facts['users']:,}",
+        "items": f"{facts['items']:,}",
+        "interactions": f"{facts['interactions']:,}",
+        "interactions per user": f"{sessions['mean']:,.2f}",
+        "interactions per item": f"{items['mean']:,.2f}",
+        "sparsity": f"{facts['sparsity']:.4%}",
+        "shortest session": f"{sessions['least']:,}",
+        "median session": f"{sessions['median']:,g}",
+        "longest session": f"{sessions['most']:,}",
+        "sessions from 10 to 20": f"{sessions['share_from_10_to_20']:.1%}",
+        "least popular item": f"{items['least']:,}",
+        "median item": f"{items['median']:,g}",
+        "most popular item": f"{items['most']:,} ({most_popular})",
+        "share of top 1 % of items": f"{items['share_of_top_1_percent']:.1%}",
+        "share of top 10 % of items": f"{items['share_of_top_10_percent']:.1%}",
+        "Gini of items": f"{items['gini']:.3f}",
+        "first interaction": first,
+        "last interaction": last,
+    }
+    if info := facts["item_information"]:
+        for name, count in info["items_with"].items():
+            figures[f"items with {name}"] = f"{count:,}"
+        for name, total in info["totals"].items():
+            figures[f"sum of {name}"] = f"{total:,}"
+        if "tags" in info:
+            figures["tags"] = f"{info['tags']:,}"
+            for place, tag in enumerate(info["most_frequent_tags"][:3], start=1):
+                name = one_line(tag["tag"], width=30)
+                figures[f"tag {place}"] = f"{name} ({tag['items']:,} items)"
+    return figures
+
+
+def _names(directories: Sequence[str | Path]) -> list[str]:
+    """Returns the folders' own names if these differ, else their paths."""
+    paths = [Path(directory).resolve() for directory in directories]
+    for names in ([path.name for path in paths], [str(path) for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"a dataset is named twice: {' '.join(map(str, directories))}; name each once")
+
+
+def _define_flags() -> None:
+    # Not at import: other programs have flags of the same names.
+    flags.DEFINE_string("out", None, "folder to write; for one dataset DIR it is DIR/analysis")
+    flags.DEFINE_bool("json", False, "print analysis.json instead of the table")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Analyses the datasets named on the command line."""
+    out = flags.FLAGS.out
+    storage.local_only(out, "out", written=True)
+    datasets, written = write(argv[1:], None if out is None else Path(out))
+    if flags.FLAGS.json:
+        print((written / "analysis.json").read_text(), end="")
+    else:
+        print(f"{table(datasets)}\nwrote {written}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main, arguments="DIR [DIR ...]")

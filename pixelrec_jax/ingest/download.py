@@ -1,0 +1,233 @@
+"""Downloads the official files of PixelRec, which are on Google Drive only.
+
+python -m pixelrec_jax.data.download --dataset=pixel200k --out=DIR
+
+Starting it again goes on where it ended. DIR/download.json holds the SHA-256 of every file.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from pixelrec_jax.ingest.official import OFFICIAL
+from pixelrec_jax.system import errors, files, storage
+from pixelrec_jax.system.errors import UserError
+
+MANIFEST = "download.json"
+# Of the README of github.com/westlake-repl/PixelRec.
+_INTERACTIONS = "1vR1lgQUZCy1cuhzPkM2q7AsdYRP43feQ"
+_ITEMS = "1rXBM-zi5sSdLHNshXWtGgVReWLuYNgDB"
+_COVERS = "17V70KN6UOAdphNEc0wXlocFwgmI7hVOo"
+_SAMPLE = "1bQPgM-6yAnzcD0jKBoUUheA9LL5xnCHG"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file or folder of Google Drive."""
+
+    drive_id: str
+    is_folder: bool = True
+    word: str = ""  # take those files of the folder that have it in their names
+    sha256: str | None = None  # known hash of that file
+
+    @property
+    def url(self) -> str:
+        """Its page, for a browser."""
+        kind = "drive/folders" if self.is_folder else "file/d"
+        return f"https://drive.google.com/{kind}/{self.drive_id}"
+
+
+def _parts(name: str, sha256: str | None = None) -> dict[str, Source]:
+    return {
+        "interactions": Source(_INTERACTIONS, word=name, sha256=sha256),
+        "items": Source(_ITEMS, word=name),
+        "covers": Source(_COVERS, is_folder=False),  # one file for all four datasets
+    }
+
+
+DATASETS = {
+    "pixel200k": _parts("pixel200k", OFFICIAL["Pixel200K"].sha256),
+    "pixel1m": _parts("pixel1m"),
+    "pixel8m": _parts("pixel8m"),
+    "pixelrec": _parts("pixelrec"),
+    "pixelrec50k": {"all": Source(_SAMPLE)},
+}
+
+
+class GoogleDrive:
+    """Google Drive through gdown, without an account; a partial file is continued.
+
+    Raises `UserError` if gdown is missing.
+    """
+
+    def __init__(self, *, retries: int = 5):
+        try:
+            import gdown
+            import requests
+        except ImportError:
+            raise UserError(
+                "downloading from Google Drive needs gdown; install it: pip install 'gdown>=6.5,<7'"
+            ) from None
+        self._gdown = gdown
+        self._failures = (gdown.DownloadError, requests.RequestException)
+        self._retries = retries
+
+    def list_folder(self, source: Source) -> list[tuple[str, str]]:
+        """Returns (id, path) of all files of a folder; `UserError` if it cannot be read."""
+        with self._one_line("the list of files", source.url):
+            found = self._gdown.download_folder(
+                id=source.drive_id, skip_download=True, quiet=True, use_cookies=False, timeout=60
+            )
+        return [(file.id, file.path) for file in found]
+
+    def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
+        """Downloads a file, or the rest of it, to folder/path and returns its place.
+
+        Without `path` it keeps its own name. Raises `UserError`, which shows `url` for a browser,
+        for used-up quotas, a failing network and a disk that is or would be full.
+        """
+        what = path or folder.name
+
+        def check_space(done: int, total: int | None) -> None:
+            if total is not None and total - done > (free := shutil.disk_usage(folder).free):
+                raise UserError(
+                    f"{what} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
+                    f"{free / 1e6:,.0f} MB; free space and start again to go on"
+                )
+
+        target = folder / path
+        with self._one_line(what, url):
+            (target.parent if path else target).mkdir(parents=True, exist_ok=True)
+            written = self._gdown.download(
+                id=drive_id,
+                output=str(target) if path else f"{target}/",
+                quiet=not sys.stderr.isatty(),
+                use_cookies=False,
+                resume=True,
+                timeout=60,
+                retries=self._retries,
+                progress=check_space,
+            )
+        return Path(written)
+
+    @contextlib.contextmanager
+    def _one_line(self, what: str, url: str) -> Iterator[None]:
+        try:
+            yield
+        except self._failures as error:
+            raise UserError(
+                f"cannot get {what} from Google Drive ({errors.reason(error)}); start again later "
+                f"to go on, or see {url} in a browser"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write {what}: {error.strerror}; start again to go on"
+            ) from None
+
+
+def download(
+    dataset: str, out: str | Path, *, parts: Sequence[str] = (), drive: GoogleDrive
+) -> dict[str, dict[str, Any]]:
+    """Downloads what is not there yet and returns path -> drive_id, bytes, sha256.
+
+    Raises:
+      UserError: wrong input, a failed download, or a file with another hash than when it was
+        downloaded or than the one known.
+    """
+    out, chosen = Path(out), _choose(dataset, parts)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create --out={out}: {error.strerror}") from None
+    manifest = _read_manifest(out / MANIFEST)
+    wanted, wrong = {}, []
+    for part, source in chosen.items():
+        for drive_id, path in _files(drive, source):
+            name = _there(manifest, out, drive_id, f"{part}/{path}")
+            if name is None:
+                written = drive.fetch(drive_id, out / part, path, url=source.url)
+                name = written.relative_to(out).as_posix()
+                manifest.pop(name, None)  # told of the file that was removed
+            sha256 = files.digest(out / name)
+            if name not in manifest:
+                size = (out / name).stat().st_size
+                manifest[name] = {"drive_id": drive_id, "bytes": size, "sha256": sha256}
+                files.write_json(out / MANIFEST, manifest)
+            elif sha256 != manifest[name]["sha256"]:
+                wrong.append(f"{out / name} is not what was downloaded, by its SHA-256")
+            if source.sha256 not in (None, sha256):
+                wrong.append(f"{out / name} has SHA-256 {sha256}, known is {source.sha256}")
+            wanted[name] = manifest[name]
+    if wrong:
+        raise UserError(f"{'; '.join(wrong)}; remove what is damaged and start again")
+    return wanted
+
+
+def _choose(dataset: str, parts: Sequence[str]) -> dict[str, Source]:
+    known = DATASETS[dataset]
+    for part in parts:
+        if part not in known:
+            raise UserError(f"--parts={part} is no part of {dataset}{errors.nearest(part, known)}")
+    return {part: source for part, source in known.items() if part in parts or not parts}
+
+
+def _files(drive: GoogleDrive, source: Source) -> list[tuple[str, str]]:
+    """Returns (id, path) of the files that a source stands for."""
+    if not source.is_folder:
+        return [(source.drive_id, "")]
+    found = drive.list_folder(source)
+    word = re.compile(rf"(?<![a-z0-9]){source.word}(?![a-z0-9])", re.IGNORECASE)
+    named = [(drive_id, path) for drive_id, path in found if word.search(path) or not source.word]
+    if not named:
+        names = ", ".join(path for _, path in found) or "nothing"
+        raise UserError(f"{source.url} has no file named {source.word}; it holds {names}")
+    return named
+
+
+def _there(manifest: dict[str, dict[str, Any]], out: Path, drive_id: str, place: str) -> str | None:
+    """Returns the name of a file that need not be fetched: downloaded before, or put there."""
+    names = [name for name, facts in manifest.items() if facts["drive_id"] == drive_id]
+    return next((name for name in (*names, place) if (out / name).is_file()), None)
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for facts in manifest.values():
+            facts["drive_id"], facts["sha256"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no list of downloads ({errors.reason(error)}); remove it and start again: "
+            "files that are there stay"
+        ) from None
+    return manifest
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("dataset", None, list(DATASETS), "what to download", required=True)
+    flags.DEFINE_string("out", None, "folder to download to", required=True)
+    flags.DEFINE_list("parts", [], "some of interactions, items, covers; by default all")
+
+
+def main(_: Sequence[str]) -> None:
+    """Downloads the dataset that the flags name and lists its files."""
+    values = flags.FLAGS
+    storage.local_only(values.out, "out", written=True)
+    found = download(values.dataset, values.out, parts=values.parts, drive=GoogleDrive())
+    for name, facts in found.items():
+        print(f"{facts['sha256']}  {facts['bytes'] / 1e6:>10,.1f} MB  {values.out}/{name}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

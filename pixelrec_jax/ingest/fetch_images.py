@@ -1,0 +1,191 @@
+"""Fetches the images that a list of URLs names, as <item_id>.jpg, .png or .webp.
+
+python -m pixelrec_jax.data.fetch_images --urls=FILE.csv --out=DIR
+
+The paper's "special tool to permanently access and download related image data" (section 2.4). The
+URLs are taken for those of strangers: see `addresses`, which says what is connected to at all.
+"""
+
+import asyncio
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+from absl import flags
+from PIL import Image
+
+from pixelrec_jax.data import images
+from pixelrec_jax.ingest.addresses import RefusedError
+from pixelrec_jax.ingest.sources.source import SUFFIXES
+from pixelrec_jax.ingest.web import Fetcher, Limits
+from pixelrec_jax.system import errors, files, storage
+from pixelrec_jax.system.console import progress_bar
+from pixelrec_jax.system.errors import UserError
+
+COLUMNS = ("item_id", "url")
+# A file name on every system, and never one of another folder.
+ITEM_ID = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+
+
+def read_urls(path: Path) -> pl.DataFrame:
+    """Reads the columns item_id and url of a CSV, as text; empty URLs stay.
+
+    Raises:
+      UserError: the file cannot be read, or an id is no file name or there twice.
+    """
+    try:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty; it should have the columns {','.join(COLUMNS)}")
+        frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False, glob=False)
+        frame = frame.select(COLUMNS).fill_null("")
+    except OSError as error:
+        raise UserError(f"cannot read --urls={path}: {error.strerror}") from None
+    except pl.exceptions.PolarsError as error:
+        reason = errors.reason(error).partition(" Resolved plan")[0]
+        raise UserError(
+            f"{path} is not a CSV with the columns {','.join(COLUMNS)} ({reason})"
+        ) from None
+    ids = frame["item_id"]
+    bad = ids.filter(~ids.str.contains(f"^(?:{ITEM_ID})$") | ids.str.contains("..", literal=True))
+    if len(bad):
+        raise UserError(
+            f"{path} has {len(bad):,} item ids that are no file names, such as {bad[0]!r}; ids are "
+            "letters, digits, '_', '-' and '.', without '..' and not beginning with '.'"
+        )
+    if len(twice := ids.filter(ids.is_duplicated())):
+        raise UserError(f"{path} has item {twice[0]!r} more than once; keep one URL of an item")
+    return frame
+
+
+def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]:
+    """Fetches what is not in the folder `out` yet and returns how many were fetched and there.
+
+    Every file is checked by decoding it and appears whole or not at all. What fails is listed in
+    `<out>.failures.csv` (item_id, url, reason), which the next run replaces.
+
+    Raises:
+      UserError: wrong input, or images that could not be fetched.
+    """
+    out = Path(os.path.realpath(out))
+    frame = read_urls(Path(urls))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = [os.path.splitext(name) for name in os.listdir(out)]
+    except OSError as error:
+        raise UserError(f"cannot write to --out={out}: {error.strerror}") from None
+    there = {stem for stem, suffix in names if suffix.lower() in SUFFIXES}
+    todo = frame.filter(~frame["item_id"].is_in(list(there)))
+    failures: dict[int, str] = {}  # row of `todo` -> reason
+    report = out.with_name(f"{out.name}.failures.csv")
+    try:
+        try:
+            asyncio.run(_fetch_all(todo, out, fetcher, failures))
+        finally:  # Ctrl-C, too, leaves a report of what failed so far.
+            _write_report(report, todo, failures)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename or out}: {error.strerror}; start again to go on"
+        ) from None
+    if failures:
+        first = min(failures)
+        item_id, url = todo.row(first)
+        raise UserError(
+            f"{len(failures):,} of {len(frame):,} images could not be fetched, such as that of "
+            f"{item_id!r} from {url[:200]!r}: {failures[first]}; all are listed in {report}; start "
+            "again to try those once more"
+        )
+    return {"fetched": len(todo), "there": len(frame) - len(todo)}
+
+
+async def _fetch_all(
+    todo: pl.DataFrame, out: Path, fetcher: Fetcher, failures: dict[int, str]
+) -> None:
+    rows = enumerate(todo.iter_rows())  # shared by the workers, each takes the next
+
+    async def work(threads: Executor, advance: Callable[[int], None]) -> None:
+        for row, (item_id, url) in rows:
+            try:
+                body = await fetcher.get(url)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(threads, _save, body, out, item_id)
+            except (RefusedError, ValueError) as error:
+                failures[row] = str(error)
+            advance(1)
+
+    # As many threads as cores bound the memory that decoded images take.
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        progress_bar("images", len(todo)) as advance,
+    ):
+        async with fetcher:
+            workers = [
+                asyncio.create_task(work(threads, advance))
+                for _ in range(fetcher.limits.concurrency)
+            ]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _save(body: bytes, out: Path, item_id: str) -> None:
+    """Writes an image under the suffix of its real format; `ValueError` if it is none."""
+    images.decode(body, None)  # all of it: headers and types are what a server claims
+    with Image.open(io.BytesIO(body), formats=images.FORMATS) as opened:
+        suffix = _SUFFIXES[opened.format]
+    with files.replaced_file(out / f"{item_id}{suffix}") as temporary:
+        temporary.write_bytes(body)
+
+
+def _write_report(report: Path, todo: pl.DataFrame, failures: dict[int, str]) -> None:
+    if not failures:
+        report.unlink(missing_ok=True)
+        return
+    rows = ((*todo.row(row), failures[row]) for row in sorted(failures))
+    files.write_csv(report, (*COLUMNS, "reason"), rows)
+
+
+def _define_flags() -> None:
+    limits = Limits()
+    flags.DEFINE_string("urls", None, "CSV: item_id,url", required=True)
+    flags.DEFINE_string("out", None, "folder of the images", required=True)
+    flags.DEFINE_integer(
+        "concurrency", limits.concurrency, "requests at once", lower_bound=1, upper_bound=512
+    )
+    flags.DEFINE_float("rate", limits.rate, "requests a second to each host", lower_bound=0.01)
+    flags.DEFINE_integer("retries", limits.retries, "further tries", lower_bound=0, upper_bound=20)
+    flags.DEFINE_float("timeout", limits.timeout, "seconds of one request", lower_bound=0.1)
+    flags.DEFINE_integer("max_bytes", limits.max_bytes, "of an image file", lower_bound=1)
+    flags.DEFINE_list(
+        "allow_hosts", [], "your own servers: hosts that may have private addresses and any port"
+    )
+
+
+def main(_: Sequence[str]) -> None:
+    """Fetches the images that the flags name and prints how many."""
+    values = flags.FLAGS
+    storage.local_only(values.out, "out", written=True)
+    # An oversized image is listed with its name; Pillow's warning has no name.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    limits = Limits(
+        concurrency=values.concurrency,
+        rate=values.rate,
+        retries=values.retries,
+        timeout=values.timeout,
+        max_bytes=values.max_bytes,
+        allow_hosts=frozenset(host.strip().lower() for host in values.allow_hosts),
+    )
+    counts = fetch(values.urls, values.out, Fetcher(limits))
+    print(f"{counts['fetched']:,} images fetched to {values.out}, {counts['there']:,} were there")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

@@ -1,0 +1,32 @@
+"""Items without a usable image: the list of them, and one line about them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pixelrec_jax.system.console import one_line
+from pixelrec_jax.system.files import write_csv
+
+
+def of_failure(out: Path) -> Path:
+    """Returns where the list of a preparation lies that they have stopped."""
+    return out.with_name(f"{out.name}.missing_images.csv")
+
+
+def write(path: Path, ids: Sequence[str], reasons: dict[int, str]) -> None:
+    """Writes a CSV of item_id, reason for {place in ids: reason}."""
+    rows = ((ids[index], reasons[index]) for index in sorted(reasons))
+    write_csv(path, ("item_id", "reason"), rows)
+
+
+def describe(ids: Sequence[str], reasons: dict[int, str]) -> str:
+    """Returns the counts and the first examples."""
+    absent = sum(reason == "missing" for reason in reasons.values())
+    examples = [
+        f"{one_line(ids[index], width=60)}: {one_line(reasons[index], width=120)}"
+        for index in sorted(reasons)[:3]
+    ]
+    more = "; ..." if len(reasons) > len(examples) else ""
+    return (
+        f"{len(reasons):,} of {len(ids):,} items have no usable image ({absent:,} missing, "
+        f"{len(reasons) - absent:,} undecodable): {'; '.join(examples)}{more}"
+    )

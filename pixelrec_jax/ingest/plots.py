@@ -1,0 +1,129 @@
+"""Pictures of datasets as in PixelRec: sizes, popularity, session lengths (Figures 4-6)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+
+from pixelrec_jax.ingest.official import OFFICIAL
+from pixelrec_jax.ingest.statistics import Statistics
+from pixelrec_jax.system.files import replaced_file
+
+_SHOWN = 0.99  # share of sessions that the histogram shows; the rest would flatten it
+_AREA = 40  # of a circle, in square points for each factor of ten of interactions
+
+
+def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
+    """Writes sizes.png, popularity.png and session_length.png of some datasets by name."""
+    datasets = {_literal(name): dataset for name, dataset in datasets.items()}
+    plots = {"sizes": _sizes, "popularity": _popularity, "session_length": _session_length}
+    for name, plot in plots.items():
+        # Without pyplot there is no global state and no need of a screen.
+        figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.set_axisbelow(True)
+        plot(axes, datasets)
+        with replaced_file(directory / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def _literal(name: str) -> str:
+    # To Matplotlib, text between two $ is a formula, and a label with a leading _ is hidden.
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def _sizes(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
+    """Figure 4, beside the official versions of PixelRec, whose counts are known."""
+    paper = ("Pixel200K", "Pixel1M", "Pixel8M", "PixelRec")
+    official = {name: OFFICIAL[name].counts for name in paper}
+    given = {name: dataset.facts for name, dataset in datasets.items()}
+    for name, counts in official.items():
+        _circle(axes, name, counts, above=False, edgecolor="0.6", facecolor="none", linestyle="--")
+    for name, counts in given.items():
+        _circle(axes, name, counts, above=True, color="tab:blue", alpha=0.6)
+    _log(axes)
+    axes.margins(0.15, 0.2)
+    low, high = axes.get_ylim()
+    axes.set(
+        xlabel="users",
+        ylabel="items",
+        ylim=(min(low, 1e4), max(high, 1e6)),  # else there may be a single labelled tick
+        title="Dataset size: a circle's area grows with the logarithm of its interactions",
+    )
+
+
+def _circle(axes: Axes, name: str, counts: Mapping[str, int], *, above: bool, **style: Any) -> None:
+    area = _AREA * np.log10(counts["interactions"] + 1)
+    place = counts["users"], counts["items"]
+    axes.scatter(*place, s=area, **style)
+    distance = np.sqrt(area) / 2 + 2  # points from the middle
+    axes.annotate(
+        f"{name}\n{_short(counts['interactions'])}",
+        place,
+        xytext=(0, distance if above else -distance),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if above else "top",
+        fontsize=8,
+        color="black" if above else "0.5",
+    )
+
+
+def _popularity(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
+    """Figures 5 and 6 (a); items of equal popularity are one step of the line."""
+    for name, dataset in datasets.items():
+        popularity = dataset.popularity
+        last = np.cumsum(popularity.counts[::-1])  # item of each popularity, most popular first
+        edges = np.concatenate([[0], last]) + 0.5
+        axes.stairs(popularity.values[::-1], edges, label=name, baseline=None, linewidth=1.6)
+    _log(axes)
+    axes.set(
+        xlabel="item, most popular first",
+        ylabel="interactions of the item",
+        title="Item popularity",
+    )
+    axes.legend(frameon=False)
+
+
+def _session_length(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
+    """Figure 6 (b), as shares of the users so that datasets of any size can be compared."""
+    last = max(dataset.session_length.quantile(_SHOWN) for dataset in datasets.values())
+    width = max(1, round(last / 100))
+    edges = np.arange(0.5, last + width + 0.5, width)
+    for name, dataset in datasets.items():
+        lengths = dataset.session_length
+        share = lengths.counts / lengths.counts.sum()
+        style = {"histtype": "stepfilled", "alpha": 0.6}
+        if len(datasets) > 1:  # colours that lie on each other would mix
+            style = {"histtype": "step", "linewidth": 1.4}
+        label = f"{name} (longest {lengths.values[-1]:,})"
+        axes.hist(lengths.values, bins=edges, weights=share, label=label, **style)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set(
+        xlabel=f"interactions of the user, in bins of {width} (at most 1 % of users have more)",
+        ylabel="users",
+        title="Session length",
+        xlim=(0, edges[-1]),
+    )
+    axes.legend(frameon=False)
+
+
+def _log(axes: Axes) -> None:
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _short(count: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"

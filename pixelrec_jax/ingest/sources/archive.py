@@ -1,0 +1,132 @@
+"""Tar and zip archives of <item_id>.jpg, in any folders; they are read in place."""
+
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar
+
+from pixelrec_jax.ingest.sources.source import UnreadableError, by_item_id, check_size
+from pixelrec_jax.system.errors import UserError
+
+Member = TypeVar("Member")
+_CHUNK = 2**20
+
+
+def _by_file_name(archive: Path, members: dict[str, Member]) -> dict[str, Member]:
+    """Returns members by name without folders; an item in two folders would be a guess."""
+    first: dict[str, PurePosixPath] = {}
+    for path in map(PurePosixPath, members):
+        other = first.setdefault(path.stem, path)
+        if other.parent != path.parent:
+            raise UserError(
+                f"--images={archive} has '{other}' and '{path}', one item twice; keep one"
+            )
+    return {PurePosixPath(path).name: member for path, member in members.items()}
+
+
+class TarImages:
+    """The plain files of an uncompressed tar; links and devices do not count."""
+
+    def __init__(self, path: Path):
+        """Lists the tar at `path`; raises `UserError` if it is damaged."""
+        self._file = path.open("rb")
+        try:
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+                # A later entry of the same path replaces an earlier one, as in unpacking.
+                members = {m.name: (m.offset_data, m.size, m.mtime) for m in tar if _is_plain(m)}
+                _check_end(self._file, tar.offset)
+        except (tarfile.TarError, EOFError) as error:
+            self.close()
+            raise UserError(f"--images={path} is no whole tar: {error}") from None
+        self._stamp = os.fstat(self._file.fileno()).st_mtime_ns
+        self._members = by_item_id(_by_file_name(path, members))
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The item ids that have an image."""
+        return self._members.keys()
+
+    def fingerprint(self, item_id: str) -> str:
+        """Place, size and time of the entry, and time of the tar."""
+        return "{} {} {}".format(*self._members[item_id]) + f" {self._stamp}"
+
+    def read(self, item_id: str) -> bytes:
+        """Returns the file; raises `ValueError` with the reason."""
+        start, size, _ = self._members[item_id]
+        check_size(size)
+        try:
+            content = os.pread(self._file.fileno(), size, start)
+        except OSError as error:
+            raise UnreadableError(error.strerror) from None
+        if len(content) < size:
+            raise UnreadableError("the tar ends before")
+        return content
+
+    def close(self) -> None:
+        """Closes the tar."""
+        self._file.close()
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raises `TarError` unless zeros begin at offset: tarfile takes damaged headers for the end."""
+    file.seek(offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            raise tarfile.TarError(f"entries after byte {offset:,} are damaged")
+    if len(end) < tarfile.BLOCKSIZE or end.strip(b"\0"):
+        raise tarfile.TarError(f"it ends at byte {offset:,} without its end mark")
+
+
+class ZipImages:
+    """The plain files of a zip."""
+
+    def __init__(self, path: Path):
+        """Lists the zip at `path`; raises `UserError` if it is damaged."""
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"--images={path} is no whole zip: {error}") from None
+        members = {m.filename: m for m in self._zip.infolist() if _is_file(m)}
+        self._members = by_item_id(_by_file_name(path, members))
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The item ids that have an image."""
+        return self._members.keys()
+
+    def fingerprint(self, item_id: str) -> str:
+        """Checksum and size of the file."""
+        member = self._members[item_id]
+        return f"{member.CRC} {member.file_size}"
+
+    def read(self, item_id: str) -> bytes:
+        """Returns the file; raises `ValueError` with the reason."""
+        member = self._members[item_id]
+        check_size(member.file_size)
+        if member.flag_bits & 1:
+            raise ValueError("encrypted")
+        # Others are decompressed as a whole by zipfile, whatever size they claim to have.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("compressed otherwise than by deflate")
+        try:
+            with self._zip.open(member) as file:
+                return file.read(member.file_size)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UnreadableError(str(error)) from None
+
+    def close(self) -> None:
+        """Closes the zip."""
+        self._zip.close()
+
+
+def _is_file(member: zipfile.ZipInfo) -> bool:
+    return not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16)

@@ -1,0 +1,50 @@
+"""A folder of <item_id>.jpg."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from pixelrec_jax.ingest.sources.source import UnreadableError, by_item_id, check_size
+
+
+class FolderImages:
+    """The files of one folder; those of folders in it do not count."""
+
+    def __init__(self, path: Path):
+        """Lists the folder at `path`; raises `OSError`."""
+        with os.scandir(path) as entries:
+            files = {entry.name: entry.path for entry in entries if _is_file(entry)}
+        self._paths = by_item_id(files)
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The item ids that have an image."""
+        return self._paths.keys()
+
+    def fingerprint(self, item_id: str) -> str:
+        """Name, size and time of the file."""
+        path = self._paths[item_id]
+        try:
+            status = os.stat(path)
+        except OSError:  # `read` will say why
+            return ""
+        return f"{os.path.basename(path)} {status.st_size} {status.st_mtime_ns}"
+
+    def read(self, item_id: str) -> bytes:
+        """Returns the file; raises `ValueError` with the reason."""
+        try:
+            with open(self._paths[item_id], "rb") as file:
+                check_size(os.fstat(file.fileno()).st_size)
+                return file.read()
+        except OSError as error:
+            raise UnreadableError(error.strerror) from None
+
+    def close(self) -> None:
+        """Does nothing: no file stays open."""
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False

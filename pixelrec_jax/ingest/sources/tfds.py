@@ -1,0 +1,104 @@
+"""Images out of a TFDS dataset, such as those that pixelrec_jax.data.tfds.build writes."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pixelrec_jax.ingest.sources.source import UnreadableError
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.errors import UserError
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise UserError(
+        f"images out of a TFDS dataset need tensorflow_datasets ({error}); install "
+        "requirements-data.txt"
+    ) from None
+
+
+class TfdsImages:
+    """The encoded images of a TFDS dataset with the features item_id (text) and image.
+
+    All splits count. One pass over the dataset, which decodes no image, finds the items and
+    fingerprints their images. May be shared by threads, and pickled: each process opens the files
+    on its first read. Raises `UserError` for a folder that is no such dataset, and for one with
+    two images of an item.
+    """
+
+    def __init__(self, directory: str | Path):
+        self._directory = str(directory)
+        self._close()
+        self._items: dict[str, tuple[int, bytes]] = {}  # id -> position and digest of the image
+        try:
+            for index, example in enumerate(self._open()):
+                item_id = example["item_id"].decode()
+                if item_id in self._items:
+                    raise UserError(f"{self._directory!r} has two images of item {item_id!r}")
+                self._items[item_id] = index, _digest(example["image"])
+        except RuntimeError as error:  # of ArrayRecord
+            raise UserError(f"{self._directory!r} is damaged: {errors.reason(error)}") from None
+
+    def _close(self) -> None:
+        self._lock = threading.Lock()
+        self._source: Any = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_directory": self._directory, "_items": self._items}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._close()
+
+    def _open(self) -> Any:
+        with self._lock:
+            # A forked child must not share its parent's file position.
+            if self._source is None or self._process != os.getpid():
+                self._source, self._process = _data_source(self._directory), os.getpid()
+            return self._source
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The ids of the items that have an image."""
+        return self._items.keys()
+
+    def fingerprint(self, item_id: str) -> str:
+        """Returns the SHA-256 of an item's image file."""
+        return self._items[item_id][1].hex()
+
+    def read(self, item_id: str) -> bytes:
+        """Returns the image file of an item; raises `ValueError` with the reason if it cannot."""
+        index, digest = self._items[item_id]
+        try:
+            image = self._open()[index]["image"]
+        except RuntimeError as error:
+            raise UnreadableError(errors.reason(error)) from None
+        # ArrayRecord also returns nothing, or what it should not, where a file is cut off.
+        if not isinstance(image, bytes) or _digest(image) != digest:
+            raise UnreadableError("it is not what it was when the dataset was opened")
+        return image
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._close()
+
+
+def _digest(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()
+
+
+def _data_source(directory: str) -> Any:
+    try:
+        builder = tfds.builder_from_directory(directory)
+    except Exception as error:  # TFDS raises several, none of them documented
+        raise UserError(
+            f"{directory!r} is not a TFDS dataset (a folder with dataset_info.json, such as "
+            f"DIR/pixelrec/pixel200k_items/1.0.0): {str(error).splitlines()[0]}"
+        ) from None
+    if absent := {"item_id", "image"} - set(builder.info.features or ()):
+        raise UserError(f"{directory!r} has no feature {', '.join(sorted(absent))}")
+    return builder.as_data_source(split="all", decoders={"image": tfds.decode.SkipDecoding()})

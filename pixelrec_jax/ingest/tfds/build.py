@@ -1,0 +1,120 @@
+"""Builds a config of the TFDS dataset `pixelrec`, on this machine or on an Apache Beam runner.
+
+python -m pixelrec_jax.data.tfds.build --config=own_items --images=DIR --out=DIR
+"""
+
+import errno
+import logging
+import re
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from absl import flags
+
+from pixelrec_jax.ingest.tfds import items, pixelrec
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.errors import UserError
+
+
+def build(
+    config: str,
+    out: str,
+    *,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+    **sources: str | None,
+) -> tfds.core.DatasetBuilder:
+    """Builds `out`/pixelrec/`config`/VERSION and returns the builder, which reads it.
+
+    sources are the arguments of `Pixelrec`. Raises `UserError` for wrong input, for an unknown
+    config and for a dataset that is already there.
+    """
+    known = [known.name for known in pixelrec.Pixelrec.BUILDER_CONFIGS]
+    if config not in known:
+        raise UserError(f"--config={config} is unknown{errors.nearest(config, known)}")
+    download_config = tfds.download.DownloadConfig()
+    if beam_runner is not None:
+        download_config = download_config.replace(
+            beam_runner=beam_runner, beam_options=_options(beam_options)
+        )
+    try:
+        builder = pixelrec.Pixelrec(
+            config=config, data_dir=out, distributed=beam_runner is not None, **sources
+        )
+        if builder.is_prepared():
+            raise UserError(f"{builder.data_dir} exists; remove it or choose another --out")
+        builder.download_and_prepare(download_config=download_config)
+    except ImportError as error:  # a bucket without the library for it
+        raise UserError(str(error)) from error
+    except Exception as error:
+        if message := _user_error(error):
+            raise UserError(message) from error
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"cannot build in --out={out}: {error}") from error
+        raise
+    return builder
+
+
+def _options(options: Sequence[str]):
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "--beam_runner needs Apache Beam; install requirements-data.txt, or build without it"
+        ) from None
+    # The traceback that a worker in this process logs is in the error that it ends with, too.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+    return PipelineOptions([f"--{option.removeprefix('--')}" for option in options])
+
+
+def _user_error(error: BaseException | None) -> str | None:
+    """Returns the message of the `UserError` that TFDS or a Beam worker wrapped, if there is one.
+
+    A worker may run elsewhere, so that only the text of its traceback comes back.
+    """
+    while error is not None:
+        text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+        if found := re.search(r"errors\.UserError: (.+?)( \[while running|\n|$)", text):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _define_flags() -> None:
+    known = [known.name for known in pixelrec.Pixelrec.BUILDER_CONFIGS]
+    flags.DEFINE_string("config", None, f"one of {', '.join(known)}", required=True)
+    flags.DEFINE_string("out", None, "folder of TFDS datasets", required=True)
+    flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp")
+    flags.DEFINE_string("images", None, "folder of <item_id>.jpg")
+    flags.DEFINE_string("item_info", None, "CSV of attributes by item_id")
+    flags.DEFINE_enum("missing", "error", items.MISSING, "for items without a usable image")
+    flags.DEFINE_string("beam_runner", None, "DirectRunner, DataflowRunner, FlinkRunner, ...")
+    flags.DEFINE_list("beam_options", [], "options of the runner: project=P,region=R,...")
+
+
+def main(_: Sequence[str]) -> None:
+    """Builds the dataset that the flags name and prints what it holds."""
+    values = flags.FLAGS
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    builder = build(
+        values.config,
+        values.out,
+        beam_runner=values.beam_runner,
+        beam_options=values.beam_options,
+        interactions=values.interactions,
+        images=values.images,
+        item_info=values.item_info,
+        missing=values.missing,
+    )
+    config = builder.builder_config
+    split = builder.info.splits[config.split]
+    print(f"Built {builder.data_dir}: {split.num_examples:,} {config.split}")
+    if config.published not in (None, split.num_examples):
+        print(f"  the published {config.name} has {config.published:,}: these are other files")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

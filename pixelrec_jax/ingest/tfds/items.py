@@ -1,0 +1,109 @@
+"""The items of PixelRec as TFDS examples: an encoded image and what is known of the item."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+from absl import logging
+from etils import epath
+
+from pixelrec_jax.data import images
+from pixelrec_jax.ingest.item_info import COUNTS, TEXTS
+from pixelrec_jax.ingest.sources.source import SUFFIXES, by_item_id
+from pixelrec_jax.ingest.tfds import pieces
+from pixelrec_jax.system.errors import UserError
+
+UNKNOWN = -1  # of a number; an unknown text is empty
+MISSING = ("error", "drop")
+
+
+def rows(
+    folder: str, item_info: str | None, interactions: str | None
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Yields (item_id and attributes, name of the image file or None) of every item.
+
+    Items are those of the interactions; without these those of the item information; without
+    either those that have an image. Raises `UserError` for files that cannot be read, an item that
+    is described twice, and a number that is none.
+    """
+    files = _find(epath.Path(folder))
+    info = None if item_info is None else _read_info(item_info)
+    if interactions is not None:
+        of_pieces = (
+            pieces.read(start, path=interactions)["item_id"].unique()
+            for start in pieces.starts(interactions)
+        )
+        known = set().union(*of_pieces)
+    else:
+        known = set(files) if info is None else set(info["item_id"])
+    ids = pl.DataFrame({"item_id": sorted(known)})
+    if info is not None:
+        ids = ids.join(info, on="item_id", how="left", maintain_order="left")
+    unknown = [
+        (pl.col(name).fill_null(value) if name in ids.columns else pl.lit(value)).alias(name)
+        for names, value in ((COUNTS, UNKNOWN), (TEXTS, ""))
+        for name in names
+    ]
+    for row in ids.with_columns(unknown).iter_rows(named=True):
+        yield row, files.get(row["item_id"])
+
+
+def examples(
+    row: dict[str, Any], file: str | None, *, folder: str, missing: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the key and example of one item, or nothing if missing="drop" and it has no image.
+
+    The image is the file as it is, after it was decoded once. Raises `UserError` with the reason
+    if missing="error".
+    """
+    item_id = row["item_id"]
+    try:
+        if file is None:
+            raise ValueError("missing")
+        image = (epath.Path(folder) / file).read_bytes()
+        images.decode(image, None)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if missing == "error":
+            raise UserError(
+                f"item {item_id!r} has no usable image in {folder!r}: {reason}; add it, or leave "
+                "out such items with --missing=drop"
+            ) from None
+        logging.warning("item %r is left out, its image is unusable: %s", item_id, reason)
+        return
+    yield item_id, {**row, "image": image}
+
+
+def _find(folder: epath.Path) -> dict[str, str]:
+    """Returns item id -> file name; a bucket lists its files, too."""
+    found = by_item_id({path.name: path.name for path in folder.iterdir()})
+    if not found:
+        raise UserError(
+            f"image folder {str(folder)!r} holds no images (<item_id> + {', '.join(SUFFIXES)})"
+        )
+    return found
+
+
+def _read_info(path: str) -> pl.DataFrame:
+    """Reads item_id and those attributes that the file has; numbers as int64."""
+    try:
+        info = pl.read_csv(epath.Path(path).read_bytes(), infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
+    if "item_id" not in info.columns:
+        raise UserError(f"{path!r} has no column item_id; it has {', '.join(info.columns)}")
+    info = info.select("item_id", *(n for n in (*COUNTS, *TEXTS) if n in info.columns))
+    info = info.filter(pl.col("item_id").is_not_null())  # blank lines
+    twice = info.filter(pl.col("item_id").is_duplicated())
+    if len(twice):
+        raise UserError(f"{path!r} describes item {twice['item_id'][0]!r} twice; keep one line")
+    for name in set(COUNTS) & set(info.columns):
+        number = info[name].cast(pl.Int64, strict=False)
+        wrong = info.filter(number.is_null() & info[name].is_not_null())
+        if len(wrong):
+            raise UserError(
+                f"{path!r}: {name} of item {wrong['item_id'][0]!r} is {wrong[name][0]!r}, "
+                "expected an integer or nothing"
+            )
+        info = info.with_columns(number)
+    return info

@@ -1,0 +1,68 @@
+"""Writes the vision encoder of a trained model as a file that other programs load.
+
+python -m pixelrec_jax.export --workdir=runs/pixel --out=encoder.safetensors [--names=torchvision]
+
+The tensors carry the names of the architecture's published checkpoints, so that PyTorch code loads
+them, and so does another run with --config.item.weights=encoder.safetensors.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from pixelrec_jax.items import uses_pixels
+from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision.pretrained import merge_collections, trunk_variables
+from pixelrec_jax.runs import run_folder as workdirs
+from pixelrec_jax.runs.checkpoint import best_variables
+from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.weights.files import write
+from pixelrec_jax.weights.mapping import write_weights
+
+
+def export(workdir: Path, out: Path, names: str | None = None) -> int:
+    """Writes the encoder of the best checkpoint; returns the number of tensors.
+
+    Args:
+      workdir: folder of a trained run.
+      out: the file to write.
+      names: name of one of the encoder's ports, by default its first.
+
+    Raises:
+      UserError: the run has no vision encoder or no evaluated checkpoint, or no such names exist.
+    """
+    config = workdirs.read_config(workdir)
+    if not uses_pixels(config.item):
+        raise UserError(f"{workdir} trained item={config.item.name}, which has no vision encoder")
+    ports = {port.name: port for port in VISION[config.item.name].ports}
+    if not ports:
+        raise UserError(
+            f"{config.item.name} has no published form, so other programs cannot load its weights"
+        )
+    names = names or next(iter(ports))
+    if names not in ports:
+        raise UserError(f"unknown --names={names!r}{nearest(names, ports)}")
+    _, variables = best_variables(workdir, config)
+    tensors = write_weights(merge_collections(trunk_variables(variables)), ports[names])
+    write(out, tensors)
+    return len(tensors)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "folder of the trained run", required=True)
+    flags.DEFINE_string("out", None, "safetensors file to write", required=True)
+    flags.DEFINE_string("names", None, "whose names: huggingface, torchvision, openai, timm ...")
+
+
+def main(_: Sequence[str]) -> None:
+    """Exports the encoder that the flags name."""
+    values = flags.FLAGS
+    count = export(storage.path(values.workdir), storage.path(values.out), values.names)
+    print(f"{values.out}: {count} tensors")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

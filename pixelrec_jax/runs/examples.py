@@ -1,0 +1,87 @@
+"""A few users of a run: their history, what was recommended to them, and what they chose."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from rich import box
+from rich.table import Table
+
+from pixelrec_jax.data import interactions, item_info
+from pixelrec_jax.data.queries import ranking_queries
+from pixelrec_jax.data.split import build_split
+from pixelrec_jax.runs.run_folder import read_config
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.console import one_line, render
+from pixelrec_jax.system.errors import UserError, reason
+
+_HISTORY = 8  # latest items shown
+_TEXTS = {"title": 60, "tag": 20}  # item information shown, with widths in characters
+
+
+def show(workdir: Path, *, users: int, seed: int) -> str:
+    """Returns a text table for each of `users` users of a run, who are drawn by `seed`.
+
+    It lists the latest items before the test item, the recommendations, with a hit marked, and the
+    test item, with titles and tags where the dataset has them. Raises `UserError` for a workdir
+    without recommendations and for a dataset that is gone or another one.
+    """
+    top = _recommendations(workdir, users=users, seed=seed)
+    settings = read_config(workdir).dataset
+    dataset = interactions.load(settings.path)
+    split = build_split(dataset, settings.get("split"))
+    names = top["user_id"].unique(maintain_order=True)
+    user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
+    places = [user_ids.index_of(name) for name in names]
+    if None in places:
+        raise UserError(f"{dataset.directory} is not the dataset of the run in {workdir}")
+    rows = np.array(places) + 1
+    queries = ranking_queries(split, rows, "test", history_length=_HISTORY)
+    history = [item_ids.gather(items[items > 0] - 1) for items in queries.history]
+    target = item_ids.gather(queries.target - 1)
+
+    info = item_info.load(dataset)
+    shown = [] if info is None else [name for name in _TEXTS if name in info.columns]
+    texts = {}
+    if shown:
+        listed = pl.concat([*history, target, top["item_id"]]).unique()
+        info = info.filter(pl.col("item_id").is_in(listed.implode()))
+        texts = info.select("item_id", *shown).rows_by_key("item_id", unique=True)
+
+    grids = []
+    for name, before, chosen in zip(names, history, target, strict=True):
+        grid = Table(title=f"user {name}", title_justify="left", box=box.SIMPLE_HEAD)
+        for column in ("", "item", "score", *shown):
+            grid.add_column(column, justify="right" if column == "score" else "left")
+
+        def add(label: str, item: str, score: str = "", grid: Table = grid) -> None:
+            found = zip(shown, texts.get(item, ()), strict=False)
+            about = [one_line(text, width=_TEXTS[column]) for column, text in found]
+            grid.add_row(label, item, score, *about)
+
+        for item in before:
+            add("history", item)
+        grid.add_section()
+        for row in top.filter(pl.col("user_id") == name).iter_rows(named=True):
+            hit = "  hit" if row["item_id"] == chosen else ""
+            add(f"top {row['rank']}{hit}", row["item_id"], f"{row['score']:.3f}")
+        grid.add_section()
+        add("chosen", chosen)
+        grids.append(grid)
+    return render(grids)
+
+
+def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
+    """Returns the rows of recommendations.parquet of the users drawn, in its order."""
+    path = workdir / "recommendations.parquet"
+    try:
+        scan = pl.scan_parquet(storage.local_file(path))
+        known = scan.filter(pl.col("rank") == 1).select("user_id").collect()["user_id"]
+        drawn = np.random.default_rng(seed).permutation(len(known))[:users]
+        chosen = known.gather(np.sort(drawn)).implode()
+        return scan.filter(pl.col("user_id").is_in(chosen)).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}); write it with python -m pixelrec_jax.main "
+            f"--mode=evaluate --workdir={workdir}"
+        ) from None

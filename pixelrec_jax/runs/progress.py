@@ -1,0 +1,107 @@
+"""What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pixelrec_jax.data.types import PAD, Batch
+
+
+class TrainingProgress:
+    """Shows steps, loss, speed and estimated time left; use as a context manager."""
+
+    def __init__(self, *, start: int, total: int):
+        """Args: `start` steps of `total` were done by an earlier run."""
+        # All processes know the same; one of them says it.
+        self._console = Console(file=sys.stderr, highlight=False, quiet=jax.process_index() > 0)
+        self._live = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=self._console.quiet or not self._console.is_terminal,
+        )
+        self._task = self._live.add_task(
+            "train", total=total, completed=start, epoch=0, status="compiling"
+        )
+
+    def __enter__(self) -> "TrainingProgress":
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._live.stop()
+
+    def step(self, step: int, epoch: int) -> None:
+        """Moves on to a step."""
+        self._live.update(self._task, completed=step, epoch=epoch)
+
+    def status(self, text: str) -> None:
+        """Shows the latest loss and speed behind the bar; prints a line where there is no bar."""
+        self._live.update(self._task, status=text)
+        if not self._console.is_terminal:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._console.print(text, soft_wrap=True)
+
+
+class Speed:
+    """Counts what the steps since the last reading worked on, in all processes.
+
+    A process sees its part of a batch, which stands for the others: an estimate, without asking.
+    """
+
+    def __init__(self, *, parts: float = 1):
+        """Args: `parts` such as this process's make a whole batch."""
+        self._parts = parts
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._steps, self._sequences, self._images = time.perf_counter(), 0, 0, 0
+
+    def count(self, batch: Batch) -> None:
+        """Adds one batch (this process's part of it)."""
+        self._steps += 1
+        self._sequences += int(np.count_nonzero(batch.user != PAD))
+        if batch.items.image is not None:
+            self._images += int(np.count_nonzero(batch.items.id != PAD))
+
+    def read(self) -> dict[str, float]:
+        """Returns rates since the last reading; images are distinct ones that were encoded."""
+        seconds = time.perf_counter() - self._start
+        rates = {
+            "train/steps_per_second": self._steps / seconds,
+            "train/sequences_per_second": self._parts * self._sequences / seconds,
+        }
+        if self._images:
+            rates["train/images_per_second"] = self._parts * self._images / seconds
+        self._reset()
+        return rates
+
+
+def one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
+    """Returns the values whose names have a prefix."""
+    shown = [
+        f"{name.removeprefix(prefix).replace('_per_second', '/s')} {value:.4g}"
+        for name, value in scalars.items()
+        if name.startswith(prefix)
+    ]
+    return f"step {step}: " + ", ".join(shown)

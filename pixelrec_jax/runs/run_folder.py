@@ -1,0 +1,145 @@
+"""The folder of a run: resolved config, metrics (JSON lines, TensorBoard), result, top lists."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.config import flatten
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import locked, replaced_file, write_json
+
+# Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes.
+_CHANGEABLE = re.compile(
+    r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)"
+)
+_UPLOAD_EVERY = 60  # seconds between metrics in object storage, beside those with a checkpoint
+
+
+def to_json(config: ConfigDict) -> dict:
+    """Returns the config as JSON types (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+@contextmanager
+def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Holds a workdir for the training of this config, which is written into it.
+
+    A folder without a checkpoint takes any config, since no work is in it yet.
+
+    Raises:
+      UserError: another process trains in it, or it holds a run of another config; the message
+        names the keys that differ.
+    """
+    busy = f"another process is training in --workdir={workdir}; wait for it or give another"
+    with locked(workdir, option="workdir", busy=busy):
+        if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+            check_same(workdir, config)
+        write_json(workdir / "config.json", to_json(config))
+        yield
+
+
+def check_same(workdir: Path, config: ConfigDict) -> None:
+    """Raises `UserError` if the workdir holds another config than this one."""
+    there, here = flatten(read_config(workdir).to_dict()), flatten(to_json(config))
+    differing = [
+        f"{key}={there.get(key)!r} there, {here.get(key)!r} given"
+        for key in sorted({**there, **here})
+        if there.get(key) != here.get(key) and not _CHANGEABLE.fullmatch(key)
+    ]
+    if differing:
+        shown = "; ".join(differing[:4]) + (" ..." if differing[4:] else "")
+        raise UserError(
+            f"--workdir={workdir} holds a run with another config ({shown}); give another workdir, "
+            "or the same config to continue that run"
+        )
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Returns the config that a workdir holds.
+
+    Raises:
+      UserError: the folder is not a workdir.
+    """
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or "train" not in content:
+            raise ValueError("it is not a config")
+        return ConfigDict(content)
+    except FileNotFoundError:
+        raise UserError(
+            f"--workdir={workdir} holds no run (no config.json); give --config to start one, in a "
+            "new folder if this one has checkpoints"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); the same config is in custom_metadata of the files "
+            f"{workdir}/checkpoints/*/_CHECKPOINT_METADATA"
+        ) from None
+
+
+class MetricsLog:
+    """Scalars by step, in metrics.jsonl and as TensorBoard events; use as a context manager."""
+
+    def __init__(self, workdir: Path, *, continue_from: int):
+        """Args: records after step `continue_from` are dropped: that part of the run is redone."""
+        self._workdir, self._folder = workdir, workdir
+        self._spool = self._flushed = None
+        if storage.is_remote(workdir):  # whose objects cannot be appended to
+            self._spool, self._flushed = TemporaryDirectory(), time.monotonic()
+            self._folder = Path(self._spool.name)
+        kept, earlier = [], workdir / "metrics.jsonl"
+        if earlier.exists():
+            for line in earlier.read_bytes().decode(errors="replace").splitlines():
+                # Not a record: a line cut short when the run was killed.
+                with suppress(ValueError, KeyError, TypeError):
+                    if json.loads(line)["step"] <= continue_from:
+                        kept.append(line + "\n")
+        path = self._folder / "metrics.jsonl"
+        with replaced_file(path) as temporary:
+            temporary.write_text("".join(kept))
+        self._file = path.open("a", buffering=1)
+        self._events = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=continue_from + 1, write_to_disk=True
+        )
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # On a full disk closing fails, too, and must not hide the error that ended the run.
+        with suppress(OSError, UserError) if error else nullcontext():
+            self._file.close()
+            self._events.close()
+            if self._spool:
+                self._upload()
+                self._spool.cleanup()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Appends one record."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        if self._spool and time.monotonic() - self._flushed > _UPLOAD_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings all records to object storage; the local disk has them already."""
+        if self._spool:
+            self._events.flush()
+            self._upload()
+
+    def _upload(self) -> None:
+        for source in sorted(self._folder.rglob("*")):
+            if source.is_file():
+                storage.upload(source, self._workdir / source.relative_to(self._folder))
+        self._flushed = time.monotonic()

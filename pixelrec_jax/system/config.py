@@ -1,0 +1,165 @@
+"""Loading a config from its file, and checking the values that people override."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pixelrec_jax.system.errors import UserError, nearest, reason
+
+_SECTIONS = ("dataset", "task", "user", "item", "loss", "optim", "train", "eval", "mesh")
+_ZERO_ALLOWED = (
+    "seed",
+    "data.workers",
+    "train.epochs",
+    "train.patience",
+    "eval.cold_threshold",
+)
+_CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by mesh_shape and build_split
+
+
+def load_config(file_and_words: str) -> ConfigDict:
+    """Returns the config that a file gives for words, as in "configs/pixelrec.py:item=id".
+
+    Raises:
+      UserError: there is no such file, it is no config, or it refuses the words.
+    """
+    values = flags.FlagValues()
+    file = file_and_words.partition(":")[0]
+    try:
+        # Not named "config": ml_collections would look for that flag's overrides on the command
+        # line. A file that could not be opened raises where its value is used.
+        holder = config_flags.DEFINE_config_file("loaded", file_and_words, flag_values=values)
+        values.mark_as_parsed()
+        config = holder.value
+        absent = [name for name in _SECTIONS if name not in config.to_dict()]
+        why = f"it has no {', '.join(absent)}" if absent else ""
+    except UserError:
+        raise
+    except OSError:
+        raise UserError(
+            f"--config={file_and_words}: the file {file!r} does not exist; give FILE.py:words, as "
+            "in configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+        ) from None
+    except Exception as error:  # of whatever is in the file
+        why = reason(error)
+    if why:
+        raise UserError(
+            f"--config={file_and_words}: {file!r} is no config ({why}); give one as "
+            "configs/pixelrec.py"
+        )
+    return config
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line of a program with a flag --config, and its overrides.
+
+    Raises:
+      UserError: as `load_config`, or a key does not exist.
+    """
+    line = "\n".join(argv)
+    given = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
+    config = load_config(given[1]) if given else None
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):  # known only together with its file
+            raise UserError(
+                f"--{error.flagname} needs --config=FILE.py:words, that of the run, before it"
+            ) from None
+        raise
+    except AttributeError:  # how ml_collections reports an override of a key that is not there
+        if config is not None:
+            known = flatten(config.to_dict())
+            check_keys(re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE), known)
+        raise
+
+
+def check_keys(keys: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a dotted key that a config does not have."""
+    for key in keys:
+        if key not in known:
+            raise UserError(f"the config has no key {key!r}{nearest(key, known)}") from None
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises `UserError` for a value that no run can work with."""
+    values = flatten(config.to_dict())
+    for name, value in values.items():
+        if type(value) is int and not name.startswith(_CHECKED_ELSEWHERE):
+            least = 0 if name in _ZERO_ALLOWED or name.startswith("optim.") else 1
+            if value < least:
+                raise UserError(f"{name}={value}; expected {least} or more")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}={value}; expected a finite number")
+        if name.endswith("init_std") and value < 0:
+            raise UserError(f"{name}={value}; expected 0 or more")
+        if name.endswith(("dropout", "drop_path")) and not 0 <= value < 1:
+            raise UserError(f"{name}={value}; expected at least 0 and less than 1")
+        if name.endswith("dtype") and value not in ("float32", "bfloat16"):
+            raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
+        if name == "init.parts" and value not in ("item", "all"):
+            raise UserError(f"{name}={value!r}; expected item or all")
+        if name == "task.mask_ratio" and not 0 < value < 1:
+            raise UserError(f"{name}={value}; expected more than 0 and less than 1")
+        if name in ("eval.ks", "item.dnn_layers", "user.dilations"):
+            if not all(type(x) is int and x > 0 for x in value):
+                raise UserError(f"{name}={value}; expected whole numbers from 1, as in (1, 4)")
+            if name != "item.dnn_layers" and not value:
+                raise UserError(f"{name} is empty; give at least one number, as in (1, 4)")
+    if (config.task.name == "cloze") != ("mask_ratio" in config.task):
+        raise UserError(
+            f"task.name={config.task.name!r} does not suit user={config.user.name}: cloze needs "
+            "task.mask_ratio, which bert4rec has, and no other task takes it"
+        )
+    if config.loss.epsilon < 0:
+        raise UserError(f"loss.epsilon={config.loss.epsilon}; expected 0 or more")
+    ks = config.eval.ks
+    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
+    if config.eval.select not in metrics:
+        raise UserError(
+            f"eval.select={config.eval.select!r}; expected one of {', '.join(metrics)}, as eval.ks "
+            f"is {tuple(ks)}"
+        )
+
+
+def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int, int, int]:
+    """Returns how many devices there are along data, fsdp and tensor; data=-1 takes what is left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, or to that of a slice.
+    """
+    fixed = mesh.fsdp * mesh.tensor
+    data = devices // max(fixed, 1) if mesh.data == -1 else mesh.data
+    if min(data, mesh.fsdp, mesh.tensor) < 1 or data * fixed != devices:
+        raise UserError(
+            f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not cover the "
+            f"{devices} devices; their product must be {devices} (data=-1 takes what is left)"
+        )
+    if data % slices:
+        raise UserError(
+            f"mesh fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {devices // slices} devices, "
+            f"one of {slices} slices; their product must divide it"
+        )
+    return data, mesh.fsdp, mesh.tensor
+
+
+def check_batch_size(batch_size: int, shards: int) -> None:
+    """Raises `UserError` for a global batch that data shards cannot share equally."""
+    if batch_size % shards:
+        raise UserError(
+            f"train.batch_size={batch_size} is not divisible by the {shards} data shards of the "
+            f"device mesh; choose a multiple of {shards}"
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts by dotted key, as in "optim.lr"."""
+    flat = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+    return flat

@@ -1,0 +1,35 @@
+"""Tables as plain text."""
+
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+
+def render(tables: Iterable[Table]) -> str:
+    """Returns tables as text, as wide as they need to be, taking what is in them literally."""
+    text = io.StringIO()
+    console = Console(file=text, width=1000, markup=False, emoji=False, highlight=False)
+    for table in tables:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def one_line(value: str | None, *, width: int) -> str:
+    """Returns a text from outside on one line, shortened, without what a terminal would obey."""
+    visible = "".join(c if c.isprintable() else " " for c in value or "")
+    line = " ".join(visible.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told how many more of `total` are done; elsewhere it is silent."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,191 @@
+"""Object storage: runs are written to gs:// as to a folder, other files are copied from any URL.
+
+Requests go through fsspec and its package for the protocol, `gcsfs` for gs://, which also finds the
+credentials; orbax writes checkpoints through tensorstore.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pixelrec_jax.system.errors import UnreachableError, UserError, reason
+
+# TensorFlow, where it is installed, would read gs:// instead, with credentials and errors of its
+# own; this is asked once, when epath opens its first path.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp"}
+_MOUNT = "or mount the bucket and give that folder"
+
+
+def is_remote(name: str | Path) -> bool:
+    """Returns whether this is a URL rather than a path of the local disk."""
+    return "://" in str(name)
+
+
+def local_only(name: str | None, option: str, *, written: bool) -> None:
+    """Raises `UserError` if an option that names what is read or written here is a URL."""
+    if name is None or not is_remote(name):
+        return
+    copy = "gcloud storage cp --recursive"
+    remedy = (
+        f"give a local folder and copy it afterwards with {copy} FOLDER {name}"
+        if written
+        else f"copy it to this machine first with {copy} {name} ."
+    )
+    raise UserError(f"--{option}={name} is not on the local disk; {remedy}")
+
+
+def path(name: str | Path) -> Path:
+    """Returns where a run is: a path of the local disk, or of gs:// with the same methods.
+
+    Raises:
+      UserError: a URL of another protocol, or a bucket that cannot be reached.
+    """
+    if not is_remote(name):
+        return Path(name)
+    check_protocol(name)
+    bucket, _, inside = str(name).removeprefix("gs://").partition("/")
+    url = f"gs://{bucket}/{inside}".rstrip("/")
+    from etils import epath  # here, as fsspec below: only URLs need it
+    from fsspec.config import conf
+
+    # What orbax and other processes write must be seen at once.
+    conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    # Without that permission an empty bucket cannot be told from none.
+    missing = (
+        f"there is no bucket {bucket!r}, or it is empty and this account lacks storage.buckets.get;"
+        " create it, name another, or allow that"
+    )
+    with _one_line_errors(url, missing=missing):
+        filesystem(url).info(bucket)
+    return epath.Path(url)
+
+
+def check_protocol(name: str | Path) -> None:
+    """Raises `UserError` for a URL where no run can be."""
+    protocol, _, inside = str(name).partition("://")
+    # Only there orbax knows when a checkpoint is complete without renaming folders.
+    if is_remote(name) and protocol != "gs":
+        raise UserError(
+            f"{name}: runs are kept on the local disk or on gs://, not on {protocol}://; give one "
+            f"of these, {_MOUNT}"
+        )
+    if is_remote(name) and not inside.strip("/"):
+        raise UserError(f"{name} names no bucket; give gs://BUCKET/folder")
+
+
+def filesystem(url: str) -> Any:
+    """Returns fsspec's file system of a URL; raises `UserError` if there is none."""
+    import fsspec
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises, too
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except ImportError:
+        package = _PACKAGES.get(protocol, f"the one that fsspec needs for {protocol}")
+        raise UserError(
+            f"{url}: {protocol}:// needs a Python package that is not installed; pip install "
+            f"{package}"
+        ) from None
+    except ValueError:
+        raise UserError(
+            f"{url}: no protocol {protocol}:// is known; give gs://, s3://, another that fsspec "
+            "knows, or a local path"
+        ) from None
+
+
+def upload(source: Path, target: Path) -> None:
+    """Copies a local file to object storage, where it appears whole or not at all."""
+    with _one_line_errors(target, missing="there is no such bucket"):
+        filesystem(str(target)).put_file(str(source), str(target))
+
+
+def read(url: str, *, missing: str) -> bytes:
+    """Returns the content of a URL; raises `UserError`, with `missing` if there is nothing."""
+    with _one_line_errors(url, missing=missing):
+        return filesystem(url).cat_file(url)
+
+
+def download(url: str, target: Path) -> None:
+    """Copies a URL to a local file that appears whole or not at all."""
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        with _one_line_errors(url, missing="there is no such file"):
+            filesystem(url).get_file(url, str(temporary))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def local_file(name: str | Path, *, beside: str | None = None) -> Path:
+    """Returns a file on the local disk, of a URL a copy in the cache, made anew if it changed.
+
+    The file with the suffix `beside` instead of its own is copied, too, if there is one.
+    """
+    if not is_remote(name):
+        return Path(name)
+    url = str(name)
+    system = filesystem(url)
+    with _one_line_errors(url, missing="there is no such file"):
+        if system.isdir(url):
+            raise UserError(f"{url} is a folder; name a file in it")
+        version = system.ukey(url)
+    key = hashlib.sha256(f"{url} {version}".encode()).hexdigest()[:16]
+    folder, urls = cache() / "files" / key, [url]
+    other = url.removesuffix(Path(url).suffix) + str(beside)
+    if beside is not None and system.exists(other):
+        urls.insert(0, other)  # first: that the file is there says that both are
+    with exclusive(folder):
+        for each in urls:
+            target = folder / each.rpartition("/")[2]
+            if not target.exists():
+                download(each, target)
+    return target
+
+
+def cache() -> Path:
+    """Returns the folder of what is fetched: $PIXELREC_CACHE, by default in the user's cache."""
+    if folder := os.environ.get("PIXELREC_CACHE"):
+        return Path(folder).expanduser()
+    import pooch  # here: slow to import
+
+    return Path(pooch.os_cache("pixelrec_jax"))
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Creates a folder of the cache and waits until no other process of this machine is in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder} cannot be written ({error.strerror}); name another folder in the "
+            "environment variable PIXELREC_CACHE"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _one_line_errors(url: str | Path, *, missing: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{url}: {missing}") from None
+    # Each package has errors of its own (credentials, permission, network), the remedy is the same.
+    except Exception as error:
+        raise UnreachableError(
+            f"{url} cannot be reached ({reason(error)}); check the name, the permissions and the "
+            "credentials, for gs:// with gcloud auth application-default login"
+        ) from error

@@ -1,0 +1,138 @@
+"""What a config describes, built and checked before any work starts."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.features import FeatureStore, locate
+from pixelrec_jax.data.graph import Graph, training_graph
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
+from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
+from pixelrec_jax.data.tasks import task_of
+from pixelrec_jax.evaluation.evaluate import Evaluator
+from pixelrec_jax.items import uses_features, uses_pixels
+from pixelrec_jax.parallel.sharding import (
+    BATCH,
+    build_mesh,
+    local_shards,
+    num_shards,
+    replicate,
+    shapes,
+)
+from pixelrec_jax.recommender import Recommender, build
+from pixelrec_jax.system.config import check_values
+from pixelrec_jax.training.optim import build_optimizer
+
+_INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a config describes, built.
+
+    Attributes:
+      store: what the item encoder looks at beside ids, if anything.
+      graph: the edges that LightGCN's vectors pass along, None for all others.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    split: Split
+    store: ItemStore | None
+    graph: Graph | None
+    model: Recommender
+    optimizer: optax.GradientTransformation
+    batches: TrainBatches
+    evaluator: Evaluator
+
+    @property
+    def interactions(self) -> Interactions:
+        """All interactions, those held out included."""
+        return self.split.interactions
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash of what training reads; empty for data in memory."""
+        return self._fingerprint(self.store.fingerprint if self.store else "")
+
+    @property
+    def interactions_fingerprint(self) -> str:
+        """The same without images and features: what two runs must share to be compared."""
+        return self._fingerprint("")
+
+    def _fingerprint(self, of_store: str) -> str:
+        files = self.interactions.manifest.get("files", {})
+        # Times matter to splits by time only: their order is in the items'.
+        by_time = ("timestamps.npy",) if self.split.settings != LEAVE_ONE_OUT else ()
+        hashes = [files[name]["sha256"] for name in (*_INTERACTIONS, *by_time) if name in files]
+        hashes += [of_store] if of_store else []
+        return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+
+
+def build_experiment(
+    config: ConfigDict,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    interactions: Interactions | None = None,
+    store: ItemStore | None = None,
+    compile_only: bool = False,
+) -> Experiment:
+    """Builds everything a config describes; wrong configs fail here, before any work.
+
+    Args:
+      config: as made by a file of `configs/`.
+      devices: default all.
+      interactions: default those of `config.dataset.path`.
+      store: default the images or features of the same folder that the item encoder looks at.
+      compile_only: the devices are a topology's, which hold nothing: the graph is its shapes.
+    """
+    check_values(config)
+    mesh = build_mesh(config.mesh, devices)
+    interactions = load(config.dataset.path) if interactions is None else interactions
+    split = build_split(interactions, config.dataset.get("split"))
+    model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
+    store = _open_store(config.item, interactions) if store is None else store
+    optimizer = build_optimizer(config.optim, mesh)
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    task = task_of(config)(split, **options)
+    batches = TrainBatches(
+        task,
+        store,
+        num_items=interactions.num_items + task.masks,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        num_shards=num_shards(mesh, BATCH),
+        local_shards=local_shards(mesh, BATCH),
+        slot_buckets=config.data.slot_buckets,
+    )
+    graph = None
+    if model.user_encoder.uses_graph:
+        graph = (shapes if compile_only else replicate)(training_graph(split), mesh)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        split=split,
+        store=store,
+        graph=graph,
+        model=model,
+        optimizer=optimizer,
+        batches=batches,
+        evaluator=Evaluator(model, split, store, graph, config, mesh),
+    )
+
+
+def _open_store(item: ConfigDict, interactions: Interactions) -> ItemStore | None:
+    if uses_pixels(item):
+        return ImageStore(interactions.directory, size=item.image_size)
+    if uses_features(item):
+        path = locate(item.path, interactions.directory)
+        return FeatureStore(path, interactions, codes=item.get("codebook_size", 0))
+    return None

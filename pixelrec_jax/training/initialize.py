@@ -1,0 +1,25 @@
+"""The state at step 0."""
+
+import jax
+
+from pixelrec_jax.items.vision.pretrained import read_trunk, trunk_variables
+from pixelrec_jax.training.experiment import Experiment
+from pixelrec_jax.training.state import TrainState, create_state, state_template
+from pixelrec_jax.training.warm_start import read_source
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """Returns the state at step 0 on the mesh, from the run or the weights that the config names.
+
+    A run has weights for all that published ones are for.
+    """
+    config, template = experiment.config, state_template(experiment)
+    given = None
+    if config.get("init", {}).get("run"):  # configs of earlier versions have no such section
+        given = read_source(config, experiment.model, template.variables)
+    elif config.item.get("weights"):
+        trunk = read_trunk(config.item, trunk_variables(template.variables))
+        given = {name: {"item_encoder": {"trunk": tree}} for name, tree in trunk.items()}
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    create = jax.jit(lambda given: create_state(experiment, given), out_shardings=shardings)
+    return create(given)

@@ -1,0 +1,121 @@
+"""The state of a run: its parts, how it is created, and where it lives on the mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from pixelrec_jax.data.pipeline import item_batch
+from pixelrec_jax.data.tasks import task_of
+from pixelrec_jax.data.types import Batch
+from pixelrec_jax.parallel.sharding import infer_shardings
+from pixelrec_jax.parallel.tables import pad_rows
+from pixelrec_jax.recommender import trainable_filter
+from pixelrec_jax.training.experiment import Experiment
+from pixelrec_jax.weights import partition
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that training changes, and the frozen weights it needs.
+
+    Attributes:
+      step: int32[], updates done.
+      trainable: parameters that are differentiated and updated.
+      frozen: parameters that are neither; `partition.merge` joins the two.
+      model_state: other variables by Flax collection, such as running statistics of batch norm.
+      opt_state: optimizer moments, of trainable parameters only.
+      loss_sum: float32[], sum of the losses since the last log line; kept here and not on the host
+        so that a step needs no synchronisation and an interrupted sum continues exactly.
+    """
+
+    step: jax.Array
+    trainable: dict
+    frozen: dict
+    model_state: dict
+    opt_state: Any
+    loss_sum: jax.Array
+
+    @property
+    def params(self) -> dict:
+        """The complete parameters."""
+        return partition.merge(self.trainable, self.frozen)
+
+    @property
+    def variables(self) -> dict:
+        """What the model is applied to."""
+        return {"params": self.params, **self.model_state}
+
+
+def create_state(experiment: Experiment, given: dict | None = None) -> TrainState:
+    """Returns a new state; `given` are variables, by Flax collection, that replace random ones.
+
+    Traceable: `jax.eval_shape` of it gives the shapes without allocating anything.
+    """
+    model_state = _init_variables(experiment)
+    if given is not None:
+        model_state = partition.merge(model_state, given)
+    params = pad_rows(model_state.pop("params", {}), experiment.mesh)
+    trainable, frozen = partition.partition(params, trainable_filter(experiment.model))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        frozen=frozen,
+        model_state=model_state,
+        opt_state=experiment.optimizer.init(trainable),
+        loss_sum=jnp.zeros((), jnp.float32),
+    )
+
+
+def _init_variables(experiment: Experiment) -> dict:
+    """Returns the variables of the model by Flax collection; tables have no rows to spare yet."""
+    config = experiment.config
+    items = item_batch(np.zeros((1, 1), np.int32), experiment.store)
+    length = config.task.history_length + task_of(config).masks
+    slot = jnp.zeros((1, 1, length), jnp.int32)
+    batch = Batch(
+        items=items,
+        user=jnp.zeros((1, 1), jnp.int32),
+        history=slot,
+        positive=slot[..., :1],
+        negative=slot[..., :1, None],
+        weight=jnp.zeros((1, 1, 1)),
+    )
+    return dict(experiment.model.init(jax.random.key(config.seed), batch, train=False))
+
+
+def count_parameters(experiment: Experiment) -> tuple[int, int]:
+    """Returns how many parameters the model has and how many of them are trained."""
+    params = jax.eval_shape(lambda: _init_variables(experiment)).get("params", {})
+    trainable, _ = partition.partition(params, trainable_filter(experiment.model))
+    total, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trainable))
+    return total, trained
+
+
+def state_template(experiment: Experiment) -> TrainState:
+    """Returns the shapes, dtypes and shardings of the state."""
+    shapes = jax.eval_shape(lambda: create_state(experiment))
+    min_size = experiment.config.mesh.get("fsdp_min_size", 0)  # older configs lack it
+    shardings = infer_shardings(shapes, experiment.mesh, min_size=min_size)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def describe(experiment: Experiment, start: int) -> str:
+    """Returns a line on what is trained, on what, from which step."""
+    config, data = experiment.config, experiment.interactions
+    total, trained = count_parameters(experiment)
+    return (
+        f"{config.user.name} with item={config.item.name}: {total:,} parameters, "
+        f"{trained:,} trained | {config.dataset.name}: {data.num_users - 1:,} users, "
+        f"{data.num_items - 1:,} items, {experiment.batches.steps_per_epoch:,} steps an epoch of "
+        f"{config.train.batch_size} sequences | {jax.device_count()} "
+        f"{jax.devices()[0].device_kind} device(s)"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        + (f" | continuing from step {start:,}" if start else "")
+    )

@@ -1,0 +1,322 @@
+"""Joint training of item and user encoder: the step and the loop, top to bottom."""
+
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.graph import Graph
+from pixelrec_jax.data.pipeline import iterate
+from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.losses import bpr, only_first_row
+from pixelrec_jax.parallel import tables
+from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
+from pixelrec_jax.parallel.preemption import stop_request
+from pixelrec_jax.parallel.sharding import BATCH, gather_weights, to_global
+from pixelrec_jax.runs import run_folder as workdirs
+from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import write_json
+from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import TrainState, count_parameters, describe, state_template
+
+
+def make_train_step(experiment: Experiment):
+    """Returns the jitted step: (donated state, global batch, graph) -> (state, loss float32[])."""
+    config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
+    mesh = experiment.mesh
+    shardings = jax.tree.map(lambda x: x.sharding, state_template(experiment))
+
+    def train_step(
+        state: TrainState, batch: Batch, graph: Graph | None
+    ) -> tuple[TrainState, jax.Array]:
+        batch = only_first_row(batch) if config.loss.single_row else batch
+        dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        lookups = model.lookups(items=batch.items, user=batch.user)
+
+        def loss_of(trainable: dict, rows: dict) -> tuple[jax.Array, dict]:
+            variables = state.replace(trainable=trainable).variables
+            variables["params"] = gather_weights(variables["params"], mesh)
+            variables = model.propagate(variables, graph, mesh)
+            (positive, negative), model_state = model.apply(
+                {**variables, tables.COLLECTION: rows},
+                batch,
+                train=True,
+                rngs={"dropout": dropout},
+                mutable=list(state.model_state),
+            )
+            count = jnp.sum(batch.user != PAD)
+            loss = bpr(positive, negative, batch.weight, count, epsilon=config.loss.epsilon)
+            return loss, model_state
+
+        differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        rows = tables.read_rows(state.trainable, lookups, mesh, BATCH)
+        (loss, model_state), (gradient, of_rows) = differentiate(state.trainable, rows)
+        # Asked for here, since a device is else sent all of a sum of which it updates a share.
+        gradient = jax.lax.with_sharding_constraint(gradient, shardings.trainable)
+        gradient, ids = tables.by_row(gradient, of_rows, lookups, mesh)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, ids=ids)
+        first_of_interval = state.step % config.train.log_every == 0
+        new_state = state.replace(
+            step=state.step + 1,
+            trainable=optax.apply_updates(state.trainable, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+            loss_sum=jnp.where(first_of_interval, 0, state.loss_sum) + loss,
+        )
+        return new_state, loss
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+@dataclass
+class EarlyStopping:
+    """Stops after more than `patience` evaluations in a row without improvement; ties improve."""
+
+    patience: int
+    best: float | None = None
+    since_best: int = 0
+
+    def update(self, value: float) -> None:
+        """Takes in the next evaluation."""
+        if self.best is None or value >= self.best:
+            self.best, self.since_best = value, 0
+        else:
+            self.since_best += 1
+
+    @property
+    def stop(self) -> bool:
+        """Whether training is over."""
+        return self.since_best > self.patience
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """Trains, continuing what the workdir holds, then ranks the test split with the best state.
+
+    Returns:
+      The content of result.json.
+    """
+    experiment = _build(config, workdir)
+    template = state_template(experiment)  # a wrong model fails before the workdir is touched
+    if config.train.epochs and not template.trainable:
+        raise UserError(f"user={config.user.name} has nothing to train; give train.epochs=0")
+    with ExitStack() as stack:
+        stack.enter_context(in_first_process(workdirs.claim, workdir, config))
+        _check_shared(workdir)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", metric=config.eval.select)
+        )
+        if config.train.epochs == 0 and checkpoints.latest is None:
+            keep_untrained(experiment, checkpoints, workdir)
+        else:
+            train(experiment, checkpoints, workdir)
+        return test(experiment, checkpoints, workdir)
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """Ranks the test split with the best checkpoint of a workdir that holds this config.
+
+    Returns:
+      The content of result.json.
+    """
+    workdirs.check_same(workdir, config)
+    experiment = _build(config, workdir)
+    directory = workdir / "checkpoints"
+    with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
+        return test(experiment, checkpoints, workdir)
+
+
+def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> TrainState:
+    """Returns the state of a checkpoint that was made on the same data.
+
+    Raises:
+      UserError: the dataset is another one now, or the checkpoint is damaged.
+    """
+    if checkpoints.notes(step)["data_fingerprint"] != experiment.data_fingerprint:
+        raise UserError(
+            f"{checkpoints.directory} was trained on other data than "
+            f"{experiment.config.dataset.path} holds now; restore that dataset or use another "
+            "workdir"
+        )
+    return checkpoints.restore(step, state_template(experiment))
+
+
+def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
+    """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
+    state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
+    progress = TrainingProgress(start=0, total=0)
+    with in_first_process(workdirs.MetricsLog, workdir, continue_from=0) as log:
+        progress.say(describe(experiment, start=0))
+        values = _validate(experiment, state, stopping)
+        scalars = {f"valid/{name}": value for name, value in values.items()}
+        progress.say("untrained: " + one_line(0, scalars, prefix="valid/"))
+        if log:
+            log.write(0, {"epoch": 0.0, **scalars})
+            log.flush()
+        checkpoints.save(0, state, _notes(experiment, stopping, next_batch=0), values)
+    checkpoints.wait()
+
+
+def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
+    """Runs the training loop from the latest checkpoint, or from the start, to its end."""
+    config, batches = experiment.config, experiment.batches
+    stopping = EarlyStopping(config.train.patience)
+    if checkpoints.latest is None:
+        state, start = init_state(experiment), 0
+    else:
+        state = restore(experiment, checkpoints, checkpoints.latest)
+        notes = checkpoints.notes(checkpoints.latest)
+        stopping = EarlyStopping(config.train.patience, **notes["early_stopping"])
+        start = notes["next_batch"]
+    train_step = make_train_step(experiment)
+    with (
+        stop_request() as stop,
+        in_first_process(workdirs.MetricsLog, workdir, continue_from=start) as log,
+        TrainingProgress(start=start, total=len(batches)) as progress,
+        iterate(
+            batches,
+            start=start,
+            stop=start if stopping.stop else max(start, len(batches)),
+            workers=config.data.workers,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        ) as iterator,
+    ):
+        progress.say(describe(experiment, start))
+        parts = batches.num_shards / len(batches.local_shards)
+        speed, previous = Speed(parts=parts), None
+        for step, local in enumerate(iterator, start=start + 1):
+            state, loss = train_step(
+                state, to_global(local, experiment.mesh, BATCH), experiment.graph
+            )
+            # One step may run ahead: enough to keep the device busy, without a queue of batches.
+            jax.block_until_ready(previous)
+            previous = loss
+            epoch, in_epoch = divmod(step, batches.steps_per_epoch)
+            speed.count(local)
+            progress.step(step, epoch)
+
+            interrupted = stop.applies_to(step)  # read once: it may change further down this step
+            logged = step % config.train.log_every == 0
+            end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
+            evaluated = end_of_epoch or step == len(batches)
+            saved = evaluated or step % config.train.checkpoint_every == 0 or interrupted
+            if not (logged or saved):
+                continue
+            _check_finite(float(loss), step, checkpoints)
+            scalars, values = {}, None
+            if logged or evaluated:
+                summed = (step - 1) % config.train.log_every + 1
+                scalars["train/loss"] = float(state.loss_sum) / summed
+                scalars |= speed.read()
+                progress.status(one_line(step, scalars))
+            if evaluated:
+                values = _validate(experiment, state, stopping)
+                scalars |= {f"valid/{name}": value for name, value in values.items()}
+                progress.say(f"epoch {epoch}: " + one_line(step, scalars, prefix="valid/"))
+                speed = Speed(parts=parts)  # the evaluation's time is not the training's
+            if scalars and log:
+                log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
+            if saved and log:
+                log.flush()  # what is recorded before a checkpoint is not recorded again
+            if saved:
+                checkpoints.save(step, state, _notes(experiment, stopping, next_batch=step), values)
+            if interrupted:
+                checkpoints.wait()
+                wait_for_all("saved")
+                progress.say(f"step {step} is saved; the same command continues from there")
+                raise KeyboardInterrupt
+            if stopping.stop:
+                progress.say(f"stopped early: no improvement in {stopping.since_best} evaluations")
+                break
+    checkpoints.wait()
+
+
+def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dict:
+    """Ranks the test split with the best checkpoint; writes result.json and recommendations."""
+    if checkpoints.best is None:
+        raise UserError(
+            f"{workdir} holds no evaluated checkpoint yet; train with --mode=train first"
+        )
+    state = restore(experiment, checkpoints, checkpoints.best)
+    evaluator = experiment.evaluator
+    ranking = evaluator.rank(state.variables, "test")
+    total, trained = count_parameters(experiment)
+    result = {
+        "model": {
+            "user": experiment.config.user.name,
+            "item": experiment.config.item.name,
+            "parameters": total,
+            "trainable_parameters": trained,
+        },
+        "dataset": experiment.config.dataset.name,
+        "interactions": experiment.interactions_fingerprint,
+        "split": dict(experiment.split.settings),
+        "best_step": int(state.step),
+        "test": evaluator.report(ranking, "test"),
+    }
+    if jax.process_index() == 0:
+        workdirs.write_recommendations(workdir, experiment.interactions, ranking)
+        write_json(workdir / "result.json", result)
+    return result
+
+
+def _check_shared(workdir: Path) -> None:
+    """Raises `UserError` in processes that do not see what the first one wrote to the workdir."""
+    if jax.process_count() > 1:
+        wait_for_all("claimed")
+        if not (workdir / "config.json").exists():
+            raise UserError(
+                f"process {jax.process_index()} does not see what process 0 writes to "
+                f"--workdir={workdir}; give a folder on storage that all processes share"
+            )
+
+
+def _build(config: ConfigDict, workdir: Path) -> Experiment:
+    """Returns what a config describes, which must be the same in all processes."""
+    check_equal("--workdir", str(workdir))
+    check_equal("config", json.dumps(workdirs.to_json(config)))
+    experiment = build_experiment(config)
+    check_equal("dataset", experiment.data_fingerprint)
+    return experiment
+
+
+def _validate(
+    experiment: Experiment, state: TrainState, stopping: EarlyStopping
+) -> dict[str, float]:
+    """Returns the validation metrics by name, of which `stopping` is told."""
+    evaluator = experiment.evaluator
+    metrics = evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"]
+    values = {name: estimate["value"] for name, estimate in metrics.items()}
+    stopping.update(values[experiment.config.eval.select])
+    return values
+
+
+def _notes(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) -> dict:
+    """What a run continues from, beside the state."""
+    return {
+        "config": workdirs.to_json(experiment.config),
+        "data_fingerprint": experiment.data_fingerprint,
+        "next_batch": next_batch,
+        "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
+    }
+
+
+def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
+    if not math.isfinite(loss):
+        latest = "none" if checkpoints.latest is None else checkpoints.latest
+        raise UserError(
+            f"the loss is {loss} at step {step}; lower optim.lr or set optim.clip_norm, in a new "
+            f"workdir (the latest checkpoint here is of step {latest})"
+        )

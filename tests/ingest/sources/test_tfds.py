@@ -1,0 +1,122 @@
+"""Images out of a TFDS dataset: which there are, their bytes, and when they count as changed."""
+
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.ingest.sources.tfds import TfdsImages
+from pixelrec_jax.ingest.tfds.build import build
+from pixelrec_jax.programs.prepare import prepare
+from pixelrec_jax.system.errors import UserError
+
+ITEMS = [f"i{number}" for number in range(20)]
+
+
+def draw(folder: Path, shift=0) -> Path:
+    folder.mkdir(parents=True)
+    for number, item_id in enumerate(ITEMS):
+        color = (10 * number, 0, shift if item_id == "i7" else 0)
+        Image.new("RGB", (6, 4), color).save(folder / f"{item_id}.png")
+    return folder
+
+
+def dataset(place: Path, images: Path) -> Path:
+    return Path(build("own_items", str(place), images=str(images)).data_dir)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("tfds")
+    draw(place / "images")
+    return dataset(place, place / "images")
+
+
+def files(folder):
+    images = folder.parents[2] / "images"
+    return {item_id: (images / f"{item_id}.png").read_bytes() for item_id in ITEMS}
+
+
+def test_every_image_comes_back_from_threads_and_pickles(folder):
+    images = TfdsImages(folder)
+    assert set(images.ids) == set(ITEMS)
+    for source in (images, pickle.loads(pickle.dumps(images))):
+        with ThreadPoolExecutor(8) as pool:
+            assert dict(zip(ITEMS, pool.map(source.read, ITEMS), strict=True)) == files(folder)
+
+
+def test_the_fingerprint_is_that_of_the_image(folder, tmp_path):
+    before = TfdsImages(folder)
+    again = TfdsImages(dataset(tmp_path / "again", folder.parents[2] / "images"))
+    after = TfdsImages(dataset(tmp_path / "after", draw(tmp_path / "images", shift=99)))
+    assert len({before.fingerprint(item_id) for item_id in ITEMS}) == len(ITEMS)
+    assert [i for i in ITEMS if before.fingerprint(i) != again.fingerprint(i)] == []
+    assert [i for i in ITEMS if before.fingerprint(i) != after.fingerprint(i)] == ["i7"]
+
+
+def test_what_cannot_be_read_has_a_reason(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    images = TfdsImages(copy)
+    other = dataset(tmp_path, draw(tmp_path / "images", shift=99))
+    shutil.copytree(other, copy, dirs_exist_ok=True)
+    reopened = pickle.loads(pickle.dumps(images))
+    assert reopened.read("i8") == files(folder)["i8"]
+    with pytest.raises(ValueError, match="is not what it was"):
+        reopened.read("i7")
+    next(copy.glob("*array_record*")).write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"cannot be read .*64KB"):
+        pickle.loads(pickle.dumps(images)).read("i8")
+    with pytest.raises(UserError, match=r"is damaged: .*64KB"):
+        TfdsImages(copy)
+
+
+class Doubled(tfds.core.GeneratorBasedBuilder):
+    """Two images of one item."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"item_id": tfds.features.Text(), "image": tfds.features.Image()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(2):
+            yield number, {"item_id": "i1", "image": bytes([number])}
+
+
+def test_what_is_no_dataset_of_item_images_is_refused(folder, tmp_path):
+    interactions = tmp_path / "x.csv"
+    interactions.write_text("item_id,user_id,timestamp\na,b,1\n")
+    users = build("own_interactions", str(tmp_path), interactions=str(interactions))
+    doubled = Doubled(data_dir=tmp_path, file_format="array_record")
+    doubled.download_and_prepare()
+    for path, match in (
+        (tmp_path / "nowhere", "is not a TFDS dataset"),
+        (folder.parent, "is not a TFDS dataset"),
+        (users.data_dir, "has no feature image, item_id"),
+        (doubled.data_dir, "two images of item 'i1'"),
+    ):
+        with pytest.raises(UserError, match=match) as caught:
+            TfdsImages(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_prepare_takes_the_images_of_a_dataset(tmp_path):
+    images = draw(tmp_path / "images")
+    rows = "".join(f"{item},u,{time}\n" for time, item in enumerate(ITEMS[:5]))
+    (tmp_path / "x.csv").write_text("item_id,user_id,timestamp\n" + rows)
+    stored = []
+    for source in (images, dataset(tmp_path / "d", images)):
+        prepare(tmp_path / "x.csv", source, tmp_path / "out", store="resized", image_size=4)
+        stored.append(ImageStore(tmp_path / "out", size=4).load(np.arange(6)))
+        shutil.rmtree(tmp_path / "out")
+    np.testing.assert_array_equal(*stored)

@@ -1,0 +1,192 @@
+"""Small runs compiled for TPU pods that are not there."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from launch.dryrun import programs
+from launch.dryrun import table as encoder_table
+from launch.dryrun.__main__ import TRAIN, dry_run, report, table
+from launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
+from pixelrec_jax.system.chips import chip_of
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.system.console import render
+from pixelrec_jax.system.errors import UserError
+from tests.tiny import ROOT, tiny_config, use_tiny_encoders
+
+pytest.importorskip("libtpu")
+ID = "user=mf,item=id,dataset=pixel200k"
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Datasets of few users."""
+    counts = {"users": 4_000, "items": 1_000, "interactions": 60_000}
+    monkeypatch.setattr(programs, "COUNTS", dict.fromkeys(programs.COUNTS, counts))
+
+
+def config_of(words: str, **mesh: int):
+    config = tiny_config(words)
+    config.mesh.update(mesh)
+    return config
+
+
+def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
+    """Gradients of dense parameters: 2 (n - 1) / n of their bytes, whatever n."""
+    use_tiny_encoders(monkeypatch)
+    config = config_of("user=fm,item=vit_toy,dataset=pixel200k")
+    sent = {}
+    for topology, chips in (("v5e:2x4", 8), ("v5e:4x4", 16)):
+        result = dry_run(config, topology, sequences_per_chip=2, training_only=True)
+        assert result["batch_size"] == 2 * chips
+        (kind,) = result["programs"][TRAIN]["sent"]
+        assert kind == "all-reduce"
+        sent[chips] = result["programs"][TRAIN]["sent"][kind] / (2 * (chips - 1) / chips)
+    assert sent[16] == pytest.approx(sent[8], rel=0.001)
+    assert sent[8] == pytest.approx(result["parameters"], rel=0.1)
+
+
+def test_an_error_of_the_compiler_is_a_line_and_a_row(monkeypatch, tmp_path):
+    class Failing:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: LLO_CHECK failure (a.cc:1) x")
+
+    with pytest.raises(CompilerError, match=r"the TPU compiler failed .*LLO_CHECK failure.* try"):
+        compile_and_count(Failing(), chip_of("v6e:8x8"), coordinates=[(0, 0)])
+
+    def dry_run(*args, **kwargs):
+        raise CompilerError("it failed")
+
+    monkeypatch.setattr(encoder_table, "dry_run", dry_run)
+    case, *_ = encoder_table.encoders()
+    encoder_table.measure(case, tmp_path / "results.jsonl")
+    (result,) = encoder_table.read(tmp_path / "results.jsonl").values()
+    cells = encoder_table.row(case, result)
+    assert cells[:4] == ["v5e:2x4 (8)", "`clip_vit_b32`", "64", "compiler error"]
+
+
+def test_steps_of_an_epoch_need_no_times():
+    words = f"{ROOT}/configs/pixelrec.py:user=sasrec,dataset=own"
+    by_time, plain = (load_config(words + split) for split in (",split=global_time", ""))
+    steps = programs.steps_per_epoch(plain, "pixel200k", 10)
+    assert steps >= 400  # of 4,000 users
+    assert programs.steps_per_epoch(by_time, "pixel200k", 10) == steps
+
+
+def test_memory_of_parameters_falls_as_one_over_the_shards():
+    results = []
+    for fsdp in (1, 8):
+        config = config_of(ID, fsdp=fsdp)
+        config.width = 1024
+        results.append(dry_run(config, "v5e:2x4", sequences_per_chip=4, training_only=True))
+    whole, split = results
+    assert whole["parameters"] == 4 * 1024 * (4_001 + 1_001)
+    for key in ("parameters", "optimizer"):
+        assert split[key] == pytest.approx(whole[key] / 8, rel=0.01)
+    before, after = (x["programs"][TRAIN]["arguments"] for x in results)
+    assert before > 3 * whole["parameters"]  # with both moments, as the compiler lays them out
+    assert after == pytest.approx(before / 8, rel=0.1)
+
+
+def test_gradients_of_matrices_are_summed_to_where_their_shares_are():
+    config = config_of("user=sasrec,item=id,dataset=pixel200k", fsdp=8)
+    config.update_from_flattened_dict({"width": 1024, "user.layers": 1, "user.inner": 2})
+    result = dry_run(config, "v5e:2x4", sequences_per_chip=4, training_only=True)
+    matrices = 4 * (4 + 2 * 2) * 1024**2  # bytes of attention and MLP
+    assert result["programs"][TRAIN]["sent"]["reduce-scatter"] == 7 / 8 * matrices
+
+
+def test_a_program_that_needs_too_much_memory_is_reported():
+    pod = programs.describe_pod("v5e:2x4")
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,), devices=pod.devices)
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((3 * 2**30,), jnp.float32, sharding=whole)
+    with pytest.raises(DoesNotFitError, match=r"needs 24\.\d of 15\.75 GiB") as caught:
+        compile_and_count(jax.jit(lambda x: x * 2).lower(x), pod.chip, coordinates=[])
+    error = caught.value
+    cost = {"fits": False, "peak": error.needed, "available": error.available}
+    assert "no, of 15.8 GiB" in render([table({TRAIN: cost})])
+
+
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [
+        ("v5e", r"'v5e' is not CHIP:SHAPE; write it as v5e:4x4"),
+        ("v5e:4x", r"not CHIP:SHAPE"),
+        ("v5g:4x4", r"unknown chip 'v5g'; did you mean 'v5"),
+        ("v5p:4x4", r"has 2 axes, but v5p is connected as a torus of 3; write v5p:4x4x4"),
+        ("v5e:3x5", r"--topology='v5e:3x5': .*not divisible"),
+    ],
+)
+def test_a_wrong_topology_is_one_line(topology, expected):
+    with pytest.raises(UserError, match=expected):
+        programs.describe_pod(topology)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (ID, r"batch_size=16 is not divisible by the 256 data shards"),
+        ("user=vbpr,item=features,dataset=pixel200k", r"give dataset=own and --config"),
+        (f"{ID},split=global_time", r"split=global_time needs more of a dataset than its size"),
+        ("user=mf,item=id,dataset=own", r"is not a prepared dataset"),
+    ],
+)
+def test_a_run_that_cannot_be_is_one_line(words, expected):
+    with pytest.raises(UserError, match=expected):
+        dry_run(config_of(words), "v5e:16x16")
+
+
+def test_a_prepared_dataset_is_taken_as_it_is(toy_dataset):
+    config = tiny_config("user=lightgcn,item=id,dataset=toy", toy_dataset)
+    pod = programs.describe_pod("v5e:2x4")
+    experiment = programs.experiment(config, pod)
+    assert experiment.interactions.num_users == 61
+    assert experiment.graph.user.sharding.mesh == experiment.mesh  # shapes only
+
+
+def test_official_datasets_have_their_counts(monkeypatch):
+    monkeypatch.undo()
+    interactions = programs.official("pixel200k")
+    assert (interactions.num_users, interactions.num_items) == (200_001, 96_283)
+    assert len(interactions.items) == interactions.offsets[-1] == 3_965_656
+    assert interactions.items.min() == 1
+    assert interactions.items.max() <= 96_282
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "message"),
+    [
+        (f"dryrun --config=configs/pixelrec.py:{ID} --topology=v5e:2x4 --json=", "", "is a folder"),
+        ("dryrun_table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
+    ],
+)
+def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
+    module, *arguments = f"{options}{tmp_path}{name}".split()
+    command = [sys.executable, "-m", f"launch.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(f"error: {arguments[-1]}")
+    assert message in error
+
+
+def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
+    config = f"{ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
+    command = [sys.executable, "-m", "launch.dryrun", f"--config={config}"]
+    command += [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
+    command += ["--topology=v5p:2x2x1", f"--json={tmp_path}/out.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["devices"] == 4
+    assert set(result["programs"]) == {"train step", "encoding", "ranking"}
+    assert done.stdout == report(result) + "\n"
+    assert re.search(r"bound by +HBM +HBM +HBM", done.stdout)
+    for cost in result["programs"].values():
+        assert cost["seconds"] == max(cost["times"].values())

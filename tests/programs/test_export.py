@@ -1,0 +1,71 @@
+"""A fine-tuned encoder leaves as a file with published names, and comes back."""
+
+import jax
+import numpy as np
+import pytest
+
+from pixelrec_jax.items.vision.pretrained import trunk_variables
+from pixelrec_jax.programs.export import export
+from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import state_template
+from pixelrec_jax.training.train import train_and_evaluate
+from pixelrec_jax.weights.files import read
+from tests.tiny import tiny_config, use_tiny_encoders
+
+
+def _config(item, dataset):
+    config = tiny_config(f"user=sasrec,item={item},dataset=toy", dataset)
+    config.item.weights = ""
+    config.train.epochs = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def _tiny_encoders():
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_encoders(patch)
+        yield
+
+
+@pytest.fixture(scope="module", params=["clip_vit_b32", "efficientnet_lite0"])
+def trained(request, toy_dataset, tmp_path_factory, _tiny_encoders):
+    config = _config(request.param, toy_dataset)
+    workdir = tmp_path_factory.mktemp("export") / "run"
+    train_and_evaluate(config, workdir)
+    return config, workdir
+
+
+def test_an_exported_encoder_is_the_start_of_another_run(trained, tmp_path):
+    config, workdir = trained
+    file = tmp_path / "encoder.safetensors"
+    assert export(workdir, file) == len(read(file))
+    experiment = build_experiment(config)
+    with Checkpoints(workdir / "checkpoints", metric="ndcg@10", read_only=True) as checkpoints:
+        best = checkpoints.restore(checkpoints.best, state_template(experiment))
+    with config.unlocked():
+        config.item.weights = str(file)
+    start = init_state(build_experiment(config))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        trunk_variables(start.variables),
+        trunk_variables(best.variables),
+    )
+
+
+def test_unknown_names_are_refused(trained, tmp_path):
+    with pytest.raises(UserError, match=r"unknown --names='caffe'; known: "):
+        export(trained[1], tmp_path / "x", "caffe")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_published_encoder_is_refused(toy_dataset, tmp_path):
+    for item, reason in {"id": "no vision encoder", "vit_toy": "no published form"}.items():
+        workdir = tmp_path / item
+        workdir.mkdir()
+        config = tiny_config(f"user=sasrec,item={item},dataset=toy", toy_dataset)
+        (workdir / "config.json").write_text(config.to_json())
+        with pytest.raises(UserError, match=reason):
+            export(workdir, tmp_path / "x")

