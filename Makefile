@@ -38,8 +38,10 @@ $(VENV)/bin/python:
 	  { $(PYTHON) --version; echo "error: Python 3.11 or later is needed; name one with make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/installed: requirements.txt $(VENV)/bin/python
+# The clone itself is installed, editable, so that its programs run from any folder.
+$(VENV)/installed: requirements.txt pyproject.toml $(VENV)/bin/python
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/installed-test: requirements-test.txt requirements-data.txt $(VENV)/installed

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+from pixelrec_jax.launch.dryrun.programs import random_items
 
-from launch.dryrun.programs import random_items
 from pixelrec_jax.data.interactions import Interactions
 
 

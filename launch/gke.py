@@ -1,6 +1,6 @@
 """Runs on TPU slices of a GKE cluster, as JobSets; a sweep is a JobSet for each encoder.
 
-python -m launch.gke --name=first --topology=v5e:4x4 --image=REGION-docker.pkg.dev/... -- \
+python -m pixelrec_jax.launch.gke --name=first --topology=v5e:4x4 --image=HOST/PROJECT/... -- \
     --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
     --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 from absl import flags
+from pixelrec_jax.launch import jobs
+from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
+from pixelrec_jax.launch.slices import Slice
 
-from launch import jobs
-from launch.commands import Command, define_common_flags, execute, program
-from launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
 
 _SAVING = 120  # seconds that a run has for saving when its node is drained; Spot VMs have 15 to 30

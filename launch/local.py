@@ -1,6 +1,6 @@
 """Trains on all devices of this machine, the encoders of a sweep one after another.
 
-python -m launch.local --sweep=figure9 -- \
+python -m pixelrec_jax.launch.local --sweep=figure9 -- \
     --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=runs/figure9
 
 One process drives all devices: nothing has to be agreed upon between processes, every image of a
@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+from pixelrec_jax.launch import jobs
+from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
 
-from launch import jobs
-from launch.commands import Command, define_common_flags, execute, program
 from pixelrec_jax.programs import report
 from pixelrec_jax.system.errors import UnreachableError, UserError
 

@@ -1,6 +1,6 @@
 """Submits runs to a Slurm cluster of GPUs; a sweep is an array of jobs.
 
-python -m launch.slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
+python -m pixelrec_jax.launch.slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
     --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=/shared/runs/first
 
 Every GPU has a process, as JAX expects of Slurm, and finds the others by Slurm's variables.
@@ -13,9 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from pixelrec_jax.launch import jobs
+from pixelrec_jax.launch.commands import (
+    Command,
+    define_common_flags,
+    define_extra_flag,
+    execute,
+    program,
+)
 
-from launch import jobs
-from launch.commands import Command, define_common_flags, define_extra_flag, execute, program
 from pixelrec_jax.system.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit

@@ -1,6 +1,6 @@
 """Runs on TPU VMs that Cloud TPU gives as queued resources; a sweep has one for each encoder.
 
-python -m launch.tpu --do=create --name=first --project=P --zone=Z --topology=v5e:4x4 --spot -- \
+python -m pixelrec_jax.launch.tpu --do=create --name=first --project=P --zone=Z --topology=v5e:4x4 -- \
     --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
     --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
 
@@ -13,10 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from pixelrec_jax.launch import jobs
+from pixelrec_jax.launch.commands import (
+    Command,
+    define_common_flags,
+    define_extra_flag,
+    execute,
+    program,
+    run,
+)
+from pixelrec_jax.launch.slices import Slice
 
-from launch import jobs
-from launch.commands import Command, define_common_flags, define_extra_flag, execute, program, run
-from launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
 
 _CODE = Path(".cache/code.tar.gz")  # of the repository

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
+from pixelrec_jax.configs import pixelrec
 
-from configs import pixelrec
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.items import FEATURES, ITEM_ENCODERS

@@ -1,6 +1,6 @@
 """Says what a run needs on a TPU pod, and whether it fits, on a machine without TPUs.
 
-python -m launch.dryrun --topology=v5e:16x16 --sequences_per_chip=64 [--num_slices=2] \
+python -m pixelrec_jax.launch.dryrun --topology=v5e:16x16 --sequences_per_chip=64 [--num_slices=2] \
     --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k [--json=FILE]
 
 The train step, the encoding of the catalogue and the ranking are compiled for the pod by the real
@@ -16,11 +16,11 @@ from typing import Any
 from absl import flags
 from jax.stages import Lowered
 from ml_collections import ConfigDict, config_flags
+from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun.roofline import DoesNotFitError, compile_and_count
 from rich import box
 from rich.table import Table
 
-from launch.dryrun import programs
-from launch.dryrun.roofline import DoesNotFitError, compile_and_count
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import parse_flags
 from pixelrec_jax.system.console import render

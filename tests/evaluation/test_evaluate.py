@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from pixelrec_jax.launch.dryrun.hlo import Program
 
-from launch.dryrun.hlo import Program
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.retrieval import retrieve
 from pixelrec_jax.parallel.sharding import ROWS, build_mesh, num_shards, to_global

@@ -11,8 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from absl import flags
+from pixelrec_jax.launch.commands import program
 
-from launch.commands import program
 from tests.tiny import ROOT
 
 _FAKE = """#!{python} -SE
@@ -67,9 +67,9 @@ class Fakes:
 
     def launch(self, module: str, *arguments: str) -> subprocess.CompletedProcess:
         """Runs a launcher in this process, which is faster, with these programs only."""
-        launcher = importlib.import_module(f"launch.{module}")
+        launcher = importlib.import_module(f"pixelrec_jax.launch.{module}")
         before = set(flags.FLAGS)
-        argv = [f"launch.{module}", *arguments]
+        argv = [f"pixelrec_jax.launch.{module}", *arguments]
         out, err = io.StringIO(), io.StringIO()
         try:
             with (

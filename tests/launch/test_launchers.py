@@ -7,8 +7,8 @@ import sys
 import tarfile
 
 import pytest
+from pixelrec_jax.launch.slices import Slice
 
-from launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
@@ -200,7 +200,7 @@ def test_what_is_printed_is_a_script_of_what_runs(fakes, arguments):
     for name in ("sbatch", "kubectl", "gcloud", "git", "sh", "mkdir"):
         fakes.add(name)
     module, *options = arguments
-    started = [sys.executable, "-m", f"launch.{module}", *options, SWEEP, *RUN]
+    started = [sys.executable, "-m", f"pixelrec_jax.launch.{module}", *options, SWEEP, *RUN]
     assert fakes.run(*started).returncode == 0
     ran = fakes.calls()
     assert ran
@@ -309,7 +309,7 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
     for arguments in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "first")):
         subprocess.run(["git", *arguments], cwd=clone, check=True)
-    command = [sys.executable, "-m", "launch.tpu", *TPU[1:], "--do=run"]
+    command = [sys.executable, "-m", "pixelrec_jax.launch.tpu", *TPU[1:], "--do=run"]
 
     def launch(*options):
         return fakes.run(*command, *options, folder=clone, PYTHONPATH=str(ROOT))

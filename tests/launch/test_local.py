@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
+from pixelrec_jax.launch.commands import Command
+from pixelrec_jax.launch.local import INTERRUPTED, train
 
-from launch.commands import Command
-from launch.local import INTERRUPTED, train
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 
@@ -58,7 +58,7 @@ def test_nohup_keeps_a_run_from_the_end_of_its_terminal():
 
 
 def test_a_sweep_in_which_every_run_fails_names_them_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.local.train", lambda command: 1)
+    monkeypatch.setattr("pixelrec_jax.launch.local.train", lambda command: 1)
     config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy"
     sweep = ["--sweep=vit_toy,swin_t", "--", config, "--workdir=runs"]
     process = Fakes(tmp_path).launch("local", *sweep)
@@ -90,7 +90,7 @@ if "pixelrec_jax.main" in sys.orig_argv:
 def test_one_run_ends_as_if_started_without_a_launcher(tmp_path):
     config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
     run = ["--", config, f"--workdir={tmp_path}/run", f"--config.dataset.path={tmp_path}/nowhere"]
-    process = Fakes(tmp_path).run(sys.executable, "-m", "launch.local", *run)
+    process = Fakes(tmp_path).run(sys.executable, "-m", "pixelrec_jax.launch.local", *run)
     assert process.returncode == 2
     assert process.stderr.count("error: ") == 1
     assert f"{tmp_path}/nowhere" in process.stderr
@@ -101,7 +101,13 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
     (tmp_path / "sitecustomize.py").write_text(_TINY)
     root = tmp_path / "sweep"
     command = [
-        *(sys.executable, "-m", "launch.local", "--sweep=vit_toy,clip_rn50x4,vit_b16", "--"),
+        *(
+            sys.executable,
+            "-m",
+            "pixelrec_jax.launch.local",
+            "--sweep=vit_toy,clip_rn50x4,vit_b16",
+            "--",
+        ),
         f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy",
         f"--config.dataset.path={toy_dataset}",
         f"--workdir={root}",

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun import table as encoder_table
+from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, report, table
+from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
 
-from launch.dryrun import programs
-from launch.dryrun import table as encoder_table
-from launch.dryrun.__main__ import TRAIN, dry_run, report, table
-from launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
 from pixelrec_jax.system.chips import chip_of
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.console import render
@@ -169,7 +169,7 @@ def test_official_datasets_have_their_counts(monkeypatch):
 )
 def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
     module, *arguments = f"{options}{tmp_path}{name}".split()
-    command = [sys.executable, "-m", f"launch.{module}", *arguments]
+    command = [sys.executable, "-m", f"pixelrec_jax.launch.{module}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (error,) = done.stderr.splitlines()
@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, messa
 
 def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
     config = f"{ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
-    command = [sys.executable, "-m", "launch.dryrun", f"--config={config}"]
+    command = [sys.executable, "-m", "pixelrec_jax.launch.dryrun", f"--config={config}"]
     command += [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
     command += ["--topology=v5p:2x2x1", f"--json={tmp_path}/out.json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-from launch.dryrun.hlo import Program
+from pixelrec_jax.launch.dryrun.hlo import Program
 
 
 def compiled_on_eight(function, spec: PartitionSpec) -> Program:
