@@ -1,6 +1,7 @@
 """Runs on TPU VMs that Cloud TPU gives as queued resources; a sweep has one for each encoder.
 
-python -m pixelrec_jax.launch.tpu --do=create --name=first --project=P --zone=Z --topology=v5e:4x4 -- \
+python -m pixelrec_jax.launch.tpu --do=create --name=first --project=P --zone=Z \
+    --topology=v5e:4x4 -- \
     --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
     --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
 
