@@ -5,7 +5,7 @@ python -m benchmarks.encoders [--items=clip_vit_b32,swin_t] [--batch=16] [--csv=
 
 Weights and images are random, of the size and with the trainable blocks that the encoder's config
 names. The forward pass is that of the catalogue (evaluation), the backward pass that of training:
-only the trainable blocks and the projection get gradients. Parameters are the trunk's.
+only the trainable blocks and the projection get gradients. Parameters are the backbone's.
 FLOPs (two per multiply-add) are counted by the compiler for one image. It counts the body of a loop
 once, which on CPU leaves out most of the kernel gradients of depthwise convolutions. Memory is what
 a compiled pass needs at its peak beside its inputs.
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.timing import seconds_per_call
 from pixelrec_jax.data.types import Items
-from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.recommender import build, trainable_filter
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
@@ -104,9 +104,9 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
     row = {
         "encoder": name,
         "pixels": size,
-        "parameters M": _millions(variables["params"]["item_encoder"]["trunk"]),
+        "parameters M": _millions(variables["params"]["item_encoder"]["backbone"]),
         "trained": config.item.trainable,
-        "trained M": _millions(trained["item_encoder"].get("trunk", {})),
+        "trained M": _millions(trained["item_encoder"].get("backbone", {})),
     }
     for which, (function, arguments) in passes.items():
         compiled = function.lower(*arguments).compile()
@@ -135,10 +135,10 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prints one row per encoder, and writes them to --csv as they come."""
     values = flags.FLAGS
-    names = values["items"].value or list(VISION)
+    names = values["items"].value or list(VISION_ENCODERS)
     for name in names:
-        if name not in VISION:
-            raise UserError(f"--items: unknown encoder {name!r}{nearest(name, VISION)}")
+        if name not in VISION_ENCODERS:
+            raise UserError(f"--items: unknown encoder {name!r}{nearest(name, VISION_ENCODERS)}")
     if values.csv and not Path(values.csv).absolute().parent.is_dir():
         raise UserError(f"--csv={values.csv}: its folder does not exist; make it first")
     device = jax.devices()[0]

@@ -3,9 +3,9 @@
 python -m benchmarks.neighbours --images=DIR --labels=CSV --item=efficientnet_lite0 [--weights=...]
 
 The CSV has the columns item_id and label, such as the product type; --label names another column.
-For every photo the one with the most similar features (cosine of the trunk's output, mean over its
-tokens) is looked up among all others. The accuracy is the share of photos for which that one has
-the same label; photos whose label no other has do not count. Random weights and the photos
+For every photo the one with the most similar features (cosine of the backbone's output, mean over
+its tokens) is looked up among all others. The accuracy is the share of photos for which that one
+has the same label; photos whose label no other has do not count. Random weights and the photos
 themselves at 16 x 16 pixels say what is to be beaten. Nothing is trained.
 """
 
@@ -54,7 +54,7 @@ def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
-    """Returns the trunk's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
+    """Returns the backbone's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
     encoder = vision_encoder.pretrained(item)
     features = jax.jit(partial(vision_encoder.features, encoder.module, average=True))
     batches = []

@@ -39,7 +39,7 @@ from pixelrec_jax.config import load_config
 from pixelrec_jax.experiment import build_experiment
 import sys
 flags.FLAGS.mark_as_parsed()
-config = load_config("configs/pixelrec.py:user=sasrec,item=id,dataset=own").unlock()
+config = load_config("configs/pixelrec.py:user=sasrec,item=id,dataset=custom").unlock()
 config.dataset.path = sys.argv[1]
 build_experiment(config).batches[0]
 """

@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks.synthetic import random_interactions
 from benchmarks.timing import Epoch
 from pixelrec_jax.data.pipeline import iterate
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.runs.progress import Speed, TrainingProgress
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
@@ -70,7 +70,7 @@ class Ours:
         self.train_step = make_train_step(self.experiment)
 
     def _train(self, batch: Any) -> jax.Array:
-        batch = to_global(batch, self.experiment.mesh, BATCH)
+        batch = make_global_arrays(batch, self.experiment.mesh, BATCH_SPEC)
         self.state, loss = self.train_step(self.state, batch, self.experiment.graph)
         return loss
 

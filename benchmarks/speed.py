@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks.synthetic import RandomImages, random_interactions
 from benchmarks.timing import seconds_per_call
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.training.experiment import build_experiment
@@ -56,7 +56,9 @@ def measure(item: str) -> dict[str, float]:
         nonlocal state
         batch = batches[len(encoded)]
         encoded.append(np.count_nonzero(batch.items.id))
-        state, loss = train_step(state, to_global(batch, mesh, BATCH), experiment.graph)
+        state, loss = train_step(
+            state, make_global_arrays(batch, mesh, BATCH_SPEC), experiment.graph
+        )
         return loss
 
     for _ in range(8):  # every number of slots that will come up is compiled before the timing

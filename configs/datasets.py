@@ -32,9 +32,9 @@ def _official(config: ConfigDict, name: str) -> None:
     config.dataset = ConfigDict({"name": name, "path": f"data/{name}"})
 
 
-def own(config: ConfigDict) -> None:
+def custom(config: ConfigDict) -> None:
     """Any prepared dataset; say where with --config.dataset.path=DIR."""
-    config.dataset = ConfigDict({"name": "own", "path": "data/own"})
+    config.dataset = ConfigDict({"name": "custom", "path": "data/custom"})
 
 
 def toy(config: ConfigDict) -> None:
@@ -57,6 +57,6 @@ DATASETS = {
     "pixel1m": pixel1m,
     "pixel8m": pixel8m,
     "pixelrec": pixelrec,
-    "own": own,
+    "custom": custom,
     "toy": toy,
 }

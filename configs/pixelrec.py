@@ -26,7 +26,7 @@ def base() -> ConfigDict:
             "dataset": {"name": "", "path": ""},
             # The folder of a finished run whose item encoder this one starts with (Table 7); "all":
             # with all that is learned but of users, who are others there. "" is no such run.
-            "init": {"run": "", "parts": "item"},
+            "warm_start": {"run": "", "scope": "item"},
             "task": {"name": "next_item", "history_length": 10, "negatives": 1},
             "user": {},
             "item": {},
@@ -38,7 +38,7 @@ def base() -> ConfigDict:
             "optim": {
                 "lr": 1e-4,  # of all but what looks at images or features, so of id tables, too
                 "weight_decay": 0.1,
-                "visual_lr": 1e-4,  # of what does: trunk, head and other projections
+                "visual_lr": 1e-4,  # of what does: backbone, head and other projections
                 "visual_weight_decay": 0.0,
                 "b1": 0.9,
                 "b2": 0.999,
@@ -56,7 +56,7 @@ def base() -> ConfigDict:
             },
             "eval": {
                 "ks": (5, 10),
-                "select": "ndcg@10",  # decides the best checkpoint and early stopping
+                "monitor": "ndcg@10",  # decides the best checkpoint and early stopping
                 "batch_size": 1024,  # users ranked at once
                 "encode_batch_size": 128,  # items encoded at once on each device
                 "cold_threshold": 3,  # a target with at most so many training interactions is cold
@@ -101,16 +101,17 @@ def _optimum(
 # NDCG@10 in percent, on ids or features (Table 5) and on images (Table 6). The settings are those
 # that the reference's authors found best (its README): `ids` for Table 5 and `pixels` for Table 6
 # are learning rate, weight decay, examples a batch and, where they differ, rate and decay of
-# `optim.visual_*`; `features` are of the reference's configs, or those of `pixels`. `init` and
-# `feature_init` are of id tables and of encoders of features, `form` is what the latter make,
+# `optim.visual_*`; `features` are of the reference's configs, or those of `pixels`. `initializer`
+# and `feature_initializer` are of id tables and of encoders of features, `feature_head` is what the
+# latter make,
 # `options` are the user encoder's.
 
 
 def id_table(config: ConfigDict) -> None:
     """IDNet of Table 5."""
     settings = RECOMMENDERS[config.user.name]
-    init = settings.get("init", "normal")
-    config.item = ConfigDict({"name": "id", "init": init, "init_std": 0.02})
+    init = settings.get("initializer", "normal")
+    config.item = ConfigDict({"name": "id", "initializer": init, "init_std": 0.02})
     _optimum(config, *settings["ids"])
 
 
@@ -121,9 +122,11 @@ def _features(config: ConfigDict, name: str) -> None:
         {
             "name": name,
             "path": "features.npy",  # relative to the folder of the dataset
-            "form": settings.get("form", "dense"),  # how features become a vector, see the encoders
+            "feature_head": settings.get(
+                "feature_head", "dense"
+            ),  # how features become a vector, see the encoders
             "dnn_layers": (),  # widths of dense layers below the projection (Figure 10)
-            "init": settings.get("feature_init", "normal"),
+            "initializer": settings.get("feature_initializer", "normal"),
         }
     )
     _optimum(config, *settings.get("features", settings["pixels"]))
@@ -137,7 +140,7 @@ def semantic_ids(config: ConfigDict) -> None:
             "name": "semantic_ids",
             "path": "semantic_ids.npy",  # relative to the folder of the dataset
             "codebook_size": 512,
-            "init": "normal",
+            "initializer": "normal",
         }
     )
     _optimum(config, *settings.get("features", settings["ids"]))
@@ -154,7 +157,7 @@ def _pixels(
     weight_decay: float = 0.0,
     **options: float,
 ) -> None:
-    """PixelNet with one of `ENCODERS`; `options` are the trunk's own."""
+    """PixelNet with one of `ENCODERS`; `options` are the backbone's own."""
     config.item = ConfigDict(
         {
             "name": name,
@@ -163,9 +166,9 @@ def _pixels(
             "weights": weights,
             "trainable": trainable,  # "all", "none", "last:2" or block names by commas
             # True: frozen blocks, too, use batch statistics and drop paths, as in the reference.
-            "train_frozen": False,
+            "frozen_in_train_mode": False,
             "pool": pool,
-            "dnn_layers": (),  # widths of dense layers between trunk and projection (Figure 10)
+            "dnn_layers": (),  # widths of dense layers between backbone and projection (Figure 10)
             "normalisation": "half",  # the reference's; or "checkpoint", "imagenet", "clip"
             "remat": False,
             "dtype": "float32",
@@ -200,7 +203,7 @@ def global_time(config: ConfigDict) -> None:
     config.dataset.split = ConfigDict({"name": "global_time", "valid_from": 0.8, "test_from": 0.9})
 
 
-def sane(config: ConfigDict) -> None:
+def default(config: ConfigDict) -> None:
     """The default: where the reference has a quirk, what one would expect."""
 
 
@@ -216,14 +219,14 @@ def parity(config: ConfigDict) -> None:
     for part, key in (
         ("user", "show_padding"),
         ("user", "query_softmax"),
-        ("item", "train_frozen"),
+        ("item", "frozen_in_train_mode"),
     ):
         if key in config[part]:
             config[part][key] = True
 
 
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time}
-PRESETS = {"sane": sane, "parity": parity}
+PRESETS = {"default": default, "parity": parity}
 
 
 def get_config(words: str = "") -> ConfigDict:
@@ -233,7 +236,7 @@ def get_config(words: str = "") -> ConfigDict:
         "item": "clip_vit_b32",
         "dataset": "pixel200k",
         "split": "leave_one_out",
-        "preset": "sane",
+        "preset": "default",
     }
     for word in filter(None, words.split(",")):
         key, _, value = word.partition("=")

@@ -13,7 +13,7 @@ def mf() -> dict:
         "width": 4096,
         "ids": (1e-4, 0.0, 512),
         "pixels": (1e-4, 0.0, 512),
-        "init": "xavier_normal",
+        "initializer": "xavier_normal",
     }
 
 
@@ -27,7 +27,7 @@ def lightgcn() -> dict:
         "width": 256,
         # It takes ids only, and says so itself.
         **dict.fromkeys(("ids", "pixels"), (5e-4, 0.01, 1024)),
-        "init": "xavier_normal",
+        "initializer": "xavier_normal",
         "options": {"layers": 2},
     }
 
@@ -38,11 +38,11 @@ def fm() -> dict:
     Table 5: 1.357 / 0.679. Table 6: RN50 1.024 / 0.501, ViT 1.124 / 0.543.
     """
     return {
-        "task": {"name": "leave_one_out"},
+        "task": {"name": "rest_of_window"},
         "width": 4096,
         "ids": (5e-5, 0.0, 64),
         "pixels": (5e-5, 0.0, 64),
-        "init": "xavier_normal",
+        "initializer": "xavier_normal",
     }
 
 
@@ -52,11 +52,11 @@ def dssm() -> dict:
     Table 5: 1.401 / 0.701. Table 6: RN50 0.960 / 0.475, ViT 1.242 / 0.617.
     """
     return {
-        "task": {"name": "leave_one_out"},
+        "task": {"name": "rest_of_window"},
         "width": 4096,
         "ids": (1e-4, 0.0, 64),
         "pixels": (1e-4, 0.0, 64),
-        "init": "xavier_normal",
+        "initializer": "xavier_normal",
     }
 
 
@@ -71,7 +71,7 @@ def sasrec() -> dict:
         "ids": (5e-5, 0.1, 64),
         "pixels": (1e-4, 0.1, 64),
         "features": (1e-3, 0.0, 512),
-        "options": {"layers": 2, "inner": 2, **_TRANSFORMER},
+        "options": {"layers": 2, "mlp_ratio": 2, **_TRANSFORMER},
     }
 
 
@@ -85,8 +85,8 @@ def gru4rec() -> dict:
         "width": 2048,
         "ids": (1e-4, 0.01, 64),
         "pixels": (1e-4, 0.01, 64),
-        "init": "xavier_normal",
-        "options": {"hidden_multiple": 2, "show_padding": False},
+        "initializer": "xavier_normal",
+        "options": {"expansion": 2, "show_padding": False},
     }
 
 
@@ -100,7 +100,7 @@ def nextitnet() -> dict:
         "width": 1024,
         "ids": (5e-4, 0.01, 64),
         "pixels": (1e-4, 0.01, 64),
-        "init": "uniform_items",
+        "initializer": "uniform_items",
         "options": {
             "kernel_size": 3,
             "dilations": (1, 4),
@@ -120,7 +120,7 @@ def srgnn() -> dict:
         "width": 512,
         "ids": (5e-5, 0.01, 64),
         "pixels": (1e-4, 0.01, 512),
-        "init": "uniform_width",
+        "initializer": "uniform_width",
         "options": {"steps": 2},
     }
 
@@ -135,7 +135,7 @@ def bert4rec() -> dict:
         "width": 512,
         "ids": (5e-5, 0.1, 64),
         "pixels": (1e-4, 0.1, 64),
-        "options": {"layers": 2, "inner": 1, **_TRANSFORMER},
+        "options": {"layers": 2, "mlp_ratio": 1, **_TRANSFORMER},
     }
 
 
@@ -152,7 +152,7 @@ def lightsans() -> dict:
         "options": {
             "layers": 1,
             "interests": 3,
-            "inner": 2,
+            "mlp_ratio": 2,
             **_TRANSFORMER,
             "query_softmax": False,  # True is the reference's
             "show_padding": False,
@@ -171,9 +171,9 @@ def vbpr() -> dict:
         "ids": (1e-3, 0.0, 512),
         "pixels": (1e-3, 0.0, 512),
         "features": (1e-3, 0.0, 512, (1e-4, 0.1)),
-        "init": "xavier_normal",
-        "feature_init": "xavier_normal",
-        "form": "biased",
+        "initializer": "xavier_normal",
+        "feature_initializer": "xavier_normal",
+        "feature_head": "biased",
     }
 
 
@@ -183,12 +183,12 @@ def acf() -> dict:
     Table 5: 0.758 / 0.377.
     """
     return {
-        "task": {"name": "leave_one_out"},
+        "task": {"name": "rest_of_window"},
         "width": 128,
         # Its batches are of 64 rows; an example, a window, makes about eight of them.
         **dict.fromkeys(("ids", "pixels", "features"), (1e-4, 0.1, 8)),
-        "feature_init": "kaiming_normal",
-        "form": "components",
+        "feature_initializer": "kaiming_normal",
+        "feature_head": "components",
     }
 
 
@@ -201,7 +201,7 @@ def visrank() -> dict:
         "task": {"name": "pairs", "history_length": 50},
         "width": 512,  # not used
         **dict.fromkeys(("ids", "pixels", "features"), (0.0, 0.0, 64)),
-        "form": "raw",
+        "feature_head": "raw",
         "options": {"average_top_k": 1},
         "train": {"epochs": 0},  # there is nothing to train
         # Cosines of 32 histories of 50 with Pixel200K's catalogue take 1.2 GB.

@@ -195,8 +195,8 @@ def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
     check_values(config)
     values = flatten(config.to_dict())
     folders = {"--workdir": given["workdir"]}
-    if values["init.run"]:
-        folders["--config.init.run"] = values["init.run"]
+    if values["warm_start.run"]:
+        folders["--config.warm_start.run"] = values["warm_start.run"]
     for path in folders.values():
         check_protocol(path)
     for key in _READ:

@@ -18,7 +18,7 @@ from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
 
 from pixelrec_jax.programs import report
-from pixelrec_jax.system.errors import UnreachableError, UserError
+from pixelrec_jax.system.errors import TransientError, UserError
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop
 
@@ -74,7 +74,7 @@ def main(of_run: Sequence[str]) -> None:
         said = f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}"
         if codes == {UserError.exit_code}:
             raise UserError(f"{said}; see above what is wrong")
-        raise UnreachableError(f"{said}; start the same command again to go on")
+        raise TransientError(f"{said}; start the same command again to go on")
 
 
 def define_flags() -> None:

@@ -25,7 +25,7 @@ class Recommender(nn.Module):
 
     Attributes:
       item_encoder: Items with leading axis M -> float32[M, E].
-      user_encoder: History -> states float32[B, S, D].
+      user_encoder: History -> queries float32[B, S, D].
     """
 
     item_encoder: nn.Module
@@ -62,12 +62,12 @@ class Recommender(nn.Module):
         return self.item_encoder(flat, train=train).reshape(shards, slots, -1)
 
     def encode_users(self, history: History, *, train: bool = False) -> jax.Array:
-        """Returns states float32[B, S, D], S = L or 1; the last one is the user now."""
+        """Returns queries float32[B, S, D], S = L or 1; the last one is the user now."""
         return self.user_encoder(history, train=train)
 
-    def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R] for states [..., D] and items [..., R, E]."""
-        return self.user_encoder.score(state, item)
+    def score(self, query: jax.Array, item: jax.Array) -> jax.Array:
+        """Returns float32[..., R] for queries [..., D] and items [..., R, E]."""
+        return self.user_encoder.score(query, item)
 
     def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the scores of positives float32[G, B, T] and negatives float32[G, B, T, K]."""
@@ -75,20 +75,20 @@ class Recommender(nn.Module):
         history, positive, negative = _take(item, batch.history, batch.positive, batch.negative)
         shards, rows, targets = batch.positive.shape
         history = History(
-            vector=history,
+            item_embeddings=history,
             item=batch.history,
             user=batch.user,
         )
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
-        state = self.encode_users(flat, train=train)
-        if state.shape[1] < targets:
+        query = self.encode_users(flat, train=train)
+        if query.shape[1] < targets:
             raise UserError(
                 f"the task has {targets} targets for a history, but this user encoder makes one "
-                "state of it; use task.name=prefixes, leave_one_out or pairs"
+                "query of it; use task.name=prefixes, rest_of_window or pairs"
             )
-        state = state[:, -targets:].reshape(shards, rows, targets, -1)
-        positive = self.score(state, positive[..., None, :])
-        return positive[..., 0], self.score(state, negative)
+        query = query[:, -targets:].reshape(shards, rows, targets, -1)
+        positive = self.score(query, positive[..., None, :])
+        return positive[..., 0], self.score(query, negative)
 
 
 def _take(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:
@@ -133,10 +133,10 @@ def trainable_filter(model: Recommender) -> Callable[[str], bool]:
     """Returns whether the parameter at an "a/b/c" path is trained under `item.trainable`."""
     if not isinstance(model.item_encoder, PixelEncoder):
         return lambda path: True
-    tuned = model.item_encoder.tuned
+    trainable_blocks = model.item_encoder.trainable_blocks
 
     def is_trainable(path: str) -> bool:
         parts = path.split("/")
-        return parts[:2] != ["item_encoder", "trunk"] or parts[2] in tuned
+        return parts[:2] != ["item_encoder", "backbone"] or parts[2] in trainable_blocks
 
     return is_trainable

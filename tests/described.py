@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from pixelrec_jax.data import interactions, item_info
+from pixelrec_jax.data import interactions
+from pixelrec_jax.data.item_info import FILE
+from pixelrec_jax.ingest import item_info
 
 
 def describe(dataset: Path, csv: Path, out: Path) -> Path:
@@ -14,6 +16,6 @@ def describe(dataset: Path, csv: Path, out: Path) -> Path:
     item_info.write(item_info.read_csv(csv), ids, out)
     path = out / interactions.MANIFEST
     manifest = json.loads(path.read_text())
-    manifest["files"][item_info.FILE] = {"bytes": (out / item_info.FILE).stat().st_size}
+    manifest["files"][FILE] = {"bytes": (out / FILE).stat().st_size}
     path.write_text(json.dumps(manifest))
     return out

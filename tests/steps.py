@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import TrainState
@@ -14,7 +14,7 @@ def run_steps(experiment: Experiment, steps: int) -> tuple[np.ndarray, TrainStat
     batches, state, step = experiment.batches, init_state(experiment), make_train_step(experiment)
     losses = []
     for index in range(steps):
-        batch = to_global(batches[index % len(batches)], experiment.mesh, BATCH)
+        batch = make_global_arrays(batches[index % len(batches)], experiment.mesh, BATCH_SPEC)
         state, loss = step(state, batch, experiment.graph)
         losses.append(float(loss))
     return np.array(losses), state

@@ -13,9 +13,9 @@ from pixelrec_jax.configs import pixelrec
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
-from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.resnet import ResNet
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.recommender import build, trainable_filter
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
@@ -36,16 +36,16 @@ def _tiny_encoders(monkeypatch):
 def test_every_encoder_has_a_config_and_every_config_an_encoder():
     assert set(pixelrec.USERS) == set(USER_ENCODERS)
     assert set(pixelrec.ITEMS) == set(ITEM_ENCODERS)
-    assert set(ITEM_ENCODERS) == {"id", *FEATURES, *VISION}
+    assert set(ITEM_ENCODERS) == {"id", *FEATURES, *VISION_ENCODERS}
 
 
 def test_every_architecture_has_a_tiny_sibling():
     def options(name):
-        trunk = VISION[name].trunk
-        kind = trunk.args[0] if trunk.func is ResNet else trunk.keywords.get("clip")
-        return trunk.func, kind
+        backbone = VISION_ENCODERS[name].backbone
+        kind = backbone.args[0] if backbone.func is ResNet else backbone.keywords.get("clip")
+        return backbone.func, kind
 
-    assert {options(name) for name in VISION} == {options(name) for name in TINY}
+    assert {options(name) for name in VISION_ENCODERS} == {options(name) for name in TINY}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_state_does_not_depend_on_later_items(user):
 
     def state(vector):
         history = History(
-            vector=vector,
+            item_embeddings=vector,
             item=np.arange(1, 11)[None],
             user=np.ones(1, np.int32),
         )
@@ -189,7 +189,7 @@ def test_padding_is_invisible(user):
 
     def state(vector):
         item = np.where(mask, np.arange(10), 0)
-        history = History(vector=vector, item=item, user=np.ones(1, np.int32))
+        history = History(item_embeddings=vector, item=item, user=np.ones(1, np.int32))
         return this.model.apply(this.variables, history, method="encode_users")[0, -4:]
 
     other = np.where(mask[..., None], vector, 1e3).astype(np.float32)
@@ -207,7 +207,7 @@ def test_a_padded_history_is_like_a_short_one(user):
     vector = rng.normal(size=(1, 10, this.entries)).astype(np.float32)
     items = rng.normal(size=(5, this.entries)).astype(np.float32)
     padded = History(
-        vector=vector,
+        item_embeddings=vector,
         item=np.where(np.arange(10) >= 6, np.arange(10), 0)[None],
         user=np.ones(1, np.int32),
     )
@@ -232,7 +232,7 @@ def test_training_scores_are_catalogue_scores(user, item):
     target = this.batch.items.id[0][this.batch.positive[0]]
     states = this.model.apply(
         this.variables,
-        History(vector=catalog[history], item=history, user=this.batch.user[0]),
+        History(item_embeddings=catalog[history], item=history, user=this.batch.user[0]),
         method="encode_users",
     )
     last = this.model.apply({}, states[:, -1], catalog[target[:, -1:]], method="score")[:, 0]
@@ -261,7 +261,7 @@ def test_remat_changes_nothing_but_memory(toy_dataset):
         config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", toy_dataset)
         config.item.remat = remat
         experiment = build_experiment(config, devices=jax.devices()[:1])
-        batch = to_global(experiment.batches[0], experiment.mesh, BATCH)
+        batch = make_global_arrays(experiment.batches[0], experiment.mesh, BATCH_SPEC)
         state = init_state(experiment)
 
         @jax.jit
@@ -307,9 +307,9 @@ def test_what_is_trained_is_what_the_reference_trains(item, blocks, millions):
     )
     init = partial(model.init, jax.random.key(0), method="encode_items")
     trainable, _ = partition(jax.eval_shape(init, items)["params"], trainable_filter(model))
-    trunk = trainable["item_encoder"]["trunk"]
-    assert set(trunk) == blocks
-    assert round(_millions(trunk), len(str(millions).partition(".")[2])) == millions
+    backbone = trainable["item_encoder"]["backbone"]
+    assert set(backbone) == blocks
+    assert round(_millions(backbone), len(str(millions).partition(".")[2])) == millions
 
 
 def test_sasrec_with_two_blocks_of_clip_has_the_papers_parameters(toy_dataset):

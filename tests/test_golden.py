@@ -21,14 +21,14 @@ from pixelrec_jax.data.types import Batch
 from pixelrec_jax.data.windows import training_windows
 from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.losses import bpr, only_first_row
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.recommender import trainable_filter
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.weights import partition
-from pixelrec_jax.weights.mapping import Port, read_weights
+from pixelrec_jax.weights.mapping import WeightMapping, read_weights
 from tests.golden.models import CASES, IGNORED, ITEM, LAYOUTS, TRAINED, Case
 from tests.tiny import ArrayStore, interactions_of, tiny_config, use_tiny_encoders
 
@@ -117,8 +117,10 @@ class Golden:
 
     def read(self, tensors: dict[str, np.ndarray], template: dict) -> dict:
         """Tensors by the reference's names as a tree of ours."""
-        port = Port("reference", self.case.rules + ITEM, ignored=(*IGNORED, *self.case.ignored))
-        return read_weights(tensors, (port,), template, origin="the golden file")
+        mapping = WeightMapping(
+            "reference", self.case.rules + ITEM, ignored=(*IGNORED, *self.case.ignored)
+        )
+        return read_weights(tensors, (mapping,), template, origin="the golden file")
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
         """The tensors of the file below a prefix, by the reference's names."""
@@ -191,7 +193,7 @@ def test_losses_and_one_adamw_step(golden, name):
     trainable, frozen = partition.partition(case.params0, trainable_filter(case.experiment.model))
     state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
     step = make_train_step(case.experiment)
-    batch = to_global(case.batch, case.experiment.mesh, BATCH)
+    batch = make_global_arrays(case.batch, case.experiment.mesh, BATCH_SPEC)
     state, loss = step(state, batch, case.experiment.graph)
     assert_close(loss, case.file["loss0"])
     # They start at zero, or within one step of it.

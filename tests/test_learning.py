@@ -11,7 +11,7 @@ import pytest
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.ingest import toy
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import make_train_step
@@ -86,7 +86,7 @@ def train(user: str, *, devices: int, steps: int) -> Run:
     state, losses, early = init_state(experiment), [], None
     step = make_train_step(experiment)
     for index in range(steps):
-        batch = to_global(experiment.batches[index], experiment.mesh, BATCH)
+        batch = make_global_arrays(experiment.batches[index], experiment.mesh, BATCH_SPEC)
         state, loss = step(state, batch, experiment.graph)
         losses.append(loss)
         if index + 1 == FEW:

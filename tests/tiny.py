@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 # A small sibling of one encoder of every architecture, with which the contracts are tested. That of
 # CLIP's ViT is the tower of the golden files.
 _VIT = {"width": 16, "depth": 2, "heads": 2, "patch": 8, "mlp": 32}
-_TRUNKS = {
+_BACKBONES = {
     "clip_vit_b32": partial(
         VisionTransformer, width=32, depth=3, heads=4, patch=8, mlp=64, clip=True, epsilon=1e-5
     ),
@@ -56,7 +56,8 @@ _TRUNKS = {
     ),
 }
 TINY = {
-    name: replace(vision.VISION[name], trunk=trunk, multiple=8) for name, trunk in _TRUNKS.items()
+    name: replace(vision.VISION_ENCODERS[name], backbone=backbone, multiple=8)
+    for name, backbone in _BACKBONES.items()
 }
 
 
@@ -89,7 +90,7 @@ def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
 def use_tiny_encoders(monkeypatch):
     """Puts the small siblings in the place of the vision encoders."""
     for name, tiny in TINY.items():
-        monkeypatch.setitem(vision.VISION, name, tiny)
+        monkeypatch.setitem(vision.VISION_ENCODERS, name, tiny)
 
 
 def interactions_of(sequences: list[np.ndarray], num_items: int) -> Interactions:

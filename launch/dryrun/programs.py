@@ -24,7 +24,7 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.items import uses_features, uses_pixels
-from pixelrec_jax.parallel.sharding import BATCH, build_mesh, num_shards, shapes
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, build_mesh, num_shards, shapes
 from pixelrec_jax.system.chips import Chip, chip_of
 from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.training.experiment import Experiment, build_experiment
@@ -136,13 +136,13 @@ def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> 
     """
     config = config.copy_and_resolve_references().unlock()
     if sequences_per_chip:
-        shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH)
+        shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH_SPEC)
         config.train.batch_size = sequences_per_chip * shards
     known = config.dataset.name in COUNTS
     if known and (uses_features(config.item) or config.dataset.split.name != "leave_one_out"):
         raise UserError(
             f"item={config.item.name} with split={config.dataset.split.name} needs more of a "
-            "dataset than its size; give dataset=own and --config.dataset.path=DIR"
+            "dataset than its size; give dataset=custom and --config.dataset.path=DIR"
         )
     return build_experiment(
         config,
@@ -161,7 +161,7 @@ def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:
 
 
 def _batch(experiment: Experiment) -> Batch:
-    return shapes(experiment.batches[0], experiment.mesh, BATCH)
+    return shapes(experiment.batches[0], experiment.mesh, BATCH_SPEC)
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -18,7 +18,7 @@ from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, writable
 from pixelrec_jax.launch.dryrun.roofline import CompilerError
 from pixelrec_jax.launch.slices import Slice
 
-from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 def encoders() -> Iterator[Case]:
     """SASRec with every encoder as in the paper, in bfloat16, on four sizes of pods."""
     for topology in ("v5e:2x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8"):
-        for item in VISION:
+        for item in VISION_ENCODERS:
             words = f"user=sasrec,item={item},dataset=pixel200k"
             yield Case(words, topology, {"item.dtype": "bfloat16"}, 64)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from flax import struct
 
-from pixelrec_jax.data.split import Part, Split
+from pixelrec_jax.data.split import Holdout, Split
 from pixelrec_jax.data.windows import read_left_padded
 
 
@@ -22,10 +22,12 @@ class Queries:
     target: np.ndarray
 
 
-def ranking_queries(split: Split, users: np.ndarray, part: Part, *, history_length: int) -> Queries:
+def ranking_queries(
+    split: Split, users: np.ndarray, holdout: Holdout, *, history_length: int
+) -> Queries:
     """Returns the queries of these users (int[Q], of `Split.users`)."""
     interactions = split.interactions
-    start, target_row = interactions.offsets[users], split.targets[part][users]
+    start, target_row = interactions.offsets[users], split.targets[holdout][users]
     seen_length = target_row - start
     history = np.minimum(seen_length, history_length)
     # Seen lists are padded to a power of two so that only a few shapes are ever compiled.

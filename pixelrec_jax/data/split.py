@@ -12,13 +12,13 @@ import numpy as np
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.system.errors import UserError, nearest
 
-Part = Literal["valid", "test"]
+Holdout = Literal["valid", "test"]
 LEAVE_ONE_OUT = {"name": "leave_one_out"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training data: a user's first interactions; targets: later ones, one or none in each part.
+    """Training data: a user's first interactions; targets: later ones, one or none in each holdout.
 
     A target is predicted from all of its user's interactions before it, of which there is at least
     one.
@@ -27,13 +27,13 @@ class Split:
       interactions: what is split.
       settings: how, with times as timestamps; `build_split` makes the same split of it.
       train_stop: int64[U], the row after each user's last training interaction.
-      targets: int64[U] by part, the row of each user's target, -1 for none.
+      targets: int64[U] by holdout, the row of each user's target, -1 for none.
     """
 
     interactions: Interactions
     settings: Mapping[str, Any]
     train_stop: np.ndarray
-    targets: Mapping[Part, np.ndarray]
+    targets: Mapping[Holdout, np.ndarray]
 
     def __reduce__(self):
         # Worker processes make the arrays themselves: at full size they are very large.
@@ -52,9 +52,9 @@ class Split:
         runs = np.stack([train, held_out], axis=1).reshape(-1)
         return np.repeat(np.tile([True, False], len(train)), runs)
 
-    def users(self, part: Part) -> np.ndarray:
+    def users(self, holdout: Holdout) -> np.ndarray:
         """Returns int64[Q]: who has a target, in order."""
-        return np.flatnonzero(self.targets[part] >= 0)
+        return np.flatnonzero(self.targets[holdout] >= 0)
 
 
 def leave_one_out(interactions: Interactions) -> Split:
@@ -139,10 +139,10 @@ def build_split(interactions: Interactions, settings: Mapping[str, Any] | None) 
             f"{', '.join(expected) or 'none'}; give the word split={name} in --config"
         )
     split = make(interactions, **options)
-    for part in split.targets:
-        if not len(split.users(part)):
+    for holdout in split.targets:
+        if not len(split.users(holdout)):
             raise UserError(
-                f"no user can be ranked in {part}: under dataset.split.name={name} nobody has a "
+                f"no user can be ranked in {holdout}: under dataset.split.name={name} nobody has a "
                 "target and an interaction before it; give more interactions or other times"
             )
     return split

@@ -153,7 +153,7 @@ class Prefixes(_WindowTask):
         )
 
 
-class LeaveOneOut(_WindowTask):
+class RestOfWindow(_WindowTask):
     """Predicts every item of a window from all others of it, later ones too (DSSM, FM).
 
     An example is a window and makes L + 1 rows, so that its items are encoded once.
@@ -312,7 +312,7 @@ def sample_negatives(
 TASKS: dict[str, type[Task]] = {
     "next_item": NextItem,
     "prefixes": Prefixes,
-    "leave_one_out": LeaveOneOut,
+    "rest_of_window": RestOfWindow,
     "cloze": Cloze,
     "pairs": Pairs,
 }

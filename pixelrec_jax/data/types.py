@@ -61,12 +61,12 @@ class History:
     """What a user encoder reads.
 
     Attributes:
-      vector: float32[B, L, E], item vectors, oldest first, left-padded.
+      item_embeddings: float32[B, L, E], oldest first, left-padded.
       item: int32[B, L], ids or slots: equal within a row where the items are, PAD at padding.
       user: int32[B], user indices.
     """
 
-    vector: Array
+    item_embeddings: Array
     item: Array
     user: Array
 

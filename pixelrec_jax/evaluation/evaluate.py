@@ -13,20 +13,20 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
 from pixelrec_jax.data.queries import Queries, ranking_queries
-from pixelrec_jax.data.split import Part, Split, training_counts
+from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import History, Items
 from pixelrec_jax.evaluation import metrics
 from pixelrec_jax.evaluation.retrieval import retrieve
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.sharding import (
-    ROWS,
-    gather_weights,
+    CATALOG_SPEC,
     local_shards,
+    make_global_arrays,
+    make_replicated_arrays,
     num_shards,
-    replicate,
     shapes,
-    to_global,
+    unshard_params,
 )
 from pixelrec_jax.parallel.tables import take_rows
 from pixelrec_jax.recommender import Recommender
@@ -40,7 +40,7 @@ class Ranking:
     Attributes:
       user, target, rank: int32[Q]; rank 1 is the best.
       top_ids: int32[Q, k], best first; top_scores: float32[Q, k].
-      candidates: int[Q], how many items the target competed with, itself included; 0 where the
+      num_candidates: int[Q], how many items the target competed with, itself included; 0 where the
         target itself was masked because the user had seen it before, so that nothing can hit it.
     """
 
@@ -49,7 +49,7 @@ class Ranking:
     rank: np.ndarray
     top_ids: np.ndarray
     top_scores: np.ndarray
-    candidates: np.ndarray
+    num_candidates: np.ndarray
 
 
 class Evaluator:
@@ -75,14 +75,14 @@ class Evaluator:
             self.num_items + self._masks,
             store,
             chunk=config.eval.encode_batch_size,
-            num_shards=num_shards(mesh, ROWS),
-            local_shards=local_shards(mesh, ROWS),
+            num_shards=num_shards(mesh, CATALOG_SPEC),
+            local_shards=local_shards(mesh, CATALOG_SPEC),
         )
 
         def with_rows(variables: dict, lookups: tables.Lookups) -> dict:
             params = variables["params"]
-            rows = tables.read_rows(params, lookups, mesh, ROWS)
-            return {**variables, "params": gather_weights(params, mesh), tables.COLLECTION: rows}
+            rows = tables.read_rows(params, lookups, mesh, CATALOG_SPEC)
+            return {**variables, "params": unshard_params(params, mesh), tables.COLLECTION: rows}
 
         def encode_items(variables: dict, items: Items) -> jax.Array:
             variables = with_rows(variables, model.lookups(items=items))
@@ -94,8 +94,8 @@ class Evaluator:
 
         def rank(variables, catalog: jax.Array, user, history, seen, target):
             flat = catalog.reshape(-1, catalog.shape[-1])
-            vector = take_rows(flat, history, mesh, rows=ROWS, batch=ROWS)
-            history = History(vector=vector, item=history, user=user)
+            vector = take_rows(flat, history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
+            history = History(item_embeddings=vector, item=history, user=user)
             variables = with_rows(variables, model.lookups(user=user))
             state = model.apply(variables, history, method="encode_users")[:, -1]
             score = partial(model.apply, {}, method="score")
@@ -105,7 +105,7 @@ class Evaluator:
             state = jnp.ones((len(target), 1))
             return self._retrieve(dot_product, state, counts, seen, target)
 
-        rows = NamedSharding(mesh, ROWS)
+        rows = NamedSharding(mesh, CATALOG_SPEC)
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._rank = jax.jit(rank)
         self._encode_items = encode_items
@@ -134,7 +134,7 @@ class Evaluator:
             prefetch=data.prefetch,
         ) as batches:
             for step, items in enumerate(batches):
-                items = to_global(items, self.mesh, ROWS)
+                items = make_global_arrays(items, self.mesh, CATALOG_SPEC)
                 if catalog is None:
                     catalog = self._empty_catalog(variables, items)
                 catalog = self._encode(variables, catalog, items, step * source.chunk)
@@ -148,14 +148,16 @@ class Evaluator:
     def _catalog_shape(self, variables: dict, items: Items) -> jax.ShapeDtypeStruct:
         width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
         shape = (self.source.num_shards, self.source.rows_per_shard, width)
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(self.mesh, ROWS))
+        return jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(self.mesh, CATALOG_SPEC)
+        )
 
     def lower(self, variables: dict) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """Lowers what encodes a chunk of the catalogue on every device, and what ranks a batch.
 
         Nothing is computed: `variables` are shapes with shardings, devices may be a topology's.
         """
-        items = shapes(self.source[0], self.mesh, ROWS)
+        items = shapes(self.source[0], self.mesh, CATALOG_SPEC)
         catalog = self._catalog_shape(variables, items)
         queries, _ = next(self._queries("test"))
         q = shapes(queries, self.mesh)
@@ -164,48 +166,50 @@ class Evaluator:
             self._rank.lower(variables, catalog, q.user, q.history, q.seen, q.target),
         )
 
-    def rank(self, variables: dict, part: Part) -> Ranking:
-        """Ranks the whole catalogue for every user with a target in this part."""
+    def rank(self, variables: dict, holdout: Holdout) -> Ranking:
+        """Ranks the whole catalogue for every user with a target in this holdout."""
         if self.graph is not None:
             variables = self._propagate(variables, self.graph)
         catalog = self.encode_catalog(variables)
         return self._collect(
-            part,
+            holdout,
             lambda q: self._rank(variables, catalog, q.user, q.history, q.seen, q.target),
         )
 
-    def rank_by_popularity(self, part: Part) -> Ranking:
+    def rank_by_popularity(self, holdout: Holdout) -> Ranking:
         """The popularity baseline: items ordered by their number of training interactions."""
         source = self.source
         counts = np.zeros((source.num_shards, source.rows_per_shard, 1), np.float32)
         counts.reshape(-1)[: self.num_items] = self.training_counts
-        counts = to_global(counts[source.local_shards], self.mesh, ROWS)
-        return self._collect(part, lambda q: self._rank_by_counts(counts, q.seen, q.target))
+        counts = make_global_arrays(counts[source.local_shards], self.mesh, CATALOG_SPEC)
+        return self._collect(holdout, lambda q: self._rank_by_counts(counts, q.seen, q.target))
 
-    def _queries(self, part: Part) -> Iterator[tuple[Queries, int]]:
+    def _queries(self, holdout: Holdout) -> Iterator[tuple[Queries, int]]:
         """Batches of queries of one size (the last is filled up) and how many are real."""
-        users = self.split.users(part)
+        users = self.split.users(holdout)
         for start in range(0, len(users), self.batch_size):
             chosen = users[start : start + self.batch_size]
             filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
             length = self.config.task.history_length
-            queries = ranking_queries(self.split, filled, part, history_length=length)
+            queries = ranking_queries(self.split, filled, holdout, history_length=length)
             if self._masks:  # the place of the item to predict
                 mask = np.full((len(filled), 1), self.num_items, np.int32)
                 history = np.concatenate([queries.history, mask], axis=1)
                 queries = queries.replace(history=history)
             yield queries, len(chosen)
 
-    def _collect(self, part: Part, rank_batch) -> Ranking:
+    def _collect(self, holdout: Holdout, rank_batch) -> Ranking:
         parts = []
-        for queries, real in self._queries(part):
-            top_ids, top_scores, rank = jax.device_get(rank_batch(replicate(queries, self.mesh)))
+        for queries, real in self._queries(holdout):
+            top_ids, top_scores, rank = jax.device_get(
+                rank_batch(make_replicated_arrays(queries, self.mesh))
+            )
             columns = (queries.user, queries.target, rank, top_ids, top_scores)
-            columns += (self._candidates(queries),)
+            columns += (self._count_candidates(queries),)
             parts.append([column[:real] for column in columns])
         return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _candidates(self, queries: Queries) -> np.ndarray:
+    def _count_candidates(self, queries: Queries) -> np.ndarray:
         distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)
         repeated = np.any(queries.seen == queries.target[:, None], axis=1)
         return np.where(repeated, 0, self.num_items - 1 - distinct)
@@ -218,21 +222,21 @@ class Evaluator:
             "cold": metrics.ranking_metrics(ranking.rank[cold], self.config.eval.ks),
         }
 
-    def report(self, ranking: Ranking, part: Part) -> dict:
+    def report(self, ranking: Ranking, holdout: Holdout) -> dict:
         """The metrics of a model beside those of the popularity and the random ranking."""
         cold = self._is_cold(ranking.target)
-        candidates, ks = ranking.candidates, self.config.eval.ks
+        num_candidates, ks = ranking.num_candidates, self.config.eval.ks
         return {
-            "split": part,
+            "split": holdout,
             "users": {"all": len(cold), "cold": int(cold.sum())},
-            "repeated_targets": int(np.count_nonzero(candidates == 0)),
+            "repeated_targets": int(np.count_nonzero(num_candidates == 0)),
             "items": self.num_items - 1,
             "cold_threshold": self.config.eval.cold_threshold,
             "model": self.metrics(ranking),
-            "popularity": self.metrics(self.rank_by_popularity(part)),
+            "popularity": self.metrics(self.rank_by_popularity(holdout)),
             "random": {
-                "all": metrics.random_metrics(candidates, ks),
-                "cold": metrics.random_metrics(candidates[cold], ks),
+                "all": metrics.random_metrics(num_candidates, ks),
+                "cold": metrics.random_metrics(num_candidates[cold], ks),
             },
         }
 

@@ -25,19 +25,19 @@ def ranking_metrics(rank: np.ndarray, ks: Sequence[int]) -> Metrics:
     return metrics
 
 
-def random_metrics(candidates: np.ndarray, ks: Sequence[int]) -> Metrics:
+def random_metrics(num_candidates: np.ndarray, ks: Sequence[int]) -> Metrics:
     """The expected metrics of a uniformly random ranking; exact, so without an interval.
 
     Args:
-      candidates: int[Q], how many items each user's target competes with, itself included; 0 for a
-        target that no ranking can hit.
+      num_candidates: int[Q], how many items each user's target competes with, itself included; 0
+        for a target that no ranking can hit.
       ks: cut-offs.
     """
     metrics = {}
     for k in ks:
         # Summed over the places that count: gains[n] is the sum over the first n.
         gains = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
-        places, rivals = np.minimum(candidates, k), np.maximum(candidates, 1)
+        places, rivals = np.minimum(num_candidates, k), np.maximum(num_candidates, 1)
         metrics[f"recall@{k}"] = _expectation(places / rivals)
         metrics[f"ndcg@{k}"] = _expectation(gains[places] / rivals)
     return metrics

@@ -1,6 +1,6 @@
 """Statistics of prepared datasets: a table side by side, JSON, and pictures.
 
-python -m pixelrec_jax.data.analyze data/own                        # writes data/own/analysis
+python -m pixelrec_jax.data.analyze data/custom                        # writes data/custom/analysis
 python -m pixelrec_jax.data.analyze data/a data/b --out=comparison
 """
 

@@ -15,7 +15,7 @@ _LEAST = 5  # comments of a user of the paper's sub-datasets
 # Leave-one-out: the last is the test target, the one before it the validation target.
 _LEAST_INTERACTIONS = 3
 
-Losses = dict[str, dict[str, int]]  # why -> how many users, items, interactions
+Dropped = dict[str, dict[str, int]]  # why -> how many users, items, interactions
 
 
 class Sample(NamedTuple):
@@ -58,7 +58,7 @@ def random_users(table: Table, users: int, seed: int) -> np.ndarray:
     return chosen[table.users]
 
 
-def select(table: Table, options: dict[str, Any], dropped: Losses) -> Table:
+def select(table: Table, options: dict[str, Any], dropped: Dropped) -> Table:
     """Returns the rows that the options of `prepare` leave, but for items without images."""
     if options["repeats"] == "first":
         table = drop(table, first_of_repeats(table), "repeats", dropped)
@@ -73,7 +73,7 @@ def least_interactions(options: dict[str, Any]) -> int:
     return max(options["min_interactions"], parse(options["sample"]).min_interactions)
 
 
-def drop(table: Table, keep: np.ndarray, why: str, dropped: Losses) -> Table:
+def drop(table: Table, keep: np.ndarray, why: str, dropped: Dropped) -> Table:
     """Returns the rows `keep` and adds what that costs to dropped[why]."""
     kept = table.where(keep)
     if kept is table:
@@ -85,7 +85,7 @@ def drop(table: Table, keep: np.ndarray, why: str, dropped: Losses) -> Table:
     return kept
 
 
-def drop_rare_users(table: Table, minimum: int, dropped: Losses) -> Table:
+def drop_rare_users(table: Table, minimum: int, dropped: Dropped) -> Table:
     """Returns the rows of users with at least so many interactions, see `drop`.
 
     Raises `UserError` if there are none, or if any has too few to be split.

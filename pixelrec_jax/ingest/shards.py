@@ -20,7 +20,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from pixelrec_jax.data.images import PER_SHARD, READER_OPTIONS, decode, resize, shard_name
-from pixelrec_jax.ingest.sources.source import ImageSource, UnreadableError
+from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest, sync, write_json
@@ -88,15 +88,15 @@ def write_shards(
     return reasons
 
 
-def notes(folder: Path) -> list[Path]:
-    """Returns the notes of the shards in a folder, in order."""
+def sidecars(folder: Path) -> list[Path]:
+    """Returns the sidecars of the shards in a folder, in order."""
     return sorted(folder.glob("*.json"))
 
 
 def digests(folder: Path) -> dict[str, dict[str, int | str]]:
     """Returns file name -> sha256 and bytes of all shards."""
     files = {}
-    for path in notes(folder):
+    for path in sidecars(folder):
         note = json.loads(path.read_text())
         files[path.stem] = {"sha256": note["sha256"], "bytes": note["bytes"]}
     return files
@@ -148,7 +148,7 @@ class _Shard:
                     record = _record(self.source, item_id, self.size)
                 except ValueError as error:
                     reasons[str(place)], record = str(error), b""
-                    unreadable = unreadable or isinstance(error, UnreadableError)
+                    unreadable = unreadable or isinstance(error, DamagedImageError)
                 checksums.append(zlib.crc32(record))
                 writer.write(record)
         finally:

@@ -9,6 +9,7 @@ import polars as pl
 
 from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.ingest.item_info import COUNTS
 
 _ROWS_PER_BLOCK = 8_000_000  # bounds the memory of counting, whatever the size of the dataset
 _TAGS = 20  # of the most frequent ones that are listed
@@ -139,7 +140,7 @@ def _information(info: pl.DataFrame, popularity: np.ndarray) -> dict[str, Any]:
         "items_with": {name: info.height - info[name].null_count() for name in columns},
         "totals": {
             name: info[name].sum()
-            for name in item_info.COUNTS
+            for name in COUNTS
             if name in columns and info[name].dtype == pl.Int64
         },
     }

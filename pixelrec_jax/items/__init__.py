@@ -6,27 +6,27 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pixelrec_jax.items.features import FORMS, FeatureEncoder, SemanticIds
+from pixelrec_jax.items.features import FEATURE_HEADS, FeatureEncoder, SemanticIds
 from pixelrec_jax.items.id import TABLE_INITS, IdEncoder
 from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS
-from pixelrec_jax.items.vision import VISION
-from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.items.vision import VISION_ENCODERS
+from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.system.errors import UserError, nearest
 
 FEATURES = ("features", "id+features", "semantic_ids")
-ITEM_ENCODERS = ("id", *FEATURES, *VISION)
+ITEM_ENCODERS = ("id", *FEATURES, *VISION_ENCODERS)
 
 # An item encoder maps Items with leading axis M to vectors float32[M, E].
 
 
-# What every vision encoder's config has; further keys are options of its trunk.
+# What every vision encoder's config has; further keys are options of its backbone.
 _COMMON = (
     "name",
     "image_size",
     "weights",
     "trainable",
-    "train_frozen",
+    "frozen_in_train_mode",
     "pool",
     "dnn_layers",
     "normalisation",
@@ -37,7 +37,7 @@ _COMMON = (
 
 def uses_pixels(item: ConfigDict) -> bool:
     """Whether this item encoder looks at images."""
-    return item.name in VISION
+    return item.name in VISION_ENCODERS
 
 
 def uses_features(item: ConfigDict) -> bool:
@@ -67,42 +67,44 @@ def build_item_encoder(
     if item.name not in ITEM_ENCODERS:
         raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
     mask_item = num_items if has_mask else None
-    if item.name in VISION:
+    if item.name in VISION_ENCODERS:
         return _pixel_encoder(item, mask_item, width)
     if item.name == "semantic_ids":
-        _check_choice(item, "init", KERNEL_INITS)
-        return SemanticIds(item.codebook_size, mask_item, width, item.init)
+        _check_choice(item, "initializer", KERNEL_INITS)
+        return SemanticIds(item.codebook_size, mask_item, width, item.initializer)
     if item.name in FEATURES:
         return _feature_encoder(item, num_items + has_mask, mask_item, width)
-    _check_choice(item, "init", TABLE_INITS)
-    return IdEncoder(num_items + has_mask, width, item.init, item.init_std)
+    _check_choice(item, "initializer", TABLE_INITS)
+    return IdEncoder(num_items + has_mask, width, item.initializer, item.init_std)
 
 
 def _feature_encoder(
     item: ConfigDict, num_items: int, mask_item: int | None, width: int
 ) -> nn.Module:
-    _check_choice(item, "form", FORMS)
-    _check_choice(item, "init", KERNEL_INITS)
-    encoder, has_ids = FORMS[item.form], item.name == "id+features"
+    _check_choice(item, "feature_head", FEATURE_HEADS)
+    _check_choice(item, "initializer", KERNEL_INITS)
+    encoder, has_ids = FEATURE_HEADS[item.feature_head], item.name == "id+features"
     if encoder.ids_needed and not has_ids:
-        raise UserError(f"item.form={item.form!r} needs item=id+features")
-    if item.dnn_layers and item.form != "dense":
-        raise UserError(f"item.dnn_layers belong to item.form='dense', given is {item.form!r}")
+        raise UserError(f"item.feature_head={item.feature_head!r} needs item=id+features")
+    if item.dnn_layers and item.feature_head != "dense":
+        raise UserError(
+            f"item.dnn_layers belong to item.feature_head='dense', given is {item.feature_head!r}"
+        )
     return encoder(
         num_items=num_items,
         has_ids=has_ids,
         mask_item=mask_item,
         width=width,
         dnn_layers=tuple(item.dnn_layers),
-        weight_init=item.init,
+        weight_init=item.initializer,
     )
 
 
 def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Module:
-    vision = VISION[item.name]
+    vision = VISION_ENCODERS[item.name]
     options = {key: value for key, value in item.items() if key not in _COMMON}
     missing = [key for key in _COMMON if key not in item]
-    unknown = [key for key in options if key not in vision.trunk.func.__dataclass_fields__]
+    unknown = [key for key in options if key not in vision.backbone.func.__dataclass_fields__]
     if missing or unknown:
         problems = [f"lacks item.{key}" for key in missing]
         problems += [f"has item.{key}, which {item.name} does not know" for key in unknown]
@@ -119,11 +121,13 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Mo
     _check_choice(item, "pool", vision.pools)
     _check_choice(item, "normalisation", ("checkpoint", *NORMALISATIONS))
     dtype = jnp.dtype(item.dtype)
-    trunk = vision.trunk(pool=item.pool, remat=item.remat, dtype=dtype, **options)
-    tuned = trainable_blocks(item.trainable, trunk.blocks)
+    backbone = vision.backbone(pool=item.pool, remat=item.remat, dtype=dtype, **options)
+    trainable_blocks = resolve_trainable(item.trainable, backbone.blocks)
     return PixelEncoder(
-        trunk=trunk.clone(live=trunk.blocks if item.train_frozen else tuned),
-        tuned=tuned,
+        backbone=backbone.clone(
+            train_mode_blocks=backbone.blocks if item.frozen_in_train_mode else trainable_blocks
+        ),
+        trainable_blocks=trainable_blocks,
         mask_item=mask_item,
         width=width,
         dnn_layers=tuple(item.dnn_layers),

@@ -150,7 +150,7 @@ def mean_over_locations(feature: jax.Array) -> jax.Array:
     return feature.reshape(len(feature), -1, feature.shape[-1]).mean(axis=1)
 
 
-FORMS: dict[str, type[FeatureEncoder]] = {
+FEATURE_HEADS: dict[str, type[FeatureEncoder]] = {
     "dense": DenseFeatures,
     "biased": BiasedFeatures,
     "components": FeatureComponents,

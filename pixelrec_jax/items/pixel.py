@@ -17,11 +17,11 @@ NORMALISATIONS = {
 
 
 class PixelEncoder(nn.Module):
-    """Normalises the image, runs the trunk and projects to the width of the recommender.
+    """Normalises the image, runs the backbone and projects to the width of the recommender.
 
     Attributes:
-      trunk: maps float[M, H, W, 3] to tokens float[M, S, C] or vectors float[M, C].
-      tuned: the trunk's blocks that are trained.
+      backbone: maps float[M, H, W, 3] to tokens float[M, S, C] or vectors float[M, C].
+      trainable_blocks: the backbone's blocks that are trained.
       mask_item: the item that stands for a masked one, if there is one; its image is white.
       width: D.
       dnn_layers: widths of further dense layers with ReLU below the projection (Figure 10).
@@ -30,8 +30,8 @@ class PixelEncoder(nn.Module):
       dtype: of computation.
     """
 
-    trunk: nn.Module
-    tuned: tuple[str, ...]
+    backbone: nn.Module
+    trainable_blocks: tuple[str, ...]
     mask_item: int | None
     width: int
     dnn_layers: tuple[int, ...] = ()
@@ -49,6 +49,6 @@ class PixelEncoder(nn.Module):
         if self.mask_item is not None:  # all ones, likewise
             image = jnp.where((items.id == self.mask_item)[:, None, None, None], 1, image)
         context = Context(train=train, item=items.id, weight=items.weight)
-        x = self.trunk(image.astype(self.dtype), context)
+        x = self.backbone(image.astype(self.dtype), context)
         widths = (*self.dnn_layers, self.width)
         return project(x, widths, init=self.head_init, dtype=self.dtype)

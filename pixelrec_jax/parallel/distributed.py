@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from pixelrec_jax.parallel import preemption
 from pixelrec_jax.system import errors
-from pixelrec_jax.system.errors import UnreachableError, UserError
+from pixelrec_jax.system.errors import TransientError, UserError
 
 JOIN_SECONDS = 300  # until all processes are there
 LOST_SECONDS = 60  # without a sign of life: a virtual machine may pause for a while
@@ -39,7 +39,7 @@ _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 
 @contextmanager
-def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
+def joined(address: str, resume_hint: Callable[[], str]) -> Iterator[None]:
     """Joins this process to the others of its run, for the time of a with statement.
 
     An error of one process ends all of them with its message, and so does the loss of a process,
@@ -50,7 +50,7 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
       address: "" for a run of one process; "auto" where JAX knows the cluster (Cloud TPU, GKE,
         Slurm, Open MPI); else "HOST:PORT,PROCESS,PROCESSES": where process 0 listens, the number
         of this process and of all processes.
-      remedy: says what to do after the loss of a process; is called in any thread.
+      resume_hint: says what to do after the loss of a process; is called in any thread.
 
     Raises:
       UserError: a malformed address, or no cluster that JAX knows.
@@ -75,14 +75,14 @@ def joined(address: str, remedy: Callable[[], str]) -> Iterator[None]:
         )
     except (RuntimeError, ValueError) as error:
         # The name of a machine that is still being made is not known yet.
-        kind = UnreachableError if isinstance(error, RuntimeError) else UserError
+        kind = TransientError if isinstance(error, RuntimeError) else UserError
         raise kind(
             f"--distributed={address} failed ({errors.reason(error)}); give "
             "HOST:PORT,PROCESS,PROCESSES"
         ) from None
     jax.devices()  # now: what a device's library does to signals comes before the next line
     preemption.take_from_jax()
-    _at_abort(lambda: f"a process of this run was lost (see above); {remedy()}")
+    _at_abort(lambda: f"a process of this run was lost (see above); {resume_hint()}")
     failing = threading.Event()
     watcher = threading.Thread(target=_end_with_others, args=(failing,), daemon=True)
     watcher.start()

@@ -15,9 +15,9 @@ from pixelrec_jax.system.config import mesh_shape
 from pixelrec_jax.system.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis G of a training batch
-ROWS = PartitionSpec(AXES)  # rows of the catalogue, over every device
-TABLE_ROWS = PartitionSpec(("fsdp", "tensor"))  # rows of tables of items and users
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))  # the leading axis G of a training batch
+CATALOG_SPEC = PartitionSpec(AXES)  # rows of the catalogue, over every device
+TABLE_SPEC = PartitionSpec(("fsdp", "tensor"))  # rows of tables of items and users
 
 REPLICATED = PartitionSpec()
 _TRANSFORMER = r"/(block_\d+|layer_\d+|attention|attention_pool)"
@@ -25,7 +25,7 @@ _TRANSFORMER = r"/(block_\d+|layer_\d+|attention|attention_pool)"
 # Specs are of the last two axes, [in, out] of kernels, of convolutions, too.
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # The largest parameters of models on ids. `tables` reads and updates their rows.
-    (r"(^|/)table$", PartitionSpec(TABLE_ROWS[0], None)),
+    (r"(^|/)table$", PartitionSpec(TABLE_SPEC[0], None)),
     # Transformers (Megatron-LM, Shoeybi et al. 2019): a device of the axis "tensor" computes some
     # of the heads and hidden units, whose contributions are summed behind the second product.
     (rf"{_TRANSFORMER}/(query|key|value|mlp_in|feed_in)/kernel$", PartitionSpec("fsdp", "tensor")),
@@ -123,7 +123,7 @@ def fit_spec(
     )
 
 
-def gather_weights(params: dict, mesh: Mesh) -> dict:
+def unshard_params(params: dict, mesh: Mesh) -> dict:
     """Returns the parameters as layers compute with them: whole along "fsdp", but for tables.
 
     Asked for, since the compiler may else send activations instead, which are far larger.
@@ -132,7 +132,7 @@ def gather_weights(params: dict, mesh: Mesh) -> dict:
     return jax.lax.with_sharding_constraint(params, whole)
 
 
-def gather(x: jax.Array, mesh: Mesh) -> jax.Array:
+def replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
     """Returns an array of a compiled function as a whole on every device."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, REPLICATED))
 
@@ -154,7 +154,7 @@ def local_shards(mesh: Mesh, spec: PartitionSpec) -> list[int]:
     return sorted({index[0].indices(count)[0] for index in indices})
 
 
-def to_global(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+def make_global_arrays(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     """Turns host arrays that hold the local shards into global arrays over the mesh."""
     count, shards = num_shards(mesh, spec), local_shards(mesh, spec)
     sharding = NamedSharding(mesh, spec)
@@ -168,7 +168,7 @@ def to_global(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     return jax.tree.map(place, local)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def make_replicated_arrays(tree: Any, mesh: Mesh) -> Any:
     """Puts host arrays that all processes hold alike on every device."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
@@ -178,7 +178,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shapes(local: Any, mesh: Mesh, spec: PartitionSpec | None = None) -> Any:
-    """Returns shapes and shardings of what `to_global`, or `replicate` without a spec, would make.
+    """Returns shapes and shardings of what `make_global_arrays` would make.
+
+    Without a spec they are those of `make_replicated_arrays`.
 
     Programs are compiled for them ahead of time, also for devices that are not there.
     """

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pixelrec_jax.parallel.sharding import REPLICATED, TABLE_ROWS, fit_spec, gather, num_shards
+from pixelrec_jax.parallel.sharding import REPLICATED, TABLE_SPEC, fit_spec, num_shards, replicate
 
 COLLECTION = "rows"  # of variables: the rows that a train step has looked up already
 
@@ -57,7 +57,7 @@ def read_rows(params: dict, lookups: Lookups, mesh: Mesh, batch: PartitionSpec) 
     flat = flatten_dict(params)
     return unflatten_dict(
         {
-            path: take_rows(flat[path], lookup.ids, mesh, rows=TABLE_ROWS, batch=batch)
+            path: take_rows(flat[path], lookup.ids, mesh, rows=TABLE_SPEC, batch=batch)
             for path, lookup in lookups.items()
         }
     )
@@ -80,8 +80,8 @@ def by_row(gradient: dict, rows: dict, lookups: Lookups, mesh: Mesh) -> tuple[di
     gradient, ids = flatten_dict(gradient), dict.fromkeys(flatten_dict(gradient))
     for path, row in flatten_dict(rows).items():
         table, lookup = gradient[path], lookups[path]
-        row = gather(row.reshape(-1, table.shape[-1]), mesh)
-        gradient[path], ids[path] = row, gather(lookup.ids.reshape(-1), mesh)
+        row = replicate(row.reshape(-1, table.shape[-1]), mesh)
+        gradient[path], ids[path] = row, replicate(lookup.ids.reshape(-1), mesh)
         if not lookup.distinct:
             ids[path], place = jnp.unique(
                 ids[path], return_inverse=True, size=ids[path].size, fill_value=len(table)
@@ -94,7 +94,7 @@ def by_row(gradient: dict, rows: dict, lookups: Lookups, mesh: Mesh) -> tuple[di
 
 def pad_rows(params: dict, mesh: Mesh) -> dict:
     """Returns the parameters with rows of zeros after those of tables, so that they divide."""
-    parts = num_shards(mesh, TABLE_ROWS)
+    parts = num_shards(mesh, TABLE_SPEC)
     return _map_tables(lambda x: jnp.pad(x, ((0, -len(x) % parts), (0, 0))), params)
 
 
@@ -151,17 +151,17 @@ def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) ->
 
     Ids from N on are dropped. Every device is given all values and adds those of its rows.
     """
-    if num_shards(mesh, TABLE_ROWS) == 1:
+    if num_shards(mesh, TABLE_SPEC) == 1:
         return table.at[ids].add(values)
 
     def shard(table: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
-        return table.at[own_rows(ids, len(table), TABLE_ROWS)].add(values, mode="drop")
+        return table.at[own_rows(ids, len(table), TABLE_SPEC)].add(values, mode="drop")
 
     return jax.shard_map(
         shard,
         mesh=mesh,
-        in_specs=(TABLE_ROWS, REPLICATED, REPLICATED),
-        out_specs=TABLE_ROWS,
+        in_specs=(TABLE_SPEC, REPLICATED, REPLICATED),
+        out_specs=TABLE_SPEC,
         check_vma=False,
     )(table, ids, values)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from absl import flags
 
 from pixelrec_jax.items import uses_pixels
-from pixelrec_jax.items.vision import VISION
-from pixelrec_jax.items.vision.pretrained import merge_collections, trunk_variables
-from pixelrec_jax.runs import run_folder as workdirs
+from pixelrec_jax.items.vision import VISION_ENCODERS
+from pixelrec_jax.items.vision.pretrained import backbone_variables, merge_collections
+from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.system import errors, storage
 from pixelrec_jax.system.errors import UserError, nearest
@@ -28,24 +28,24 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
     Args:
       workdir: folder of a trained run.
       out: the file to write.
-      names: name of one of the encoder's ports, by default its first.
+      names: name of one of the encoder's mappings, by default its first.
 
     Raises:
       UserError: the run has no vision encoder or no evaluated checkpoint, or no such names exist.
     """
-    config = workdirs.read_config(workdir)
+    config = run_folder.read_config(workdir)
     if not uses_pixels(config.item):
         raise UserError(f"{workdir} trained item={config.item.name}, which has no vision encoder")
-    ports = {port.name: port for port in VISION[config.item.name].ports}
-    if not ports:
+    mappings = {mapping.name: mapping for mapping in VISION_ENCODERS[config.item.name].mappings}
+    if not mappings:
         raise UserError(
             f"{config.item.name} has no published form, so other programs cannot load its weights"
         )
-    names = names or next(iter(ports))
-    if names not in ports:
-        raise UserError(f"unknown --names={names!r}{nearest(names, ports)}")
+    names = names or next(iter(mappings))
+    if names not in mappings:
+        raise UserError(f"unknown --names={names!r}{nearest(names, mappings)}")
     _, variables = best_variables(workdir, config)
-    tensors = write_weights(merge_collections(trunk_variables(variables)), ports[names])
+    tensors = write_weights(merge_collections(backbone_variables(variables)), mappings[names])
     write(out, tensors)
     return len(tensors)
 

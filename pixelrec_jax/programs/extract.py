@@ -1,7 +1,7 @@
 """Writes the features of a frozen vision encoder, at any layer, as a matrix by item.
 
-python -m pixelrec_jax.extract --data=data/own --item=efficientnet_lite0 [--layer=stage_5]
-python -m pixelrec_jax.extract --data=data/own --workdir=runs/pixel [--layer=vector]
+python -m pixelrec_jax.extract --data=data/custom --item=efficientnet_lite0 [--layer=stage_5]
+python -m pixelrec_jax.extract --data=data/custom --workdir=runs/pixel [--layer=vector]
 
 The first takes published weights, the second the encoder of a trained run. What is written to
 DATA/features.npy is what `item=features` reads.
@@ -27,7 +27,12 @@ from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.pipeline import ItemStore, item_batch, iterate
 from pixelrec_jax.data.types import PAD, Items
-from pixelrec_jax.parallel.sharding import ROWS, build_mesh, replicate, to_global
+from pixelrec_jax.parallel.sharding import (
+    CATALOG_SPEC,
+    build_mesh,
+    make_global_arrays,
+    make_replicated_arrays,
+)
 from pixelrec_jax.runs import vision_encoder
 from pixelrec_jax.runs.vision_encoder import FrozenEncoder
 from pixelrec_jax.system import errors, storage
@@ -137,7 +142,7 @@ def _rows(
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), items)
         return look(variables, flat).astype(dtype)
 
-    variables = replicate(variables, mesh)
+    variables = make_replicated_arrays(variables, mesh)
     with (
         iterate(
             source, start=0, stop=len(source), workers=0, threads=_THREADS, prefetch=_THREADS
@@ -146,7 +151,9 @@ def _rows(
     ):
         for items in batches:
             ids = items.id[items.id != PAD]
-            rows = np.asarray(encode(variables, to_global(items, mesh, ROWS)))[: len(ids)]
+            rows = np.asarray(encode(variables, make_global_arrays(items, mesh, CATALOG_SPEC)))[
+                : len(ids)
+            ]
             finite = np.isfinite(rows).reshape(len(ids), -1).all(axis=1)
             if not finite.all():
                 raise UserError(
@@ -183,7 +190,9 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("pool", None, "as item.pool; default that of the config")
     flags.DEFINE_string("normalisation", None, "as item.normalisation; default checkpoint")
-    flags.DEFINE_string("layer", None, "a block of the trunk, or vector; default the trunk's end")
+    flags.DEFINE_string(
+        "layer", None, "a block of the backbone, or vector; default the backbone's end"
+    )
     flags.DEFINE_boolean("average", False, "take the mean over tokens or pixels")
     flags.DEFINE_string("out", None, "file to write; default features.npy in --data")
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "of the file")

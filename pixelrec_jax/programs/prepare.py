@@ -22,10 +22,10 @@ import polars as pl
 from absl import flags
 from PIL import Image
 
-from pixelrec_jax.data import item_info as information
 from pixelrec_jax.data.images import FOLDER, ROWS
 from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
 from pixelrec_jax.ingest import columns, missing_images, official, selection, shards
+from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest.columns import Table
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.system import errors, storage
@@ -92,7 +92,7 @@ def prepare(
             "official": official.recognise(source.name, table.counts, sha256),
             "repeats": columns.count_repeats(table),
         }
-        dropped: selection.Losses = {}
+        dropped: selection.Dropped = {}
         table = selection.select(table, options, dropped)
         stored = None
         if pictures is None:
@@ -135,7 +135,7 @@ def _partial(out: Path) -> Iterator[Path]:
                 raise UserError(message) from error
             raise
         finally:  # Also on Ctrl-C. After the rename there is nothing left to remove.
-            if not shards.notes(work / FOLDER):
+            if not shards.sidecars(work / FOLDER):
                 shutil.rmtree(work, ignore_errors=True)
 
 
@@ -150,7 +150,7 @@ def _publish(work: Path, out: Path) -> None:
                 "again, which takes seconds for the images"
             ) from None
         raise
-    for path in (out / LOCK, *shards.notes(out / FOLDER), missing_images.of_failure(out)):
+    for path in (out / LOCK, *shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
         path.unlink(missing_ok=True)
     sync(out.parent)
 
@@ -190,7 +190,7 @@ def _write_images(
     source: ImageSource,
     table: Table,
     options: dict[str, Any],
-    dropped: selection.Losses,
+    dropped: selection.Dropped,
 ) -> tuple[Table, dict[str, Any]]:
     """Writes the images of all items; returns the table of the items kept and the facts."""
     missing, size = options["missing"], options["image_size"]
@@ -245,7 +245,7 @@ def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
         kept = f"; the next run goes on with the images in {work}"
         return (
             f"no space left on the disk of {out.parent}; --out={out} was not created; free some, "
-            f"and start again{kept if shards.notes(work / FOLDER) else ''}"
+            f"and start again{kept if shards.sidecars(work / FOLDER) else ''}"
         )
     return f"cannot write {str(out)!r}: {error}" if isinstance(error, OSError) else None
 

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.parallel import distributed
 from pixelrec_jax.programs import report
-from pixelrec_jax.runs import checkpoint
-from pixelrec_jax.runs import run_folder as workdirs
+from pixelrec_jax.runs import checkpoint, run_folder
 from pixelrec_jax.system import errors, storage
 from pixelrec_jax.system.config import parse_flags
 from pixelrec_jax.training import train
@@ -48,14 +47,16 @@ def main(argv: Sequence[str]) -> None:
     # While nothing can be saved, SIGTERM ends the run as Ctrl-C does; see `signals.stop_request`.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate
-    with distributed.joined(_DISTRIBUTED.value, lambda: checkpoint.remedy(workdir / "checkpoints")):
+    with distributed.joined(
+        _DISTRIBUTED.value, lambda: checkpoint.resume_hint(workdir / "checkpoints")
+    ):
         run(_config(workdir), workdir)
         if jax.process_index() == 0:
             print(report.table([workdir]))
 
 
 def _config(workdir: Path) -> ConfigDict:
-    return workdirs.read_config(workdir) if _CONFIG.value is None else _CONFIG.value
+    return run_folder.read_config(workdir) if _CONFIG.value is None else _CONFIG.value
 
 
 if __name__ == "__main__":

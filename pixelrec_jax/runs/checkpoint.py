@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.errors import UnreachableError, UserError
+from pixelrec_jax.system.errors import TransientError, UserError
 from pixelrec_jax.weights import partition
 
 _policies = ocp.training.preservation_policies
@@ -89,8 +89,8 @@ class Checkpoints:
         scored = [c for c in self._checkpointer.checkpoints if c.metrics]
         return max(scored, key=lambda c: (self._value(c.metrics), c.step)).step if scored else None
 
-    def save(self, step: int, state: Any, notes: dict, metrics: dict | None) -> None:
-        """Starts saving `state` (pytree of arrays) and `notes` (JSON); waits for the save before.
+    def save(self, step: int, state: Any, metadata: dict, metrics: dict | None) -> None:
+        """Starts saving `state` (pytree of arrays) and `metadata` (JSON) after the save before.
 
         Raises:
           UserError: the save before could not be written, for example on a full disk.
@@ -99,7 +99,7 @@ class Checkpoints:
         try:
             self._pending = step
             self._checkpointer.save_async(
-                step, state, custom_metadata=notes, metrics=metrics, force=True
+                step, state, custom_metadata=metadata, metrics=metrics, force=True
             )
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
@@ -114,8 +114,8 @@ class Checkpoints:
             raise self._unwritable(error) from error
         self._pending = None
 
-    def notes(self, step: int) -> dict:
-        """Returns the notes of a checkpoint."""
+    def metadata(self, step: int) -> dict:
+        """Returns the metadata of a checkpoint."""
         try:
             return dict(self._checkpointer.metadata(step).custom_metadata)
         except _UNREADABLE as error:
@@ -124,7 +124,7 @@ class Checkpoints:
     def restore(self, step: int, template: Any) -> Any:
         """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings.
 
-        Rows at the end of arrays that one mesh needs and another does not (`sharding.pad_rows`) are
+        Rows at the end of arrays that one mesh needs and another does not (`tables.pad_rows`) are
         filled with zeros or left out.
         """
         abstract = jax.tree.map(
@@ -170,7 +170,7 @@ class Checkpoints:
         )
         remote = storage.is_remote(self.directory)
         remedy = "check the network" if remote else "free space"
-        return (UnreachableError if remote else UserError)(
+        return (TransientError if remote else UserError)(
             f"the checkpoint of step {step} could not be written to {self.directory} "
             f"({_first_line(error)}); {kept}; {remedy} and start again with the same command"
         )
@@ -190,7 +190,7 @@ def _check_shapes(saved: Any, template: Any) -> None:
             raise ValueError(f"{name} is {list(there[name])}, expected {list(shape)}")
 
 
-def remedy(directory: Path) -> str:
+def resume_hint(directory: Path) -> str:
     """Says from which step a run goes on whose end nobody could prepare; needs no `Checkpoints`."""
     complete = directory.glob("*/commit_success.txt")
     steps = [int(path.parent.name) for path in complete if path.parent.name.isdigit()]
@@ -221,7 +221,7 @@ def best_variables(workdir: Path, config: ConfigDict) -> tuple[int, dict]:
       UserError: there is none.
     """
     directory = workdir / "checkpoints"
-    with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
+    with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:
         best = checkpoints.best
         if best is None:
             raise UserError(f"{workdir} holds no evaluated checkpoint yet; train it first")

@@ -11,9 +11,9 @@ from pixelrec_jax.data.types import Items
 from pixelrec_jax.items import build_item_encoder, uses_pixels
 from pixelrec_jax.items.features import mean_over_locations
 from pixelrec_jax.items.pixel import PixelEncoder
-from pixelrec_jax.items.vision import VISION
-from pixelrec_jax.items.vision.pretrained import read_trunk
-from pixelrec_jax.runs import run_folder as workdirs
+from pixelrec_jax.items.vision import VISION_ENCODERS
+from pixelrec_jax.items.vision.pretrained import read_backbone
+from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError, nearest
@@ -27,7 +27,7 @@ class FrozenEncoder:
 
     Attributes:
       item: its settings, as `config.item`.
-      module: trunk and projection.
+      module: backbone and projection.
       variables: of the module, by Flax collection.
       layers: what `features` can return.
       origin: where the weights are from.
@@ -46,8 +46,8 @@ def settings(config: Path, name: str) -> ConfigDict:
     Raises:
       UserError: there is no such encoder, or no such file.
     """
-    if name not in VISION:
-        raise UserError(f"--item: unknown vision encoder {name!r}{nearest(name, VISION)}")
+    if name not in VISION_ENCODERS:
+        raise UserError(f"--item: unknown vision encoder {name!r}{nearest(name, VISION_ENCODERS)}")
     return load_config(f"{config}:item={name}").unlock().item
 
 
@@ -64,9 +64,9 @@ def pretrained(item: ConfigDict) -> FrozenEncoder:
     )
     variables = jax.jit(lambda: module.init(jax.random.key(0), example, train=False))()
     if item.weights:
-        trunk = read_trunk(item, {name: tree["trunk"] for name, tree in variables.items()})
-        variables = {name: {**variables[name], "trunk": tree} for name, tree in trunk.items()}
-    return FrozenEncoder(item, module, variables, module.trunk.blocks, item.weights)
+        backbone = read_backbone(item, {name: tree["backbone"] for name, tree in variables.items()})
+        variables = {name: {**variables[name], "backbone": tree} for name, tree in backbone.items()}
+    return FrozenEncoder(item, module, variables, module.backbone.blocks, item.weights)
 
 
 def trained(workdir: Path) -> FrozenEncoder:
@@ -75,7 +75,7 @@ def trained(workdir: Path) -> FrozenEncoder:
     Raises:
       UserError: the run has no vision encoder or no evaluated checkpoint.
     """
-    config = workdirs.read_config(workdir)
+    config = run_folder.read_config(workdir)
     if not uses_pixels(config.item):
         raise UserError(f"{workdir} trained item={config.item.name}, which has no vision encoder")
     step, variables = best_variables(workdir, config)
@@ -85,7 +85,7 @@ def trained(workdir: Path) -> FrozenEncoder:
         config.item,
         module,
         {name: part for name, part in parts.items() if part},
-        (*module.trunk.blocks, VECTOR),
+        (*module.backbone.blocks, VECTOR),
         f"{workdir}, step {step}",
     )
 
@@ -104,13 +104,13 @@ def features(
       module: of a `FrozenEncoder`, as its `variables`, which are apart to be an argument of jit.
       variables: see above.
       items: with leading axis M.
-      layer: a block of the trunk, or `VECTOR`; by default what the trunk returns.
+      layer: a block of the backbone, or `VECTOR`; by default what the backbone returns.
       average: whether to return the mean over tokens or pixels.
 
     Returns:
       float32[M, C], of tokens [M, S, C] and of maps [M, H, W, C].
     """
-    path = ("trunk",) if layer is None else ("trunk", layer)
+    path = ("backbone",) if layer is None else ("backbone", layer)
     x, captured = module.apply(
         variables,
         items,
@@ -127,4 +127,4 @@ def features(
 def _build(item: ConfigDict, width: int) -> PixelEncoder:
     module = build_item_encoder(item, num_items=1, has_mask=False, width=width)
     # Nothing is recomputed where there is no backward pass.
-    return module.clone(trunk=module.trunk.clone(remat=False))
+    return module.clone(backbone=module.backbone.clone(remat=False))

@@ -101,7 +101,7 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f"{name}={value}; expected at least 0 and less than 1")
         if name.endswith("dtype") and value not in ("float32", "bfloat16"):
             raise UserError(f"{name}={value!r}; expected float32 or bfloat16")
-        if name == "init.parts" and value not in ("item", "all"):
+        if name == "warm_start.scope" and value not in ("item", "all"):
             raise UserError(f"{name}={value!r}; expected item or all")
         if name == "task.mask_ratio" and not 0 < value < 1:
             raise UserError(f"{name}={value}; expected more than 0 and less than 1")
@@ -119,10 +119,10 @@ def check_values(config: ConfigDict) -> None:
         raise UserError(f"loss.epsilon={config.loss.epsilon}; expected 0 or more")
     ks = config.eval.ks
     metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
-    if config.eval.select not in metrics:
+    if config.eval.monitor not in metrics:
         raise UserError(
-            f"eval.select={config.eval.select!r}; expected one of {', '.join(metrics)}, as eval.ks "
-            f"is {tuple(ks)}"
+            f"eval.monitor={config.eval.monitor!r}; expected one of {', '.join(metrics)}, as "
+            f"eval.ks is {tuple(ks)}"
         )
 
 

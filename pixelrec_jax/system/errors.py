@@ -15,7 +15,7 @@ class UserError(Exception):
     exit_code = 2
 
 
-class UnreachableError(UserError):
+class TransientError(UserError):
     """What may pass by itself, such as a failure of the network; the message is like the others.
 
     Launchers start programs again that exit with 1.

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pixelrec_jax.system.errors import UnreachableError, UserError, reason
+from pixelrec_jax.system.errors import TransientError, UserError, reason
 
 # TensorFlow, where it is installed, would read gs:// instead, with credentials and errors of its
 # own; this is asked once, when epath opens its first path.
@@ -185,7 +185,7 @@ def _one_line_errors(url: str | Path, *, missing: str) -> Iterator[None]:
         raise UserError(f"{url}: {missing}") from None
     # Each package has errors of its own (credentials, permission, network), the remedy is the same.
     except Exception as error:
-        raise UnreachableError(
+        raise TransientError(
             f"{url} cannot be reached ({reason(error)}); check the name, the permissions and the "
             "credentials, for gs:// with gcloud auth application-default login"
         ) from error

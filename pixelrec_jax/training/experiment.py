@@ -19,11 +19,11 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.parallel.sharding import (
-    BATCH,
+    BATCH_SPEC,
     build_mesh,
     local_shards,
+    make_replicated_arrays,
     num_shards,
-    replicate,
     shapes,
 )
 from pixelrec_jax.recommender import Recommender, build
@@ -109,13 +109,13 @@ def build_experiment(
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         seed=config.seed,
-        num_shards=num_shards(mesh, BATCH),
-        local_shards=local_shards(mesh, BATCH),
+        num_shards=num_shards(mesh, BATCH_SPEC),
+        local_shards=local_shards(mesh, BATCH_SPEC),
         slot_buckets=config.data.slot_buckets,
     )
     graph = None
     if model.user_encoder.uses_graph:
-        graph = (shapes if compile_only else replicate)(training_graph(split), mesh)
+        graph = (shapes if compile_only else make_replicated_arrays)(training_graph(split), mesh)
     return Experiment(
         config=config,
         mesh=mesh,

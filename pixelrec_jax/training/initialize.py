@@ -2,7 +2,7 @@
 
 import jax
 
-from pixelrec_jax.items.vision.pretrained import read_trunk, trunk_variables
+from pixelrec_jax.items.vision.pretrained import backbone_variables, read_backbone
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.state import TrainState, create_state, state_template
 from pixelrec_jax.training.warm_start import read_source
@@ -15,11 +15,11 @@ def init_state(experiment: Experiment) -> TrainState:
     """
     config, template = experiment.config, state_template(experiment)
     given = None
-    if config.get("init", {}).get("run"):  # configs of earlier versions have no such section
+    if config.get("warm_start", {}).get("run"):  # configs of earlier versions have no such section
         given = read_source(config, experiment.model, template.variables)
     elif config.item.get("weights"):
-        trunk = read_trunk(config.item, trunk_variables(template.variables))
-        given = {name: {"item_encoder": {"trunk": tree}} for name, tree in trunk.items()}
+        backbone = read_backbone(config.item, backbone_variables(template.variables))
+        given = {name: {"item_encoder": {"backbone": tree}} for name, tree in backbone.items()}
     shardings = jax.tree.map(lambda x: x.sharding, template)
     create = jax.jit(lambda given: create_state(experiment, given), out_shardings=shardings)
     return create(given)

@@ -18,8 +18,8 @@ _TABLES = ("table", "codebook")
 def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
     """Builds AdamW as the reference uses it: dense, decaying every tensor, biases included.
 
-    `visual_lr` and `visual_weight_decay` apply to what looks at images or features: trunk, head and
-    other projections (the reference's `modal_*`), `lr` and `weight_decay` to the rest.
+    `visual_lr` and `visual_weight_decay` apply to what looks at images or features: backbone, head
+    and other projections (the reference's `modal_*`), `lr` and `weight_decay` to the rest.
     `warmup_steps` ramps both rates up linearly.
 
     Raises:

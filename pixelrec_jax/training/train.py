@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.evaluation.recommendations import write_recommendations
 from pixelrec_jax.losses import bpr, only_first_row
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.parallel.preemption import stop_request
-from pixelrec_jax.parallel.sharding import BATCH, gather_weights, to_global
-from pixelrec_jax.runs import run_folder as workdirs
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
+from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
 from pixelrec_jax.system.errors import UserError
@@ -46,7 +47,7 @@ def make_train_step(experiment: Experiment):
 
         def loss_of(trainable: dict, rows: dict) -> tuple[jax.Array, dict]:
             variables = state.replace(trainable=trainable).variables
-            variables["params"] = gather_weights(variables["params"], mesh)
+            variables["params"] = unshard_params(variables["params"], mesh)
             variables = model.propagate(variables, graph, mesh)
             (positive, negative), model_state = model.apply(
                 {**variables, tables.COLLECTION: rows},
@@ -60,7 +61,7 @@ def make_train_step(experiment: Experiment):
             return loss, model_state
 
         differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        rows = tables.read_rows(state.trainable, lookups, mesh, BATCH)
+        rows = tables.read_rows(state.trainable, lookups, mesh, BATCH_SPEC)
         (loss, model_state), (gradient, of_rows) = differentiate(state.trainable, rows)
         # Asked for here, since a device is else sent all of a sum of which it updates a share.
         gradient = jax.lax.with_sharding_constraint(gradient, shardings.trainable)
@@ -112,10 +113,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
     if config.train.epochs and not template.trainable:
         raise UserError(f"user={config.user.name} has nothing to train; give train.epochs=0")
     with ExitStack() as stack:
-        stack.enter_context(in_first_process(workdirs.claim, workdir, config))
+        stack.enter_context(in_first_process(run_folder.claim, workdir, config))
         _check_shared(workdir)
         checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", metric=config.eval.select)
+            Checkpoints(workdir / "checkpoints", metric=config.eval.monitor)
         )
         if config.train.epochs == 0 and checkpoints.latest is None:
             keep_untrained(experiment, checkpoints, workdir)
@@ -130,10 +131,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     Returns:
       The content of result.json.
     """
-    workdirs.check_same(workdir, config)
+    run_folder.check_same(workdir, config)
     experiment = _build(config, workdir)
     directory = workdir / "checkpoints"
-    with Checkpoints(directory, metric=config.eval.select, read_only=True) as checkpoints:
+    with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:
         return test(experiment, checkpoints, workdir)
 
 
@@ -143,7 +144,7 @@ def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> Trai
     Raises:
       UserError: the dataset is another one now, or the checkpoint is damaged.
     """
-    if checkpoints.notes(step)["data_fingerprint"] != experiment.data_fingerprint:
+    if checkpoints.metadata(step)["data_fingerprint"] != experiment.data_fingerprint:
         raise UserError(
             f"{checkpoints.directory} was trained on other data than "
             f"{experiment.config.dataset.path} holds now; restore that dataset or use another "
@@ -156,7 +157,7 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
     state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
     progress = TrainingProgress(start=0, total=0)
-    with in_first_process(workdirs.MetricsLog, workdir, continue_from=0) as log:
+    with in_first_process(run_folder.MetricsLog, workdir, continue_from=0) as log:
         progress.say(describe(experiment, start=0))
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
@@ -164,7 +165,7 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
         if log:
             log.write(0, {"epoch": 0.0, **scalars})
             log.flush()
-        checkpoints.save(0, state, _notes(experiment, stopping, next_batch=0), values)
+        checkpoints.save(0, state, _metadata(experiment, stopping, next_batch=0), values)
     checkpoints.wait()
 
 
@@ -176,13 +177,13 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         state, start = init_state(experiment), 0
     else:
         state = restore(experiment, checkpoints, checkpoints.latest)
-        notes = checkpoints.notes(checkpoints.latest)
-        stopping = EarlyStopping(config.train.patience, **notes["early_stopping"])
-        start = notes["next_batch"]
+        metadata = checkpoints.metadata(checkpoints.latest)
+        stopping = EarlyStopping(config.train.patience, **metadata["early_stopping"])
+        start = metadata["next_batch"]
     train_step = make_train_step(experiment)
     with (
         stop_request() as stop,
-        in_first_process(workdirs.MetricsLog, workdir, continue_from=start) as log,
+        in_first_process(run_folder.MetricsLog, workdir, continue_from=start) as log,
         TrainingProgress(start=start, total=len(batches)) as progress,
         iterate(
             batches,
@@ -198,7 +199,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         speed, previous = Speed(parts=parts), None
         for step, local in enumerate(iterator, start=start + 1):
             state, loss = train_step(
-                state, to_global(local, experiment.mesh, BATCH), experiment.graph
+                state, make_global_arrays(local, experiment.mesh, BATCH_SPEC), experiment.graph
             )
             # One step may run ahead: enough to keep the device busy, without a queue of batches.
             jax.block_until_ready(previous)
@@ -231,7 +232,9 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             if saved and log:
                 log.flush()  # what is recorded before a checkpoint is not recorded again
             if saved:
-                checkpoints.save(step, state, _notes(experiment, stopping, next_batch=step), values)
+                checkpoints.save(
+                    step, state, _metadata(experiment, stopping, next_batch=step), values
+                )
             if interrupted:
                 checkpoints.wait()
                 wait_for_all("saved")
@@ -267,7 +270,7 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
         "test": evaluator.report(ranking, "test"),
     }
     if jax.process_index() == 0:
-        workdirs.write_recommendations(workdir, experiment.interactions, ranking)
+        write_recommendations(workdir, experiment.interactions, ranking)
         write_json(workdir / "result.json", result)
     return result
 
@@ -286,7 +289,7 @@ def _check_shared(workdir: Path) -> None:
 def _build(config: ConfigDict, workdir: Path) -> Experiment:
     """Returns what a config describes, which must be the same in all processes."""
     check_equal("--workdir", str(workdir))
-    check_equal("config", json.dumps(workdirs.to_json(config)))
+    check_equal("config", json.dumps(run_folder.to_json(config)))
     experiment = build_experiment(config)
     check_equal("dataset", experiment.data_fingerprint)
     return experiment
@@ -299,14 +302,14 @@ def _validate(
     evaluator = experiment.evaluator
     metrics = evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"]
     values = {name: estimate["value"] for name, estimate in metrics.items()}
-    stopping.update(values[experiment.config.eval.select])
+    stopping.update(values[experiment.config.eval.monitor])
     return values
 
 
-def _notes(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) -> dict:
+def _metadata(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) -> dict:
     """What a run continues from, beside the state."""
     return {
-        "config": workdirs.to_json(experiment.config),
+        "config": run_folder.to_json(experiment.config),
         "data_fingerprint": experiment.data_fingerprint,
         "next_batch": next_batch,
         "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},

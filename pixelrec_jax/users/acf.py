@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.types import History
 from pixelrec_jax.parallel.tables import look_up
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
+from pixelrec_jax.users.encoder import UserEncoder, check_feature_head, visible_embeddings
 
 
 class ACF(UserEncoder):
@@ -29,7 +29,7 @@ class ACF(UserEncoder):
                 f"user=acf reads ids and features of locations, and item={item.name} does not have "
                 "both; use item=id+features"
             )
-        check_form(item, "components")
+        check_feature_head(item, "components")
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
@@ -47,7 +47,7 @@ class ACF(UserEncoder):
         shape = (self.num_users, self.width)
         row = look_up(self, "table", table_init, shape, history.user)  # [B, D]
 
-        vector = visible_vectors(history, show_padding=False)
+        vector = visible_embeddings(history, show_padding=False)
         item, locations = vector[..., : self.width], vector[..., self.width :]
         locations = locations.reshape(*item.shape[:-1], -1, self.width)  # [B, L, S, D]
         who = dense(self.width, "location_user")(row)[:, None, None]

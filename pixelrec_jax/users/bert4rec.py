@@ -8,7 +8,7 @@ from pixelrec_jax.users.transformer import Transformer
 class BERT4Rec(Transformer):
     """Encodes what may stand in each slot; histories have L + 1 slots and hold the mask item.
 
-    Where a history ends in the mask item, as in ranking, the last state is the user now.
+    Where a history ends in the mask item, as in ranking, the last query is the user now.
     """
 
     def visible(self, mask: jax.Array) -> jax.Array:

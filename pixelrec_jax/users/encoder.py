@@ -12,9 +12,9 @@ from pixelrec_jax.system.errors import UserError
 
 
 class UserEncoder(nn.Module):
-    """Maps a `History` to states float32[B, S, D], S = L or 1; the last one is the user now.
+    """Maps a `History` to queries float32[B, S, D], S = L or 1; the last one is the user now.
 
-    Training scores the last T states against the T targets of a row, ranking uses the last state.
+    Training scores the last T queries against the T targets of a row, ranking uses the last query.
 
     Attributes:
       num_users: number of users, with the padding user 0; for those who keep a table of users.
@@ -34,41 +34,42 @@ class UserEncoder(nn.Module):
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:
         """Raises `UserError` for a `config.item` whose vectors this encoder cannot work with."""
-        check_form(item, "dense")
+        check_feature_head(item, "dense")
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns the states."""
+        """Returns the queries."""
         raise NotImplementedError
 
-    def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R] for states [..., D] and items [..., R, E]."""
-        return dot_product(state, item)
+    def score(self, query: jax.Array, item: jax.Array) -> jax.Array:
+        """Returns float32[..., R] for queries [..., D] and items [..., R, E]."""
+        return dot_product(query, item)
 
 
-def dot_product(state: jax.Array, item: jax.Array) -> jax.Array:
-    """Returns float32[..., R], the dot products of states [..., D] with items [..., R, E].
+def dot_product(query: jax.Array, item: jax.Array) -> jax.Array:
+    """Returns float32[..., R], the dot products of queries [..., D] with items [..., R, E].
 
     An item's entries past the D-th are for user encoders to read and not scored. In full float32,
     also where the chip prefers bf16.
     """
-    item = item[..., : state.shape[-1]]
-    return jnp.einsum("...d,...rd->...r", state, item, precision=jax.lax.Precision.HIGHEST)
+    item = item[..., : query.shape[-1]]
+    return jnp.einsum("...d,...rd->...r", query, item, precision=jax.lax.Precision.HIGHEST)
 
 
-def check_form(item: ConfigDict, *forms: str) -> None:
-    """Raises `UserError` if `item.form`, where there is one, is none of these."""
-    if item.get("form", forms[0]) not in forms:
+def check_feature_head(item: ConfigDict, *heads: str) -> None:
+    """Raises `UserError` if `item.feature_head`, where there is one, is none of these."""
+    if item.get("feature_head", heads[0]) not in heads:
         raise UserError(
-            f"item.form={item.form!r} does not suit this user encoder; use {' or '.join(forms)}"
+            f"item.feature_head={item.feature_head!r} does not suit this user encoder; "
+            f"use {' or '.join(heads)}"
         )
 
 
-def visible_vectors(history: History, *, show_padding: bool) -> jax.Array:
+def visible_embeddings(history: History, *, show_padding: bool) -> jax.Array:
     """Returns float32[B, L, D]: zeros at padding, unless padding is to be seen.
 
     The reference shows some encoders what the item table holds for padding, which is random, or how
     the encoder sees a grey image.
     """
     if show_padding:
-        return history.vector
-    return jnp.where(history.mask[..., None], history.vector, 0)
+        return history.item_embeddings
+    return jnp.where(history.mask[..., None], history.item_embeddings, 0)

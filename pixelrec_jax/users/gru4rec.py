@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.initializers import symmetric_uniform
-from pixelrec_jax.users.encoder import UserEncoder, visible_vectors
+from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
 class GRU4Rec(UserEncoder):
@@ -17,20 +17,20 @@ class GRU4Rec(UserEncoder):
     in the reference they are xavier uniform as a whole and the dense layer starts as in PyTorch.
 
     Attributes:
-      hidden_multiple: H as a multiple of D.
+      expansion: H as a multiple of D.
       show_padding: whether the GRU reads what the item encoder makes of padding, as in the
         reference. Otherwise it reads zeros there, which leave its state at zero.
     """
 
-    hidden_multiple: int = 1
+    expansion: int = 1
     show_padding: bool = False
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, L, D]; state t has seen the items up to and including slot t."""
-        x = visible_vectors(history, show_padding=self.show_padding).astype(self.dtype)
+        """Returns float32[B, L, D]; query t has seen the items up to and including slot t."""
+        x = visible_embeddings(history, show_padding=self.show_padding).astype(self.dtype)
         rows, _, width = x.shape
-        hidden = self.hidden_multiple * width
+        hidden = self.expansion * width
         xavier = nn.initializers.xavier_uniform()
         gates_in = nn.Dense(
             3 * hidden, use_bias=False, kernel_init=xavier, dtype=self.dtype, name="input"

@@ -81,7 +81,7 @@ class LightSANs(UserEncoder):
     Attributes:
       layers: number of layers.
       interests: see `LightSANsLayer`.
-      heads, inner, dropout, init_std: see `PostNormLayer`.
+      heads, mlp_ratio, dropout, init_std: see `PostNormLayer`.
       query_softmax: whether attention sums to one over queries, as in the reference, and not over
         keys, as in the paper.
       show_padding: whether padding takes part in all of it, as in the reference.
@@ -90,7 +90,7 @@ class LightSANs(UserEncoder):
     layers: int = 1
     interests: int = 3
     heads: int = 4
-    inner: int = 2
+    mlp_ratio: int = 2
     dropout: float = 0.1
     init_std: float = 0.02
     query_softmax: bool = False
@@ -99,14 +99,16 @@ class LightSANs(UserEncoder):
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, D]."""
-        shape = history.vector.shape[-2:]
+        shape = history.item_embeddings.shape[-2:]
         position = self.param("position", normal_init(self.init_std), shape, jnp.float32)
-        x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(history.vector)
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
+            history.item_embeddings
+        )
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for n in range(self.layers):
             x = LightSANsLayer(
                 heads=self.heads,
-                inner=self.inner,
+                mlp_ratio=self.mlp_ratio,
                 dropout=self.dropout,
                 init_std=self.init_std,
                 dtype=self.dtype,

@@ -86,9 +86,9 @@ class NextItNet(UserEncoder):
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, L, D]; state t has seen the items up to and including slot t."""
+        """Returns float32[B, L, D]; query t has seen the items up to and including slot t."""
         visible = (history.mask | self.show_padding)[..., None]
-        x = history.vector
+        x = history.item_embeddings
         for n, dilation in enumerate(self.dilations * self.repeats):
             x = ResidualBlock(self.kernel_size, dilation, self.dtype, name=f"block_{n}")(x, visible)
         return x.astype(jnp.float32)

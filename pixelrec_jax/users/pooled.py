@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.users.encoder import UserEncoder, visible_vectors
+from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
 class FM(UserEncoder):
@@ -17,7 +17,7 @@ class FM(UserEncoder):
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, D]."""
-        return visible_vectors(history, show_padding=False).sum(axis=1, keepdims=True)
+        return visible_embeddings(history, show_padding=False).sum(axis=1, keepdims=True)
 
 
 class DSSM(UserEncoder):
@@ -25,6 +25,6 @@ class DSSM(UserEncoder):
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, D]."""
-        total = visible_vectors(history, show_padding=False).sum(axis=1, keepdims=True)
+        total = visible_embeddings(history, show_padding=False).sum(axis=1, keepdims=True)
         count = history.mask.sum(axis=1)[:, None, None]
         return total / (count.astype(jnp.float32) + 1e-8)

@@ -7,7 +7,7 @@ from pixelrec_jax.users.transformer import Transformer
 
 
 class SASRec(Transformer):
-    """Encodes the user after each item: state t has seen the items up to and including slot t."""
+    """Encodes the user after each item: query t has seen the items up to and including slot t."""
 
     def visible(self, mask: jax.Array) -> jax.Array:
         """Returns bool[B, L, L]: slots up to the query's that hold an item."""

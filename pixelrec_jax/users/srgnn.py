@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.initializers import symmetric_uniform
-from pixelrec_jax.users.encoder import UserEncoder, visible_vectors
+from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
 def session_graph(item: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,7 +51,7 @@ class SRGNN(UserEncoder):
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, D]."""
-        width = history.vector.shape[-1]
+        width = history.item_embeddings.shape[-1]
         init = symmetric_uniform(width**-0.5)
 
         def dense(features: int, name: str, *, bias: bool = True) -> nn.Dense:
@@ -73,7 +73,7 @@ class SRGNN(UserEncoder):
             for name in edges
         }
         gates_message, gates_state = dense(3 * width, "message"), dense(3 * width, "state")
-        state = visible_vectors(history, show_padding=False).astype(self.dtype)
+        state = visible_embeddings(history, show_padding=False).astype(self.dtype)
         for _ in range(self.steps):
             message = [edges[name] @ along[name](state) + bias[name] for name in edges]
             reset, update, new = jnp.split(gates_message(jnp.concatenate(message, -1)), 3, axis=-1)

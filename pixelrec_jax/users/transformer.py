@@ -27,13 +27,13 @@ class PostNormLayer(nn.Module):
 
     Attributes:
       heads: attention heads; divides D.
-      inner: feed-forward width as a multiple of D.
+      mlp_ratio: feed-forward width as a multiple of D.
       dropout: rate after each sub-layer and on attention probabilities.
       init_std: standard deviation of the initial weights.
     """
 
     heads: int
-    inner: int
+    mlp_ratio: int
     dropout: float
     init_std: float
     dtype: jnp.dtype
@@ -63,7 +63,7 @@ class PostNormLayer(nn.Module):
         width = x.shape[-1]
         context = self.dense(width, "out")(context.reshape(x.shape))
         x = self.norm("attention_norm")(x + self.drop(context, train=train))
-        hidden = nn.gelu(self.dense(self.inner * width, "feed_in")(x), approximate=False)
+        hidden = nn.gelu(self.dense(self.mlp_ratio * width, "feed_in")(x), approximate=False)
         hidden = self.dense(width, "feed_out")(hidden)
         return self.norm("feed_norm")(x + self.drop(hidden, train=train))
 
@@ -92,12 +92,12 @@ class Transformer(UserEncoder):
 
     Attributes:
       layers: number of transformer layers.
-      heads, inner, dropout, init_std: see `TransformerLayer`.
+      heads, mlp_ratio, dropout, init_std: see `TransformerLayer`.
     """
 
     layers: int = 2
     heads: int = 4
-    inner: int = 2
+    mlp_ratio: int = 2
     dropout: float = 0.1
     init_std: float = 0.02
 
@@ -107,18 +107,18 @@ class Transformer(UserEncoder):
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, L, D], a state for every slot."""
-        shape = history.vector.shape[-2:]
+        """Returns float32[B, L, D], a query for every slot."""
+        shape = history.item_embeddings.shape[-2:]
         position = self.param("position", normal_init(self.init_std), shape, jnp.float32)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
-            history.vector + position
+            history.item_embeddings + position
         )
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         visible = self.visible(history.mask)
         for n in range(self.layers):
             x = TransformerLayer(
                 heads=self.heads,
-                inner=self.inner,
+                mlp_ratio=self.mlp_ratio,
                 dropout=self.dropout,
                 init_std=self.init_std,
                 dtype=self.dtype,

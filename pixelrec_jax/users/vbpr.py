@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.users.encoder import check_form
+from pixelrec_jax.users.encoder import check_feature_head
 from pixelrec_jax.users.mf import MF
 
 
@@ -19,10 +19,10 @@ class VBPR(MF):
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:
         """Raises `UserError` if features are not made biased vectors."""
-        check_form(item, "biased")
+        check_feature_head(item, "biased")
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, E]."""
         user = super().__call__(history, train=train)
-        biases = history.vector.shape[-1] - self.width
+        biases = history.item_embeddings.shape[-1] - self.width
         return jnp.concatenate([user, jnp.ones((*user.shape[:-1], biases))], axis=-1)

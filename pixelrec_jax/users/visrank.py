@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.users.encoder import UserEncoder, check_form, visible_vectors
+from pixelrec_jax.users.encoder import UserEncoder, check_feature_head, visible_embeddings
 
 
 class VisRank(UserEncoder):
@@ -26,19 +26,19 @@ class VisRank(UserEncoder):
                 f"user=visrank compares frozen features, without training, but item={item.name} "
                 "has to be trained; use item=features"
             )
-        check_form(item, "raw")
+        check_feature_head(item, "raw")
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, L * E], the history's vectors, zeros at padding."""
-        vector = visible_vectors(history, show_padding=False)
+        vector = visible_embeddings(history, show_padding=False)
         return vector.reshape(len(vector), 1, -1)
 
-    def score(self, state: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R] for states [..., L * E] and unit vectors of items [..., R, E].
+    def score(self, query: jax.Array, item: jax.Array) -> jax.Array:
+        """Returns float32[..., R] for queries [..., L * E] and unit vectors of items [..., R, E].
 
         Takes the memory of twice [..., R, L] numbers.
         """
-        history = state.reshape(*state.shape[:-1], -1, item.shape[-1])
+        history = query.reshape(*query.shape[:-1], -1, item.shape[-1])
         cosine = jnp.einsum(
             "...rd,...ld->...rl", item, history, precision=jax.lax.Precision.HIGHEST
         )

@@ -1,4 +1,4 @@
-"""Declarative port of weights, both ways: which source tensor is which parameter, how it is turned.
+"""Declarative mapping of weights, both ways: which source tensor is which parameter.
 
 A rule names a source tensor and a parameter, with placeholders for numbers: "layers.{n}.fc.weight"
 is "block_{n}/fc/kernel", transposed. The same table reads a checkpoint and writes one.
@@ -115,7 +115,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 @dataclass(frozen=True)
-class Port:
+class WeightMapping:
     """How the checkpoints of one origin are named.
 
     Attributes:
@@ -173,7 +173,7 @@ def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
 
 def read_weights(
     source: Mapping[str, np.ndarray],
-    ports: Sequence[Port],
+    mappings: Sequence[WeightMapping],
     template: Mapping,
     *,
     origin: str,
@@ -183,7 +183,7 @@ def read_weights(
 
     Args:
       source: tensors by name.
-      ports: the one that knows most of the names is used.
+      mappings: the one that knows most of the names is used.
       template: what must be filled, exactly.
       origin: what to call the source in errors.
       optional: first parts of targets that the model may lack, such as an unused pooling.
@@ -193,14 +193,14 @@ def read_weights(
         that does not fit and every target left empty; one pattern stands for names that differ in
         numbers only.
     """
-    port = max(ports, key=lambda p: sum(p.find(name) is not None for name in source))
+    mapping = max(mappings, key=lambda p: sum(p.find(name) is not None for name in source))
     targets = {"/".join(path): tuple(x.shape) for path, x in flatten_dict(template).items()}
     filled: dict[str, np.ndarray | None] = {}
     problems = []
     for name, array in source.items():
-        found = port.find(name)
+        found = mapping.find(name)
         if found is None:
-            if not port.ignores(name):
+            if not mapping.ignores(name):
                 problems.append(("tensor{s} unknown", name, f"{array.shape}"))
             continue
         rule, numbers = found
@@ -232,26 +232,26 @@ def read_weights(
     return unflatten_dict({tuple(path.split("/")): value for path, value in filled.items()})
 
 
-def write_weights(tree: Mapping, port: Port) -> dict[str, np.ndarray]:
-    """Returns the tensors of a tree by the names of `port`, the inverse of `read_weights`.
+def write_weights(tree: Mapping, mapping: WeightMapping) -> dict[str, np.ndarray]:
+    """Returns the tensors of a tree by the names of `mapping`, the inverse of `read_weights`.
 
     Raises:
-      UserError: the port cannot name some of the parameters.
+      UserError: the mapping cannot name some of the parameters.
     """
     flat = {"/".join(path): np.asarray(x) for path, x in flatten_dict(tree).items()}
     parts: dict[str, dict[int, np.ndarray]] = {}
     unnamed = []
     for path, value in flat.items():
-        found = _find_target(port, path)
+        found = _find_target(mapping, path)
         if found is None:
             unnamed.append(("parameter{s} without a name", path, f"{value.shape}"))
             continue
         rule, part, numbers = found
-        name = port.written_prefix + rule.source.format(**numbers)
+        name = mapping.written_prefix + rule.source.format(**numbers)
         parts.setdefault(name, {})[part] = rule.transform.write(value)
     if unnamed:
         counts, names = _summary(unnamed)
-        raise UserError(f"cannot write {port.name} names: {counts}; {names}")
+        raise UserError(f"cannot write {mapping.name} names: {counts}; {names}")
     return {
         name: np.ascontiguousarray(np.concatenate([by_part[n] for n in sorted(by_part)]))
         if len(by_part) > 1
@@ -260,8 +260,8 @@ def write_weights(tree: Mapping, port: Port) -> dict[str, np.ndarray]:
     }
 
 
-def _find_target(port: Port, path: str) -> tuple[Rule, int, dict[str, str]] | None:
-    for rule in port.rules:
+def _find_target(mapping: WeightMapping, path: str) -> tuple[Rule, int, dict[str, str]] | None:
+    for rule in mapping.rules:
         for part, pattern in enumerate(rule.target_patterns):
             if match := pattern.fullmatch(path):
                 return rule, part, match.groupdict()

@@ -8,7 +8,7 @@ from pixelrec_jax.launch.dryrun.hlo import Program
 
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.retrieval import retrieve
-from pixelrec_jax.parallel.sharding import ROWS, build_mesh, num_shards, to_global
+from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
@@ -30,11 +30,11 @@ def mesh(request):
 
 def _sharded(table: np.ndarray, mesh) -> jax.Array:
     """Puts [N, D] row-sharded on the mesh, padded to whole shards."""
-    shards = num_shards(mesh, ROWS)
+    shards = num_shards(mesh, CATALOG_SPEC)
     rows = -(-len(table) // shards)
     padded = np.full((shards * rows, table.shape[1]), 1e6, np.float32)  # would win if it counted
     padded[: len(table)] = table
-    return to_global(padded.reshape(shards, rows, -1), mesh, ROWS)
+    return make_global_arrays(padded.reshape(shards, rows, -1), mesh, CATALOG_SPEC)
 
 
 def _dense(state, table, seen, target, k):
@@ -96,7 +96,7 @@ def test_scores_that_are_not_numbers_never_look_good(mesh):
 
 @pytest.mark.parametrize("words", ["user=mf,item=id", "user=sasrec,item=id"])
 def test_neither_catalogue_nor_tables_are_ever_gathered(words):
-    config = tiny_config(f"{words},dataset=own")
+    config = tiny_config(f"{words},dataset=custom")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
     config.eval.batch_size = 16
     sequences = list(np.random.default_rng(0).integers(1, 8192, (2048, 5)))
@@ -141,7 +141,7 @@ def test_the_report_beside_its_baselines_by_hand():
     # In training, item 1 occurs ten times, items 2 to 5 nine times, 6 to 9 once.
     np.testing.assert_array_equal(ranking.target, [30] * 8 + [3, 2])
     assert ranking.rank[8] == 1  # 1 and 2 are masked; 4 and 5 tie with 3, which comes first
-    np.testing.assert_array_equal(ranking.candidates, [40 - 6] * 8 + [40 - 6, 0])
+    np.testing.assert_array_equal(ranking.num_candidates, [40 - 6] * 8 + [40 - 6, 0])
     report = evaluator.report(ranking, "test")
     assert report["users"] == {"all": 10, "cold": 8}
     assert report["repeated_targets"] == 1
@@ -152,8 +152,8 @@ def test_the_report_beside_its_baselines_by_hand():
 
 
 def test_random_metrics_are_the_expectation():
-    candidates = np.array([3, 20])
-    metrics = random_metrics(candidates, ks=(5,))
+    num_candidates = np.array([3, 20])
+    metrics = random_metrics(num_candidates, ks=(5,))
     gains = 1 / np.log2(np.arange(1, 6) + 1)
     assert metrics["recall@5"]["value"] == pytest.approx((1 + 5 / 20) / 2)
     assert metrics["ndcg@5"]["value"] == pytest.approx((gains[:3].sum() / 3 + gains.sum() / 20) / 2)
@@ -164,7 +164,7 @@ def test_random_metrics_are_the_expectation():
 )
 def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
     """Catalogue, tables and users of numbers that no mesh divides; weights make products exact."""
-    config = tiny_config(f"{words},dataset=own")
+    config = tiny_config(f"{words},dataset=custom")
     config.mesh.fsdp_min_size = 0
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 48, rng.integers(4, 12)) for _ in range(37)]
@@ -196,6 +196,6 @@ def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
         table = np.asarray(variables["params"]["user_encoder"]["table"])
         seen = [sequence[:-1] for sequence in sequences]
         ids, ranks = _dense(table[one.user], catalog, seen, one.target, 10)
-        kept = one.candidates > 0  # a target that was seen before is masked
+        kept = one.num_candidates > 0  # a target that was seen before is masked
         np.testing.assert_array_equal(one.rank[kept], ranks[kept])
         np.testing.assert_array_equal(one.top_ids, ids)

@@ -68,7 +68,7 @@ ITEM = (  # of models on ids, on features and on images
     Rule("item_model.weight", "item_encoder/ids/table"),
     *linear("user_model.feats.dim_reductor", "item_encoder/location"),
     *(
-        Rule(_TOWER + rule.source, "item_encoder/trunk/" + rule.target, rule.transform)
+        Rule(_TOWER + rule.source, "item_encoder/backbone/" + rule.target, rule.transform)
         for rule in CLIP_HUGGINGFACE.rules
     ),
     *linear("visual_encoder.rec_fc.0", "item_encoder/head"),
@@ -98,7 +98,7 @@ NEXTITNET = (
     Rule("residual_blocks.{n}.conv{m}.bias", "user_encoder/block_{n}/conv_{m}/bias"),
     *norm("residual_blocks.{n}.ln{m}", "user_encoder/block_{n}/norm_{m}"),
 )
-# The trunk's softmax is over keys, that of the user encoder over queries.
+# The backbone's softmax is over keys, that of the user encoder over queries.
 QUERY_SOFTMAX_NOISE = r"item_encoder/.*/key/bias|user_encoder/.*query/bias"
 IGNORED = (r".*\.position_ids", r".*\.post_layernorm\..*", r"gnn\.linear_edge_f\..*")
 
@@ -114,7 +114,7 @@ class Case:
       options: of the user encoder.
       item: the item encoder, of models that are not on images.
       entries: of our item vectors, those that the file has: first and one past the last.
-      ignored: tensors that the reference keeps and does not use, see `Port`.
+      ignored: tensors that the reference keeps and does not use, see `WeightMapping`.
       noise: regular expression of parameters whose gradient is zero but for rounding. A key's bias
         adds the same to all logits of a query, which softmax ignores.
       rounding: how far the file's gradients, or parameters after the step, are from the same
@@ -143,7 +143,7 @@ CASES = {
     "MF": Case("mf", MF, "pairs"),
     "FM": Case("fm", (), "one_tower"),
     "DSSM": Case("dssm", (), "two_tower", ignored=("user_embedding.weight",)),
-    "GRU4Rec": Case("gru4rec", GRU, "next_item", {"hidden_multiple": 1}),
+    "GRU4Rec": Case("gru4rec", GRU, "next_item", {"expansion": 1}),
     "NextItNet": Case("nextitnet", NEXTITNET, "next_item"),
     "SRGNN": Case("srgnn", SRGNN, "graph"),
     "BERT4Rec": Case("bert4rec", SASREC, "cloze"),
@@ -156,8 +156,8 @@ CASES["LightGCN"] = Case("lightgcn", MF, "pairs", {"layers": 2})
 CASES["MOFM"] = replace(
     CASES["MOFM"],
     rounding={
-        "item_encoder/trunk/block_1/norm_1/scale": 9.2e-6,
-        "item_encoder/trunk/block_2/value/kernel": 9.4e-6,
+        "item_encoder/backbone/block_1/norm_1/scale": 9.2e-6,
+        "item_encoder/backbone/block_2/value/kernel": 9.4e-6,
     },
 )
 # Models on features. A softmax ignores the biases of ACF's logits.

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.item_info import FILE, load
+from pixelrec_jax.ingest import item_info
 from pixelrec_jax.system.errors import UserError
 
 ITEM_IDS = pl.Series(["b", "x", "007"])
@@ -24,7 +25,7 @@ z,1,elsewhere,t,,4,9
 def dataset(tmp_path):
     """A dataset of the items ITEM_IDS whose manifest lists item information."""
     none = np.zeros(0, np.int64)
-    manifest = {"counts": {"items": 3}, "files": {item_info.FILE: {}}}
+    manifest = {"counts": {"items": 3}, "files": {FILE: {}}}
     return Interactions(none, none, none, manifest, tmp_path)
 
 
@@ -37,7 +38,7 @@ def read(folder, content):
 def test_rows_follow_the_items_and_columns_their_content(dataset):
     rows = read(dataset.directory, CSV)
     assert item_info.write(rows, ITEM_IDS, dataset.directory) == 2
-    assert item_info.load(dataset).to_dict(as_series=False) == {
+    assert load(dataset).to_dict(as_series=False) == {
         "item_id": ["b", "x", "007"],
         "view_number": [7, None, 5],  # 7.0 in the file
         "title": [None, None, "1984"],  # a text, although a number
@@ -49,13 +50,13 @@ def test_rows_follow_the_items_and_columns_their_content(dataset):
 
 
 def test_a_dataset_without_item_information_has_none(dataset):
-    assert item_info.load(dataclasses.replace(dataset, manifest={"files": {}})) is None
+    assert load(dataclasses.replace(dataset, manifest={"files": {}})) is None
 
 
 def test_numbers_too_large_for_integers_stay_text(dataset):
     rows = read(dataset.directory, "item_id,n,m\nb,99999999999999999999,999999999999999999\n")
     item_info.write(rows, ITEM_IDS, dataset.directory)
-    assert item_info.load(dataset).row(0) == ("b", "99999999999999999999", 999999999999999999)
+    assert load(dataset).row(0) == ("b", "99999999999999999999", 999999999999999999)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +85,10 @@ def test_files_that_are_missing_foreign_or_damaged_are_told(dataset):
     for content, example in (("item_id\nq\n", "'q'"), ("item_id\n", "''")):
         with pytest.raises(UserError, match=f"none of the 3 items .* 'b', --item_info .*{example}"):
             item_info.write(read(folder, content), ITEM_IDS, folder)
-    assert not (folder / item_info.FILE).exists()
+    assert not (folder / FILE).exists()
     item_info.write(read(folder, CSV), ITEM_IDS.head(2), folder)
     with pytest.raises(UserError, match=r"item_info.arrow.*2 rows for 3 items.*prepare.*again"):
-        item_info.load(dataset)
-    (folder / item_info.FILE).write_bytes(b"ARROW1")
+        load(dataset)
+    (folder / FILE).write_bytes(b"ARROW1")
     with pytest.raises(UserError, match=r"item_info.arrow.*cannot be read"):
-        item_info.load(dataset)
+        load(dataset)

@@ -10,7 +10,7 @@ from PIL import Image
 from pixelrec_jax.data import images
 from pixelrec_jax.data.images import READER_OPTIONS
 from pixelrec_jax.ingest import shards
-from pixelrec_jax.ingest.sources.source import UnreadableError
+from pixelrec_jax.ingest.sources.source import DamagedImageError
 from pixelrec_jax.system.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_only_what_would_differ_is_written_again(tmp_path, change):
 
 def test_what_could_not_be_read_is_tried_again_and_what_cannot_be_decoded_is_not(tmp_path):
     pictures = Pictures(IDS)
-    pictures.broken = {"1": UnreadableError("busy"), "5": ValueError("no image")}
+    pictures.broken = {"1": DamagedImageError("busy"), "5": ValueError("no image")}
     assert write(tmp_path / "x", pictures) == {1: "cannot be read (busy)", 5: "no image"}
     pictures.broken, pictures.read_ids = {}, []
     assert write(tmp_path / "x", pictures) == {5: "no image"}

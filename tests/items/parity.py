@@ -1,4 +1,4 @@
-"""Our vision trunks beside a PyTorch module with the same weights."""
+"""Our vision backbones beside a PyTorch module with the same weights."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,11 +13,11 @@ from flax.traverse_util import flatten_dict
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.pretrained import merge_collections, split_collections
 from pixelrec_jax.weights.files import read
-from pixelrec_jax.weights.mapping import Port, read_weights
+from pixelrec_jax.weights.mapping import WeightMapping, read_weights
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:
-    """Gives every parameter and running statistic a size at which a wrong port shows."""
+    """Gives every parameter and running statistic a size at which a wrong mapping shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -79,36 +79,43 @@ def saved_gradients(module: torch.nn.Module, folder) -> dict[str, np.ndarray]:
     return saved(module, folder)
 
 
-class Trunk:
-    """One of our trunks with the weights of a PyTorch module."""
+class Backbone:
+    """One of our backbones with the weights of a PyTorch module."""
 
-    def __init__(self, trunk: nn.Module, ports: tuple[Port, ...], tensors: Mapping, *, size: int):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mappings: tuple[WeightMapping, ...],
+        tensors: Mapping,
+        *,
+        size: int,
+    ):
         """Args: `tensors` is a checkpoint; `size` is the side of the images."""
-        self.trunk, self.ports = trunk, ports
+        self.backbone, self.mappings = backbone, mappings
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-        shapes = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), x), image)
-        tree = read_weights(tensors, ports, merge_collections(shapes), origin="PyTorch")
+        shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image)
+        tree = read_weights(tensors, mappings, merge_collections(shapes), origin="PyTorch")
         self.variables = split_collections(tree, shapes)
 
     def __call__(self, image: np.ndarray) -> jax.Array:
         """The output in evaluation."""
-        return jax.jit(self.trunk.apply)(self.variables, image)
+        return jax.jit(self.backbone.apply)(self.variables, image)
 
     def layers(self, image: np.ndarray) -> dict[str, jax.Array]:
         """The output of every block in evaluation."""
-        run = partial(self.trunk.apply, capture_intermediates=True, mutable=["intermediates"])
+        run = partial(self.backbone.apply, capture_intermediates=True, mutable=["intermediates"])
         captured = jax.jit(run)(self.variables, image)[1]["intermediates"]
-        return {name: captured[name]["__call__"][0] for name in self.trunk.blocks}
+        return {name: captured[name]["__call__"][0] for name in self.backbone.blocks}
 
     def gradients(
         self, image: np.ndarray, direction: np.ndarray, *, train: bool
     ) -> tuple[dict, dict]:
         """Gradients of sum(output * direction), and the variables a training step changes."""
-        trunk = self.trunk.clone(live=self.trunk.blocks)
+        backbone = self.backbone.clone(train_mode_blocks=self.backbone.blocks)
         state = {name: tree for name, tree in self.variables.items() if name != "params"}
 
         def loss(params):
-            output, changed = trunk.apply(
+            output, changed = backbone.apply(
                 {"params": params, **state},
                 image,
                 Context(train=train),
@@ -121,7 +128,7 @@ class Trunk:
 
     def read_gradients(self, tensors: Mapping) -> dict:
         """PyTorch's gradients as a tree of our parameters."""
-        return read_weights(tensors, self.ports, self.variables["params"], origin="gradients")
+        return read_weights(tensors, self.mappings, self.variables["params"], origin="gradients")
 
 
 def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:
@@ -150,11 +157,11 @@ def assert_trees_close(ours: Mapping, theirs: Mapping, tolerance: float = 1e-5) 
             assert_close(ours[path], value, tolerance, name)
 
 
-def assert_bfloat16_close(trunk: Trunk, image: np.ndarray) -> None:
+def assert_bfloat16_close(backbone: Backbone, image: np.ndarray) -> None:
     """Computing in bfloat16 beside float32 parameters changes the output by a twentieth at most."""
-    half = trunk.trunk.clone(dtype=jnp.bfloat16)
-    output = jax.jit(half.apply)(trunk.variables, image)
+    half = backbone.backbone.clone(dtype=jnp.bfloat16)
+    output = jax.jit(half.apply)(backbone.variables, image)
     assert output.dtype == jnp.bfloat16
-    assert_close(output.astype(jnp.float32), trunk(image), 0.05)
+    assert_close(output.astype(jnp.float32), backbone(image), 0.05)
     shapes = jax.eval_shape(half.init, jax.random.key(0), image)
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

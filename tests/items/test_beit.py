@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import BeitConfig, BeitForImageClassification, BeitModel
 
-from pixelrec_jax.items.vision.beit import ENCODERS, HUGGINGFACE, Beit
-from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.items.vision.beit import HUGGINGFACE, SPECS, Beit
+from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.layers import Context, DropPath
 from pixelrec_jax.weights.files import write
 from pixelrec_jax.weights.mapping import write_weights
@@ -29,7 +29,7 @@ SIZES = {
     "use_relative_position_bias": True,
     "drop_path_rate": 0.0,
 }
-TRUNK = Beit(width=32, depth=3, heads=4, patch=8, mlp=64, drop_path=0.0)
+BACKBONE = Beit(width=32, depth=3, heads=4, patch=8, mlp=64, drop_path=0.0)
 
 
 def make(**changed) -> BeitModel:
@@ -38,51 +38,51 @@ def make(**changed) -> BeitModel:
 
 
 @cache
-def loaded() -> tuple[BeitModel, dict, parity.Trunk]:
-    """A random model, its checkpoint and our trunk with these weights."""
+def loaded() -> tuple[BeitModel, dict, parity.Backbone]:
+    """A random model, its checkpoint and our backbone with these weights."""
     module = make()
     with TemporaryDirectory() as folder:
         tensors = parity.saved(module, Path(folder))
-    return module, tensors, parity.Trunk(TRUNK, (HUGGINGFACE,), tensors, size=32)
+    return module, tensors, parity.Backbone(BACKBONE, (HUGGINGFACE,), tensors, size=32)
 
 
 def test_every_block_equals_pytorch():
-    module, _, trunk = loaded()
+    module, _, backbone = loaded()
     image = parity.random_image(32)
     theirs = module(parity.as_torch(image), output_hidden_states=True)
-    layers = trunk.layers(image)
+    layers = backbone.layers(image)
     expected = (*theirs.hidden_states, theirs.pooler_output)
-    for name, hidden in zip(TRUNK.blocks, expected, strict=True):
+    for name, hidden in zip(BACKBONE.blocks, expected, strict=True):
         parity.assert_close(layers[name], hidden)
-    parity.assert_close(trunk(image), theirs.pooler_output)
+    parity.assert_close(backbone(image), theirs.pooler_output)
 
 
 @pytest.mark.parametrize("pool", ["tokens", "cls"])
 def test_other_pools_are_those_of_a_model_without_mean_pooling(pool):
-    module, _, trunk = loaded()
+    module, _, backbone = loaded()
     unpooled = make(use_mean_pooling=False)
     unpooled.load_state_dict({n.replace("pooler.", ""): x for n, x in module.state_dict().items()})
     image = parity.random_image(32)
     theirs = unpooled(parity.as_torch(image))
     expected = {"tokens": theirs.last_hidden_state, "cls": theirs.pooler_output}[pool]
-    ours = jax.jit(TRUNK.clone(pool=pool).apply)(trunk.variables, image)
+    ours = jax.jit(BACKBONE.clone(pool=pool).apply)(backbone.variables, image)
     parity.assert_close(ours, expected)
 
 
 def test_gradients_equal_pytorch(tmp_path):
-    _, _, trunk = loaded()
+    _, _, backbone = loaded()
     module = make().train()
     image = parity.random_image(32, seed=1)
     direction = np.random.default_rng(2).normal(size=(2, 32)).astype(np.float32)
-    ours, _ = trunk.gradients(image, direction, train=True)
+    ours, _ = backbone.gradients(image, direction, train=True)
     parity.backward(module, lambda x: module(x).pooler_output, image, direction)
-    theirs = trunk.read_gradients(parity.saved_gradients(module, tmp_path))
+    theirs = backbone.read_gradients(parity.saved_gradients(module, tmp_path))
     parity.assert_trees_close(ours, theirs)
 
 
 def test_weights_are_written_as_they_were_read(tmp_path):
-    module, tensors, trunk = loaded()
-    written = write_weights(trunk.variables["params"], HUGGINGFACE)
+    module, tensors, backbone = loaded()
+    written = write_weights(backbone.variables["params"], HUGGINGFACE)
     assert written.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(written[name], value)
@@ -97,14 +97,14 @@ def test_a_whole_classifier_is_read(tmp_path):
     tensors = parity.saved(BeitForImageClassification(BeitConfig(**SIZES)), tmp_path)
     bias = "beit.encoder.layer.0.attention.attention.relative_position_bias"
     tensors[f"{bias}.relative_position_index"] = np.zeros((17, 17), np.int64)
-    params = parity.Trunk(TRUNK, (HUGGINGFACE,), tensors, size=32).variables["params"]
+    params = parity.Backbone(BACKBONE, (HUGGINGFACE,), tensors, size=32).variables["params"]
     for name, value in write_weights(params, HUGGINGFACE).items():
         np.testing.assert_array_equal(value, tensors[f"beit.{name}"])
 
 
 def test_relative_positions_are_interpolated_to_another_resolution():
     module, tensors, _ = loaded()
-    trunk = parity.Trunk(TRUNK, (HUGGINGFACE,), tensors, size=48)
+    backbone = parity.Backbone(BACKBONE, (HUGGINGFACE,), tensors, size=48)
     larger = make(image_size=48)
     adapted = dict(module.state_dict())
     for name, table in adapted.items():
@@ -114,13 +114,13 @@ def test_relative_positions_are_interpolated_to_another_resolution():
             adapted[name] = torch.cat([grid.reshape(4, 121).T, table[-3:]])
     larger.load_state_dict(adapted)
     image = parity.random_image(48)
-    parity.assert_close(trunk(image), larger(parity.as_torch(image)).pooler_output)
+    parity.assert_close(backbone(image), larger(parity.as_torch(image)).pooler_output)
 
 
-def _items(trunk: parity.Trunk, item: np.ndarray, **changed) -> tuple[np.ndarray, dict]:
+def _items(backbone: parity.Backbone, item: np.ndarray, **changed) -> tuple[np.ndarray, dict]:
     """Outputs and intermediates of one image for each item in a training step."""
     image = np.repeat(parity.random_image(32, count=1), len(item), axis=0)
-    module = TRUNK.clone(**{"drop_path": 0.5, "live": TRUNK.blocks, **changed})
+    module = BACKBONE.clone(**{"drop_path": 0.5, "train_mode_blocks": BACKBONE.blocks, **changed})
     run = jax.jit(
         lambda variables: module.apply(
             variables,
@@ -131,16 +131,16 @@ def _items(trunk: parity.Trunk, item: np.ndarray, **changed) -> tuple[np.ndarray
             mutable=["intermediates"],
         )
     )
-    output, captured = run(trunk.variables)
+    output, captured = run(backbone.variables)
     return np.asarray(output), captured["intermediates"]
 
 
 def test_an_item_loses_the_same_paths_wherever_it_lies():
-    _, _, trunk = loaded()
+    _, _, backbone = loaded()
     item = np.arange(200)
-    output, captured = _items(trunk, item)
+    output, captured = _items(backbone, item)
     order = np.random.default_rng(0).permutation(200)[:20]
-    parity.assert_close(_items(trunk, item[order])[0], output[order])
+    parity.assert_close(_items(backbone, item[order])[0], output[order])
     drops = {
         (n, m): np.asarray(captured[f"block_{n}"][f"drop_{m}"]["__call__"][0])
         for n in range(3)
@@ -153,21 +153,23 @@ def test_an_item_loses_the_same_paths_wherever_it_lies():
 
 
 def test_evaluation_and_frozen_blocks_drop_nothing():
-    module, _, trunk = loaded()
+    module, _, backbone = loaded()
     image = parity.random_image(32, count=1)
     expected = module(parity.as_torch(image)).pooler_output.detach().repeat(20, 1)
     item = np.arange(20)
-    parity.assert_close(_items(trunk, item, live=("stem", "block_0", "norm"))[0], expected)
-    assert np.abs(_items(trunk, item)[0] - expected.numpy()).max() > 0.01
-    dropping = TRUNK.clone(drop_path=0.5, live=TRUNK.blocks)
-    parity.assert_close(jax.jit(dropping.apply)(trunk.variables, image), expected[:1])
+    parity.assert_close(
+        _items(backbone, item, train_mode_blocks=("stem", "block_0", "norm"))[0], expected
+    )
+    assert np.abs(_items(backbone, item)[0] - expected.numpy()).max() > 0.01
+    dropping = BACKBONE.clone(drop_path=0.5, train_mode_blocks=BACKBONE.blocks)
+    parity.assert_close(jax.jit(dropping.apply)(backbone.variables, image), expected[:1])
 
 
 def test_recomputing_activations_changes_no_gradient():
     _, tensors, _ = loaded()
     kept, recomputed = (
-        parity.Trunk(
-            TRUNK.clone(remat=remat, drop_path=0.5), (HUGGINGFACE,), tensors, size=32
+        parity.Backbone(
+            BACKBONE.clone(remat=remat, drop_path=0.5), (HUGGINGFACE,), tensors, size=32
         ).gradients(parity.random_image(32, count=4), 1.0, train=True)[0]
         for remat in (False, True)
     )
@@ -175,13 +177,13 @@ def test_recomputing_activations_changes_no_gradient():
 
 
 def test_bfloat16_computes_beside_float32_parameters():
-    _, _, trunk = loaded()
-    parity.assert_bfloat16_close(trunk, parity.random_image(32))
+    _, _, backbone = loaded()
+    parity.assert_bfloat16_close(backbone, parity.random_image(32))
 
 
 def test_the_published_size_and_what_the_reference_trains():
-    vision = ENCODERS["beit_b16"]
-    trunk = vision.trunk()
+    vision = SPECS["beit_b16"]
+    backbone = vision.backbone()
     rates = []
 
     def record(run, args, kwargs, context):
@@ -191,13 +193,13 @@ def test_the_published_size_and_what_the_reference_trains():
 
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     with nn.intercept_methods(record):
-        shapes = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
+        shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)["params"]
     count = {n: sum(x.size for x in jax.tree.leaves(block)) for n, block in shapes.items()}
     published = BeitConfig(use_relative_position_bias=True)
     with torch.device("meta"):
         theirs = BeitModel(published)
     assert sum(count.values()) == sum(p.numel() for p in theirs.parameters())
-    assert (trunk.epsilon, trunk.heads) == (
+    assert (backbone.epsilon, backbone.heads) == (
         published.layer_norm_eps,
         published.num_attention_heads,
     )
@@ -206,6 +208,6 @@ def test_the_published_size_and_what_the_reference_trains():
         == rates[1::2]
         == pytest.approx([getattr(layer.drop_path, "drop_prob", 0) for layer in theirs.layers])
     )
-    tuned = trainable_blocks("last:2", trunk.blocks)
-    assert tuned == ("block_10", "block_11", "norm")
-    assert sum(count[name] for name in tuned) == pytest.approx(14.20e6, abs=5e3)
+    trainable_blocks = resolve_trainable("last:2", backbone.blocks)
+    assert trainable_blocks == ("block_10", "block_11", "norm")
+    assert sum(count[name] for name in trainable_blocks) == pytest.approx(14.20e6, abs=5e3)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 
-from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.clip_resnet import (
-    ENCODERS,
     OPENAI,
+    SPECS,
     AttentionPool,
     ClipBottleneck,
     ClipStem,
@@ -23,7 +23,7 @@ from pixelrec_jax.weights.partition import merge
 from tests.items import parity
 
 SIZE = 64
-TRUNK = ResNet(
+BACKBONE = ResNet(
     ClipBottleneck,
     (1, 2, 1, 1),
     8,
@@ -35,35 +35,35 @@ TRUNK = ResNet(
 
 @pytest.fixture
 def pair():
-    """Their module and our trunk with its weights."""
+    """Their module and our backbone with its weights."""
     module = ModifiedResNet([1, 2, 1, 1], output_dim=12, heads=4, image_size=SIZE, width=8)
     # Smaller than elsewhere: attention to large features amplifies rounding, so that with twice
     # as large ones PyTorch's gradients in float32 and in float64, too, differ by 1e-5.
     module = parity.randomise(module, scale=0.05).eval()
-    return module, parity.Trunk(TRUNK, (OPENAI,), parity.state_dict(module), size=SIZE)
+    return module, parity.Backbone(BACKBONE, (OPENAI,), parity.state_dict(module), size=SIZE)
 
 
 def test_every_block_equals_pytorchs(pair):
-    module, trunk = pair
+    module, backbone = pair
     image = parity.random_image(SIZE)
-    layers = trunk.layers(image)
+    layers = backbone.layers(image)
     x = parity.as_torch(image)
-    for name in TRUNK.blocks[:-1]:
+    for name in BACKBONE.blocks[:-1]:
         x = getattr(module, name)(x)
         parity.assert_close(layers[name], x.detach().permute(0, 2, 3, 1))
     vector = module.attnpool(x)
     parity.assert_close(layers["attention_pool"], vector)
-    parity.assert_close(trunk(image), vector)
+    parity.assert_close(backbone(image), vector)
 
 
 def test_a_training_step_equals_pytorchs(pair):
-    module, trunk = pair
+    module, backbone = pair
     image = parity.random_image(SIZE, count=4, seed=1)
     direction = np.random.default_rng(2).normal(size=(4, 12)).astype(np.float32)
     parity.backward(module.train(), module, image, direction)
-    ours, changed = trunk.gradients(image, direction, train=True)
-    parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(module)))
-    after = parity.Trunk(TRUNK, (OPENAI,), parity.state_dict(module), size=SIZE)
+    ours, changed = backbone.gradients(image, direction, train=True)
+    parity.assert_trees_close(ours, backbone.read_gradients(parity.gradients(module)))
+    after = parity.Backbone(BACKBONE, (OPENAI,), parity.state_dict(module), size=SIZE)
     parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
 
 
@@ -83,10 +83,10 @@ def _whole_clip():
 
 def test_a_whole_clip_checkpoint_is_read_and_its_tower_written_back():
     model, tensors = _whole_clip()
-    trunk = parity.Trunk(TRUNK, (OPENAI,), tensors, size=SIZE)
+    backbone = parity.Backbone(BACKBONE, (OPENAI,), tensors, size=SIZE)
     image = parity.random_image(SIZE)
-    parity.assert_close(trunk(image), model.eval().visual(parity.as_torch(image)))
-    written = write_weights(merge(*trunk.variables.values()), OPENAI)
+    parity.assert_close(backbone(image), model.eval().visual(parity.as_torch(image)))
+    written = write_weights(merge(*backbone.variables.values()), OPENAI)
     tower = {
         name: tensor
         for name, tensor in tensors.items()
@@ -103,17 +103,17 @@ def test_a_whole_clip_checkpoint_is_read_and_its_tower_written_back():
 
 @pytest.mark.parametrize("pool", ["mean", "tokens"])
 def test_other_pools_leave_the_attention_of_a_checkpoint_out(pair, pool):
-    module, trunk = pair
-    other = TRUNK.clone(pool=pool)
+    module, backbone = pair
+    other = BACKBONE.clone(pool=pool)
     assert "attention_pool" not in other.blocks
     image = parity.random_image(SIZE)
     shapes = jax.eval_shape(other.init, jax.random.key(0), image)
     template = merge(shapes["params"], shapes["batch_stats"])
-    optional = ENCODERS["clip_rn50"].optional
+    optional = SPECS["clip_rn50"].optional
     read_weights(
         parity.state_dict(module), (OPENAI,), template, origin="PyTorch", optional=optional
     )
-    ours = jax.jit(other.apply)(trunk.variables, image)
+    ours = jax.jit(other.apply)(backbone.variables, image)
     x = parity.as_torch(image)
     for name in other.blocks:
         x = getattr(module, name)(x)
@@ -124,17 +124,17 @@ def test_other_pools_leave_the_attention_of_a_checkpoint_out(pair, pool):
 def test_positions_are_interpolated_to_another_size_of_image(pair):
     module, _ = pair
     tensors = parity.state_dict(module)
-    trunk = parity.Trunk(TRUNK, (OPENAI,), tensors, size=3 * 32)
+    backbone = parity.Backbone(BACKBONE, (OPENAI,), tensors, size=3 * 32)
     position = tensors["attnpool.positional_embedding"]
     grid = torch.from_numpy(position[1:].reshape(1, 2, 2, -1)).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, (3, 3), mode="bicubic", align_corners=False)
     expected = np.concatenate([position[:1], grid[0].flatten(1).T])
-    parity.assert_close(trunk.variables["params"]["attention_pool"]["position"], expected)
+    parity.assert_close(backbone.variables["params"]["attention_pool"]["position"], expected)
 
 
 def test_bfloat16_computes_beside_float32_parameters(pair):
-    _, trunk = pair
-    parity.assert_bfloat16_close(trunk, parity.random_image(SIZE))
+    _, backbone = pair
+    parity.assert_bfloat16_close(backbone, parity.random_image(SIZE))
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_bfloat16_computes_beside_float32_parameters(pair):
     ],
 )
 def test_sizes_are_the_references(name, size, trainable, blocks, millions):
-    vision = ENCODERS[name]
-    trunk = vision.trunk(pool=vision.pools[0])
-    assert trainable_blocks(trainable, trunk.blocks) == blocks
+    vision = SPECS[name]
+    backbone = vision.backbone(pool=vision.pools[0])
+    assert resolve_trainable(trainable, backbone.blocks) == blocks
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    params = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
-    tuned = sum(x.size for block in blocks for x in jax.tree.leaves(params[block]))
-    assert round(tuned / 1e6, 2 if name == "clip_rn50" else 1) == millions
+    params = jax.eval_shape(backbone.init, jax.random.key(0), image)["params"]
+    trainable_blocks = sum(x.size for block in blocks for x in jax.tree.leaves(params[block]))
+    assert round(trainable_blocks / 1e6, 2 if name == "clip_rn50" else 1) == millions
     config = open_clip.get_model_config(name.removeprefix("clip_").upper().replace("X", "x"))
     with torch.device("meta"):
         module = ModifiedResNet(

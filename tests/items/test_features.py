@@ -25,7 +25,7 @@ class Encoded:
     """An item encoder's parameters, made larger than they start, and its vectors of some ids."""
 
     def __init__(self, words: str, **options):
-        config = tiny_config(f"{words},dataset=own")
+        config = tiny_config(f"{words},dataset=custom")
         config.width = D
         config.item.update(options)
         self.model = build(config, num_items=N, num_users=2)
@@ -129,19 +129,23 @@ def test_padding_does_not_train_semantic_ids():
 
 
 @pytest.mark.parametrize(
-    ("words", "form", "message"),
+    ("words", "head", "message"),
     [
         (
             "user=sasrec,item=features",
             "denes",
-            "item.form='denes': item=features offers dense, biased",
+            "item.feature_head='denes': item=features offers dense, biased",
         ),
-        ("user=acf,item=features", "components", "item.form='components' needs item=id.features"),
+        (
+            "user=acf,item=features",
+            "components",
+            "item.feature_head='components' needs item=id.features",
+        ),
     ],
 )
-def test_unknown_and_unfit_forms_are_refused(words, form, message):
-    config = tiny_config(f"{words},dataset=own")
-    config.item.form = form
+def test_unknown_and_unfit_heads_are_refused(words, head, message):
+    config = tiny_config(f"{words},dataset=custom")
+    config.item.feature_head = head
     with pytest.raises(UserError, match=message):
         build_item_encoder(config.item, num_items=N, has_mask=False, width=D)
 

@@ -7,10 +7,10 @@ import torch
 from flax.traverse_util import flatten_dict
 from torchvision.models import MobileNetV2, mobilenet_v2
 
-from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.mobilenet import (
-    ENCODERS,
+    SPECS,
     MobileNet,
     layer_by_layer,
     repeat,
@@ -21,7 +21,7 @@ from pixelrec_jax.weights.partition import merge
 from tests.items import parity
 
 TABLE = [[1, 8, 1, 1], [3, 16, 2, 2], [2, 24, 1, 2]]  # expansion, width, layers, stride
-TRUNK = MobileNet(layer_by_layer([layer for row in TABLE for layer in repeat(*row)]))
+BACKBONE = MobileNet(layer_by_layer([layer for row in TABLE for layer in repeat(*row)]))
 PORT = torchvision(depth=4)
 
 
@@ -31,14 +31,14 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def trunk(network):
-    return parity.Trunk(TRUNK, (PORT,), parity.state_dict(network), size=32)
+def backbone(network):
+    return parity.Backbone(BACKBONE, (PORT,), parity.state_dict(network), size=32)
 
 
-def test_every_block_equals_pytorch(network, trunk):
+def test_every_block_equals_pytorch(network, backbone):
     image = parity.random_image(32)
-    layers = trunk.layers(image)
-    assert tuple(layers) == TRUNK.blocks
+    layers = backbone.layers(image)
+    assert tuple(layers) == BACKBONE.blocks
     hidden = parity.as_torch(image)
     for layer, module in zip(layers.values(), network.features, strict=True):
         hidden = module(hidden)
@@ -46,25 +46,25 @@ def test_every_block_equals_pytorch(network, trunk):
 
 
 @pytest.mark.parametrize("size", [32, 45])
-def test_pooling_equals_pytorch_at_any_size(network, trunk, size):
+def test_pooling_equals_pytorch_at_any_size(network, backbone, size):
     image = parity.random_image(size)
-    parity.assert_close(trunk(image), network.features(parity.as_torch(image)).mean((2, 3)))
+    parity.assert_close(backbone(image), network.features(parity.as_torch(image)).mean((2, 3)))
 
 
-def test_gradients_and_running_statistics_of_training_equal_pytorch(trunk):
+def test_gradients_and_running_statistics_of_training_equal_pytorch(backbone):
     network = parity.randomise(MobileNetV2(num_classes=5, inverted_residual_setting=TABLE)).train()
     # The gradient jumps at a relu6's kinks: here no input of one is within five roundings of them.
     image = parity.random_image(32, count=4, seed=17)
     direction = np.random.default_rng(2).normal(size=(4, 1280)).astype(np.float32)
-    ours, changed = trunk.gradients(image, direction, train=True)
+    ours, changed = backbone.gradients(image, direction, train=True)
     parity.backward(network, lambda x: network.features(x).mean((2, 3)), image, direction)
-    parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(network)))
-    after = parity.Trunk(TRUNK, (PORT,), parity.state_dict(network), size=32)
+    parity.assert_trees_close(ours, backbone.read_gradients(parity.gradients(network)))
+    after = parity.Backbone(BACKBONE, (PORT,), parity.state_dict(network), size=32)
     parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
 
 
-def test_written_weights_are_those_that_were_read(network, trunk):
-    tree = merge(trunk.variables["params"], trunk.variables["batch_stats"])
+def test_written_weights_are_those_that_were_read(network, backbone):
+    tree = merge(backbone.variables["params"], backbone.variables["batch_stats"])
     tensors = write_weights(tree, PORT)
     source = parity.state_dict(network)
     for name, tensor in tensors.items():
@@ -75,46 +75,50 @@ def test_written_weights_are_those_that_were_read(network, trunk):
     assert not network.load_state_dict(state, strict=False).unexpected_keys
 
 
-def test_only_live_blocks_change_their_statistics(trunk):
+def test_only_live_blocks_change_their_statistics(backbone):
     image = parity.random_image(32)
-    live = TRUNK.clone(live=("block_4", "head"))
-    apply = jax.jit(lambda v, x: live.apply(v, x, Context(train=True), mutable="batch_stats"))
-    before = flatten_dict(trunk.variables["batch_stats"])
-    after = flatten_dict(apply(trunk.variables, image)[1]["batch_stats"])
-    assert {path[0] for path in before if np.any(before[path] != after[path])} == set(live.live)
+    train_mode_blocks = BACKBONE.clone(train_mode_blocks=("block_4", "head"))
+    apply = jax.jit(
+        lambda v, x: train_mode_blocks.apply(v, x, Context(train=True), mutable="batch_stats")
+    )
+    before = flatten_dict(backbone.variables["batch_stats"])
+    after = flatten_dict(apply(backbone.variables, image)[1]["batch_stats"])
+    assert {path[0] for path in before if np.any(before[path] != after[path])} == set(
+        train_mode_blocks.train_mode_blocks
+    )
 
 
-def test_recomputation_changes_no_gradient(network, trunk):
+def test_recomputation_changes_no_gradient(network, backbone):
     image = parity.random_image(32)
     direction = np.random.default_rng(0).normal(size=(2, 1280)).astype(np.float32)
-    kept, changed = trunk.gradients(image, direction, train=True)
-    remat = TRUNK.clone(remat=True)
-    remat = parity.Trunk(remat, (PORT,), parity.state_dict(network), size=32)
+    kept, changed = backbone.gradients(image, direction, train=True)
+    remat = BACKBONE.clone(remat=True)
+    remat = parity.Backbone(remat, (PORT,), parity.state_dict(network), size=32)
     recomputed, changed_again = remat.gradients(image, direction, train=True)
     parity.assert_trees_close(recomputed, kept)
     parity.assert_trees_close(changed_again["batch_stats"], changed["batch_stats"])
 
 
-def test_tokens_are_the_places_of_the_map(trunk):
+def test_tokens_are_the_places_of_the_map(backbone):
     image = parity.random_image(32)
-    tokens = jax.jit(TRUNK.clone(pool="tokens").apply)(trunk.variables, image)
+    tokens = jax.jit(BACKBONE.clone(pool="tokens").apply)(backbone.variables, image)
     assert tokens.shape == (2, 16, 1280)
-    parity.assert_close(tokens.mean(1), trunk(image))
+    parity.assert_close(tokens.mean(1), backbone(image))
 
 
-def test_bfloat16_computes_beside_float32_parameters(trunk):
-    parity.assert_bfloat16_close(trunk, parity.random_image(32))
+def test_bfloat16_computes_beside_float32_parameters(backbone):
+    parity.assert_bfloat16_close(backbone, parity.random_image(32))
 
 
 def test_sizes_are_the_published_ones():
     with torch.device("meta"):
         features = mobilenet_v2().features
-    trunk = ENCODERS["mobilenet_v2"].trunk()
+    backbone = SPECS["mobilenet_v2"].backbone()
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-    params = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), x), image)["params"]
-    assert trunk.blocks == ("stem", *(f"block_{n}" for n in range(1, 18)), "head")
-    for block, module in zip(trunk.blocks, features, strict=True):
+    params = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image)["params"]
+    assert backbone.blocks == ("stem", *(f"block_{n}" for n in range(1, 18)), "head")
+    for block, module in zip(backbone.blocks, features, strict=True):
         ours = sum(x.size for x in jax.tree.leaves(params[block]))
         assert ours == sum(x.numel() for x in module.parameters())
     assert sum(x.size for x in jax.tree.leaves(params)) == 2_223_872
-    assert trainable_blocks("last:2", trunk.blocks) == ("block_17", "head")
+    assert resolve_trainable("last:2", backbone.blocks) == ("block_17", "head")

@@ -37,9 +37,9 @@ def test_the_head_projects_tokens_and_averages_them_or_projects_a_pooled_vector(
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy")
     vectors, variables = _encode(config, items)
     head = variables["params"]["item_encoder"]["head"]
-    trunk = build(config, num_items=5, num_users=5).item_encoder.trunk
+    backbone = build(config, num_items=5, num_users=5).item_encoder.backbone
     image = (items.image[0, 1:] / np.float32(255) - 0.5) / 0.5
-    tokens = trunk.apply({"params": variables["params"]["item_encoder"]["trunk"]}, image)[0]
+    tokens = backbone.apply({"params": variables["params"]["item_encoder"]["backbone"]}, image)[0]
 
     def project(x):
         return np.maximum(x @ head["kernel"] + head["bias"], 0)
@@ -58,7 +58,7 @@ def test_more_dense_layers_lie_between_trunk_and_projection():
     shapes = {
         name: layer["kernel"].shape
         for name, layer in variables["params"]["item_encoder"].items()
-        if name != "trunk"
+        if name != "backbone"
     }
     assert shapes == {"dense_0": (64, 24), "dense_1": (24, 12), "head": (12, 16)}
     assert vectors.shape == (1, 2, 16)
@@ -119,4 +119,7 @@ def test_trainable_blocks_by_name(option):
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy").unlock()
     del config.item.trainable
     config.item.trainable = option
-    assert build(config, num_items=5, num_users=5).item_encoder.tuned == ("block_0", "norm")
+    assert build(config, num_items=5, num_users=5).item_encoder.trainable_blocks == (
+        "block_0",
+        "norm",
+    )

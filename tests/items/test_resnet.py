@@ -10,11 +10,11 @@ import torch
 import torchvision
 from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
-from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.resnet import (
-    ENCODERS,
     HUGGINGFACE,
+    SPECS,
     TORCHVISION,
     Basic,
     Bottleneck,
@@ -38,8 +38,8 @@ def _of_torchvision(kind):
     ours, theirs, _ = UNITS[kind]
     module = torchvision.models.ResNet(theirs, [1, 2, 1, 1])
     module = parity.randomise(module, scale=0.05).eval()
-    trunk = ResNet(ours, (1, 2, 1, 1), 64)
-    return module, parity.Trunk(trunk, PORTS, parity.state_dict(module), size=32)
+    backbone = ResNet(ours, (1, 2, 1, 1), 64)
+    return module, parity.Backbone(backbone, PORTS, parity.state_dict(module), size=32)
 
 
 def _of_transformers(kind, *, size, make=ResNetModel):
@@ -52,8 +52,8 @@ def _of_transformers(kind, *, size, make=ResNetModel):
         layer_type=kind,
     )
     module = parity.randomise(make(config)).eval()
-    trunk = ResNet(ours, (1, 2, 1), 8)
-    return module, parity.Trunk(trunk, PORTS, parity.state_dict(module), size=size)
+    backbone = ResNet(ours, (1, 2, 1), 8)
+    return module, parity.Backbone(backbone, PORTS, parity.state_dict(module), size=size)
 
 
 def _map(x):
@@ -63,61 +63,61 @@ def _map(x):
 
 @pytest.mark.parametrize("kind", UNITS)
 def test_every_block_equals_torchvisions(kind):
-    module, trunk = _of_torchvision(kind)
+    module, backbone = _of_torchvision(kind)
     image = parity.random_image(32)
-    layers = trunk.layers(image)
+    layers = backbone.layers(image)
     x = module.maxpool(module.relu(module.bn1(module.conv1(parity.as_torch(image)))))
     parity.assert_close(layers["stem"], _map(x))
     for name in LAYERS:
         x = getattr(module, name)(x)
         parity.assert_close(layers[name], _map(x))
-    parity.assert_close(trunk(image), module.avgpool(x).flatten(1))
+    parity.assert_close(backbone(image), module.avgpool(x).flatten(1))
 
 
 @pytest.mark.parametrize("kind", UNITS)
 def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
-    module, trunk = _of_transformers(kind, size=45)
+    module, backbone = _of_transformers(kind, size=45)
     image = parity.random_image(45)
     theirs = module(parity.as_torch(image), output_hidden_states=True)
-    for layer, hidden in zip(trunk.layers(image).values(), theirs.hidden_states, strict=True):
+    for layer, hidden in zip(backbone.layers(image).values(), theirs.hidden_states, strict=True):
         parity.assert_close(layer, _map(hidden))
-    parity.assert_close(trunk(image), theirs.pooler_output.flatten(1))
+    parity.assert_close(backbone(image), theirs.pooler_output.flatten(1))
 
 
 @pytest.mark.parametrize("kind", UNITS)
 def test_a_training_step_equals_pytorchs(kind):
     # With 32 pixels the last batch norm would see few values and amplify rounding, in PyTorch, too.
-    module, trunk = _of_transformers(kind, size=64)
+    module, backbone = _of_transformers(kind, size=64)
     # The gradient jumps at a relu's kink: here no input of one is within five roundings of zero.
     image = parity.random_image(64, count=4, seed=29)
     width = 32 * UNITS[kind][2]
     direction = np.random.default_rng(2).normal(size=(4, width)).astype(np.float32)
     parity.backward(module.train(), lambda x: module(x).pooler_output.flatten(1), image, direction)
-    ours, changed = trunk.gradients(image, direction, train=True)
-    parity.assert_trees_close(ours, trunk.read_gradients(parity.gradients(module)))
-    after = parity.Trunk(trunk.trunk, PORTS, parity.state_dict(module), size=64)
+    ours, changed = backbone.gradients(image, direction, train=True)
+    parity.assert_trees_close(ours, backbone.read_gradients(parity.gradients(module)))
+    after = parity.Backbone(backbone.backbone, PORTS, parity.state_dict(module), size=64)
     parity.assert_trees_close(changed["batch_stats"], after.variables["batch_stats"])
 
 
 @pytest.mark.parametrize(
-    ("make", "port"),
+    ("make", "mapping"),
     [
         (_of_torchvision, TORCHVISION),
         (partial(_of_transformers, size=32, make=ResNetForImageClassification), HUGGINGFACE),
     ],
 )
 @pytest.mark.parametrize("kind", UNITS)
-def test_a_classifiers_checkpoint_is_read_and_written_back(kind, make, port, tmp_path):
-    module, trunk = make(kind)
+def test_a_classifiers_checkpoint_is_read_and_written_back(kind, make, mapping, tmp_path):
+    module, backbone = make(kind)
     tensors = parity.state_dict(module)
-    if port is HUGGINGFACE:
+    if mapping is HUGGINGFACE:
         tensors = parity.saved(module, tmp_path)
     tensors = {
         name.removeprefix("resnet."): tensor
         for name, tensor in tensors.items()
         if not name.endswith(UNUSED)
     }
-    written = write_weights(merge(*trunk.variables.values()), port)
+    written = write_weights(merge(*backbone.variables.values()), mapping)
     assert written.keys() == tensors.keys()
     jax.tree.map(np.testing.assert_array_equal, written, tensors)
     body = getattr(module, "resnet", module)
@@ -130,7 +130,7 @@ def test_a_classifiers_checkpoint_is_read_and_written_back(kind, make, port, tmp
 SMALL = ResNet(Basic, (2, 1), 4)
 
 
-def _step(trunk, dtype=jnp.float32):
+def _step(backbone, dtype=jnp.float32):
     """Output, gradients and new statistics of one step in train mode."""
     image = parity.random_image(16)
     variables = jax.jit(SMALL.init)(jax.random.key(0), image)
@@ -139,7 +139,7 @@ def _step(trunk, dtype=jnp.float32):
     @partial(jax.grad, has_aux=True)
     def gradients(params):
         state = {"params": params, "batch_stats": variables["batch_stats"]}
-        output, changed = trunk.apply(
+        output, changed = backbone.apply(
             state, image.astype(dtype), Context(train=True), mutable=["batch_stats"]
         )
         return jnp.square(output.astype(jnp.float32)).sum(), (output, changed["batch_stats"])
@@ -150,26 +150,26 @@ def _step(trunk, dtype=jnp.float32):
 
 def test_recomputation_changes_nothing():
     plain, recomputed = (
-        _step(SMALL.clone(live=SMALL.blocks, remat=remat)) for remat in (False, True)
+        _step(SMALL.clone(train_mode_blocks=SMALL.blocks, remat=remat)) for remat in (False, True)
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), plain, recomputed)
 
 
 def test_only_live_blocks_use_the_statistics_of_the_batch():
-    _, _, after, before = _step(SMALL.clone(live=("layer2",)))
+    _, _, after, before = _step(SMALL.clone(train_mode_blocks=("layer2",)))
     for name in SMALL.blocks:
         equal = jax.tree.map(np.array_equal, after[name], before[name])
         assert any(jax.tree.leaves(equal)) == all(jax.tree.leaves(equal)) == (name != "layer2")
 
 
 def test_bfloat16_computes_beside_float32_parameters():
-    _, trunk = _of_transformers("basic", size=32)
-    parity.assert_bfloat16_close(trunk, parity.random_image(32))
+    _, backbone = _of_transformers("basic", size=32)
+    parity.assert_bfloat16_close(backbone, parity.random_image(32))
 
 
 def test_bfloat16_keeps_gradients_and_statistics_in_float32():
-    trunk = SMALL.clone(live=SMALL.blocks, dtype=jnp.bfloat16)
-    output, gradients, statistics, _ = jax.eval_shape(partial(_step, trunk, jnp.bfloat16))
+    backbone = SMALL.clone(train_mode_blocks=SMALL.blocks, dtype=jnp.bfloat16)
+    output, gradients, statistics, _ = jax.eval_shape(partial(_step, backbone, jnp.bfloat16))
     assert output.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves((gradients, statistics))} == {jnp.dtype("float32")}
 
@@ -183,11 +183,11 @@ def test_tokens_are_the_places_of_the_map():
     np.testing.assert_allclose(tokens.mean(axis=1), mean, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", SPECS)
 def test_sizes_are_those_of_torchvision(name):
-    trunk = ENCODERS[name].trunk()
+    backbone = SPECS[name].backbone()
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-    params = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
+    params = jax.eval_shape(backbone.init, jax.random.key(0), image)["params"]
     with torch.device("meta"):
         module = getattr(torchvision.models, name)()
 
@@ -199,5 +199,5 @@ def test_sizes_are_those_of_torchvision(name):
 
     assert size(["stem"]) == count(("conv1", "bn1"))
     for n in range(1, 5):
-        assert trainable_blocks(f"last:{n}", trunk.blocks) == LAYERS[-n:]
+        assert resolve_trainable(f"last:{n}", backbone.blocks) == LAYERS[-n:]
         assert size(LAYERS[-n:]) == count(LAYERS[-n:])

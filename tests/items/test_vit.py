@@ -31,7 +31,7 @@ from pixelrec_jax.items.vision.vit import (
     VisionTransformer,
 )
 from pixelrec_jax.weights.files import write
-from pixelrec_jax.weights.mapping import Port, read_weights, write_weights
+from pixelrec_jax.weights.mapping import WeightMapping, read_weights, write_weights
 from tests.items import parity
 
 SIZES = {
@@ -73,15 +73,15 @@ class Family:
     """A PyTorch model and what it is here."""
 
     make: Callable[[], torch.nn.Module]
-    trunk: VisionTransformer
-    port: Port
+    backbone: VisionTransformer
+    mapping: WeightMapping
     blocks: tuple[str, ...]  # PyTorch's modules whose outputs are those of our blocks
     forward: Callable = lambda module, image: module(image)
 
     @property
     def hub(self) -> bool:
         """Whether it is a model of transformers, whose files differ from its state dict."""
-        return self.port.name == "huggingface"
+        return self.mapping.name == "huggingface"
 
 
 def _unmasked(module: torch.nn.Module, image: torch.Tensor):
@@ -124,13 +124,18 @@ FAMILIES = {
 
 
 @cache
-def loaded(name: str) -> tuple[Family, torch.nn.Module, dict, parity.Trunk]:
-    """A family, its random model, the model's checkpoint and our trunk with these weights."""
+def loaded(name: str) -> tuple[Family, torch.nn.Module, dict, parity.Backbone]:
+    """A family, its random model, the model's checkpoint and our backbone with these weights."""
     family = FAMILIES[name]
     module = parity.randomise(family.make().eval())
     with TemporaryDirectory() as folder:
         tensors = parity.saved(module, Path(folder)) if family.hub else parity.state_dict(module)
-    return family, module, tensors, parity.Trunk(family.trunk, (family.port,), tensors, size=32)
+    return (
+        family,
+        module,
+        tensors,
+        parity.Backbone(family.backbone, (family.mapping,), tensors, size=32),
+    )
 
 
 def hidden_states(family: Family, module: torch.nn.Module, image: torch.Tensor) -> list:
@@ -150,46 +155,46 @@ def hidden_states(family: Family, module: torch.nn.Module, image: torch.Tensor) 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_block_equals_pytorch(name):
-    family, module, _, trunk = loaded(name)
+    family, module, _, backbone = loaded(name)
     image = parity.random_image(32)
     theirs = hidden_states(family, module, parity.as_torch(image))
-    layers = trunk.layers(image)
-    assert tuple(layers) == family.trunk.blocks
+    layers = backbone.layers(image)
+    assert tuple(layers) == family.backbone.blocks
     for layer, hidden in zip(layers.values(), theirs, strict=True):
         parity.assert_close(layer, hidden)
-    parity.assert_close(trunk(image), theirs[-1])
+    parity.assert_close(backbone(image), theirs[-1])
 
 
 @pytest.mark.parametrize("name", ["clip", "vit", "mae"])
 def test_tokens_are_the_last_hidden_state(name):
-    family, module, _, trunk = loaded(name)
+    family, module, _, backbone = loaded(name)
     image = parity.random_image(32)
     theirs = family.forward(module, parity.as_torch(image)).last_hidden_state
-    parity.assert_close(trunk(image), theirs)
+    parity.assert_close(backbone(image), theirs)
     for pool, pooled in {"cls": theirs[:, 0], "mean": theirs[:, 1:].mean(1)}.items():
-        ours = jax.jit(family.trunk.clone(pool=pool).apply)(trunk.variables, image)
+        ours = jax.jit(family.backbone.clone(pool=pool).apply)(backbone.variables, image)
         parity.assert_close(ours, pooled)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_equal_pytorch(name, tmp_path):
-    family, _, _, trunk = loaded(name)
+    family, _, _, backbone = loaded(name)
     module = parity.randomise(family.make().eval())  # its gradients are written over its weights
     module.requires_grad_(True)  # MAE's position embedding is a parameter here
     image = parity.random_image(32, seed=1)
     direction = np.random.default_rng(2).normal(size=(2, 17, 32)).astype(np.float32)
-    ours, _ = trunk.gradients(image, direction, train=True)
+    ours, _ = backbone.gradients(image, direction, train=True)
     parity.backward(module, lambda x: hidden_states(family, module, x)[-1], image, direction)
     theirs = parity.saved_gradients(module, tmp_path) if family.hub else parity.gradients(module)
-    parity.assert_trees_close(ours, trunk.read_gradients(theirs))
+    parity.assert_trees_close(ours, backbone.read_gradients(theirs))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_written_as_they_were_read(name, tmp_path):
-    family, module, tensors, trunk = loaded(name)
-    written = write_weights(trunk.variables["params"], family.port)
-    prefix = family.port.written_prefix
-    used = {prefix + key: x for key, x in tensors.items() if not family.port.ignores(key)}
+    family, module, tensors, backbone = loaded(name)
+    written = write_weights(backbone.variables["params"], family.mapping)
+    prefix = family.mapping.written_prefix
+    used = {prefix + key: x for key, x in tensors.items() if not family.mapping.ignores(key)}
     assert written.keys() == used.keys()
     for key, tensor in used.items():
         np.testing.assert_array_equal(written[key], tensor)
@@ -209,7 +214,7 @@ def test_weights_are_written_as_they_were_read(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "trunk", "port", "extra"),
+    ("make", "backbone", "mapping", "extra"),
     [
         (
             lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config=SIZES, projection_dim=8)),
@@ -231,21 +236,21 @@ def test_weights_are_written_as_they_were_read(name, tmp_path):
         ),
     ],
 )
-def test_a_whole_checkpoint_of_the_hub_is_read(make, trunk, port, extra, tmp_path):
-    """With text tower, classifier or decoder, and with the prefix of the trunk."""
+def test_a_whole_checkpoint_of_the_hub_is_read(make, backbone, mapping, extra, tmp_path):
+    """With text tower, classifier or decoder, and with the prefix of the backbone."""
     tensors = parity.saved(make(), tmp_path)
     assert extra in tensors
-    prefix = port.prefixes[0]
+    prefix = mapping.prefixes[0]
     assert any(name.startswith(prefix) for name in tensors)
-    ours = parity.Trunk(trunk, (port,), tensors, size=32).variables["params"]
-    for name, value in write_weights(ours, port).items():
+    ours = parity.Backbone(backbone, (mapping,), tensors, size=32).variables["params"]
+    for name, value in write_weights(ours, mapping).items():
         np.testing.assert_array_equal(value, tensors[prefix + name.removeprefix(prefix)])
 
 
 def test_written_names_of_clip_fit_the_models_that_have_both_towers(tmp_path):
     """As the files of the hub and of OpenAI do."""
-    _, _, _, trunk = loaded("clip")
-    params = trunk.variables["params"]
+    _, _, _, backbone = loaded("clip")
+    params = backbone.variables["params"]
     whole = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=SIZES, projection_dim=8))
     whole.config.save_pretrained(tmp_path)
     write(tmp_path / "model.safetensors", write_weights(params, CLIP_HUGGINGFACE))
@@ -263,31 +268,31 @@ def test_written_names_of_clip_fit_the_models_that_have_both_towers(tmp_path):
 def test_the_port_of_a_clip_checkpoint_is_found():
     """Whichever of the two origins a file has."""
     for name in ("clip", "openai"):
-        _, _, tensors, trunk = loaded(name)
+        _, _, tensors, backbone = loaded(name)
         both = (CLIP_HUGGINGFACE, CLIP_OPENAI)
-        tree = read_weights(tensors, both, trunk.variables["params"], origin="file")
-        assert jax.tree.all(jax.tree.map(np.array_equal, tree, trunk.variables["params"]))
+        tree = read_weights(tensors, both, backbone.variables["params"], origin="file")
+        assert jax.tree.all(jax.tree.map(np.array_equal, tree, backbone.variables["params"]))
 
 
 @pytest.mark.parametrize("name", ["clip", "vit"])
 def test_positions_are_interpolated_to_another_resolution(name):
     family, module, tensors, _ = loaded(name)
-    trunk = parity.Trunk(family.trunk, (family.port,), tensors, size=48)
+    backbone = parity.Backbone(family.backbone, (family.mapping,), tensors, size=48)
     image = parity.random_image(48)
     theirs = module(parity.as_torch(image), interpolate_pos_encoding=True).last_hidden_state
-    parity.assert_close(trunk(image), theirs, 1e-4)
+    parity.assert_close(backbone(image), theirs, 1e-4)
 
 
 def test_recomputing_activations_changes_no_gradient():
-    family, _, tensors, trunk = loaded("vit")
-    remat = parity.Trunk(family.trunk.clone(remat=True), (family.port,), tensors, size=32)
+    family, _, tensors, backbone = loaded("vit")
+    remat = parity.Backbone(family.backbone.clone(remat=True), (family.mapping,), tensors, size=32)
     image = parity.random_image(32)
-    kept, _ = trunk.gradients(image, 1.0, train=True)
+    kept, _ = backbone.gradients(image, 1.0, train=True)
     recomputed, _ = remat.gradients(image, 1.0, train=True)
     parity.assert_trees_close(recomputed, kept, 1e-6)
 
 
 @pytest.mark.parametrize("name", ["clip", "vit"])
 def test_bfloat16_computes_beside_float32_parameters(name):
-    _, _, _, trunk = loaded(name)
-    parity.assert_bfloat16_close(trunk, parity.random_image(32))
+    _, _, _, backbone = loaded(name)
+    parity.assert_bfloat16_close(backbone, parity.random_image(32))

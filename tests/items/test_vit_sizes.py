@@ -18,15 +18,15 @@ from transformers import (
     ViTModel,
 )
 
-from pixelrec_jax.items.vision.blocks import trainable_blocks
-from pixelrec_jax.items.vision.vit import ENCODERS, VisionTransformer, sine_cosine
+from pixelrec_jax.items.vision.blocks import resolve_trainable
+from pixelrec_jax.items.vision.vit import SPECS, VisionTransformer, sine_cosine
 from tests.items import parity
 
 
-def _parameters(trunk: VisionTransformer) -> dict[str, int]:
+def _parameters(backbone: VisionTransformer) -> dict[str, int]:
     """Number of parameters of each block at 224 pixels."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    shapes = jax.eval_shape(trunk.init, jax.random.key(0), image)["params"]
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)["params"]
     return {
         name: sum(x.size for x in flatten_dict(block).values()) for name, block in shapes.items()
     }
@@ -56,29 +56,29 @@ def test_published_sizes(name, published):
     with torch.device("meta"):
         theirs = make(published).named_parameters()
         count = sum(p.numel() for n, p in theirs if not n.startswith("post_layernorm"))
-    trunk = ENCODERS[name].trunk()
-    assert sum(_parameters(trunk).values()) == count
-    assert trunk.heads == published.num_attention_heads
-    assert trunk.epsilon == published.layer_norm_eps
-    assert ENCODERS[name].multiple == trunk.patch == published.patch_size
+    backbone = SPECS[name].backbone()
+    assert sum(_parameters(backbone).values()) == count
+    assert backbone.heads == published.num_attention_heads
+    assert backbone.epsilon == published.layer_norm_eps
+    assert SPECS[name].multiple == backbone.patch == published.patch_size
 
 
 def test_the_last_two_blocks_are_what_the_reference_trains():
-    trunk = ENCODERS["clip_vit_b32"].trunk()
-    assert trunk.blocks == ("stem", *(f"block_{n}" for n in range(12)))
-    blocks = trainable_blocks("last:2", trunk.blocks)
+    backbone = SPECS["clip_vit_b32"].backbone()
+    assert backbone.blocks == ("stem", *(f"block_{n}" for n in range(12)))
+    blocks = resolve_trainable("last:2", backbone.blocks)
     assert blocks == ("block_10", "block_11")
-    sizes = _parameters(trunk)
+    sizes = _parameters(backbone)
     assert sum(sizes[name] for name in blocks) == 14_175_744  # 14.18 M
-    of_vit = ENCODERS["vit_b16"].trunk()
-    assert trainable_blocks("last:2", of_vit.blocks) == ("block_10", "block_11", "norm")
+    of_vit = SPECS["vit_b16"].backbone()
+    assert resolve_trainable("last:2", of_vit.blocks) == ("block_10", "block_11", "norm")
 
 
 def test_the_sine_cosine_table_is_that_of_mae():
     ours = sine_cosine(jax.random.key(0), (17, 32), jnp.float32)
     parity.assert_close(ours, get_2d_sincos_pos_embed(32, 4, cls_token=True), 1e-6)
-    trunk = VisionTransformer(
+    backbone = VisionTransformer(
         width=32, depth=1, heads=4, patch=8, mlp=64, epsilon=1e-12, position_init=sine_cosine
     )
-    variables = jax.jit(trunk.init)(jax.random.key(0), parity.random_image(32))
+    variables = jax.jit(backbone.init)(jax.random.key(0), parity.random_image(32))
     np.testing.assert_array_equal(variables["params"]["stem"]["position"], ours)

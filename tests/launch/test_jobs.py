@@ -37,9 +37,9 @@ def test_figure_9_is_nine_encoders_that_exist():
 def test_folders_are_those_of_the_config_unless_overridden():
     (job,) = jobs.jobs(RUN, "first", [])
     assert job.folders == {"--workdir": "runs/all", "--config.dataset.path": "data/toy"}
-    given = ["--config.dataset.path=gs://b/toy", "--config.init.run=/disk/run"]
+    given = ["--config.dataset.path=gs://b/toy", "--config.warm_start.run=/disk/run"]
     (job,) = jobs.jobs([*RUN, *given, "--workdir=gs://b/r"], "first", [])
-    with pytest.raises(UserError, match=r"--config.init.run=/disk/run; expected gs://BUCKET"):
+    with pytest.raises(UserError, match=r"--config.warm_start.run=/disk/run; expected gs://BUCKET"):
         jobs.check_shared([job], ["/disks"], what="...")
     jobs.check_shared([job], ["/disk"], what="...")
 

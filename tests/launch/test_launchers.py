@@ -15,7 +15,7 @@ from tests.tiny import ROOT
 
 CONFIG = "--config=configs/pixelrec.py:user=sasrec,dataset=pixel200k"
 # A value that a shell would take apart.
-HARD = '--config.init.run=gs://b/it\'s $HOME "a" \\ b;c'
+HARD = '--config.warm_start.run=gs://b/it\'s $HOME "a" \\ b;c'
 RUN = ["--", CONFIG, "--config.dataset.path=gs://b/data", "--workdir=gs://b/runs", HARD]
 GKE = ["gke", "--name=first", "--topology=v5e:4x4", "--image=reg/img:1"]
 TPU = ["tpu", "--name=first", "--project=p", "--zone=z-a", "--topology=v5e:4x4"]
@@ -260,7 +260,7 @@ def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
     started = calls[-1].index(f"{home}/venv/bin/python")
     assert {"--property=LimitMEMLOCK=infinity"} < set(calls[-1][:started])
     # systemd takes $NAME for a variable, and $$ for $.
-    assert "--config.init.run=gs://b/it's $$HOME" in calls[-1][-2]
+    assert "--config.warm_start.run=gs://b/it's $$HOME" in calls[-1][-2]
     program = ["-m", "pixelrec_jax.main", *RUN[1:], "--distributed=auto"]
     assert [flag.replace("$$", "$") for flag in calls[-1][started + 1 :]] == program
 

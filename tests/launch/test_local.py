@@ -83,7 +83,7 @@ import sys
 if "pixelrec_jax.main" in sys.orig_argv:
     from pixelrec_jax.items import vision
     from tests.tiny import TINY
-    vision.VISION.update(TINY)
+    vision.VISION_ENCODERS.update(TINY)
 """
 
 

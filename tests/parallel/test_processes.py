@@ -282,7 +282,7 @@ def test_processes_that_never_come_are_not_waited_for_forever(tmp_path):
 def test_a_malformed_address_is_refused(address):
     with (
         pytest.raises(UserError, match=re.escape(f"--distributed={address!r}; expected auto, or")),
-        distributed.joined(address, remedy=lambda: ""),
+        distributed.joined(address, resume_hint=lambda: ""),
     ):
         pass
 
@@ -296,17 +296,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from pixelrec_jax import distributed
 from pixelrec_jax.experiment import build_experiment
-from pixelrec_jax.sharding import BATCH, to_global
+from pixelrec_jax.sharding import BATCH, make_global_arrays
 from tests.tiny import tiny_config
 
 dataset, folder, address = sys.argv[1:]
-with distributed.joined(address.removeprefix("--distributed="), remedy=str):
+with distributed.joined(address.removeprefix("--distributed="), resume_hint=str):
     for axes in [(8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 1, 4), (1, 2, 4), (1, 1, 8), (2, 2, 2)]:
         config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", dataset)
         config.mesh.update(dict(zip(("data", "fsdp", "tensor"), axes)))
         experiment = build_experiment(config)
         local = experiment.batches[3]
-        together = to_global(local, experiment.mesh, BATCH)
+        together = make_global_arrays(local, experiment.mesh, BATCH)
         together = multihost_utils.process_allgather(together, tiled=True)
         name = "-".join(map(str, axes))
         leaves = {f"together_{n}": x for n, x in enumerate(jax.tree.leaves(together))}

@@ -17,7 +17,13 @@ from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.items import FEATURES, vision
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
-from pixelrec_jax.parallel.sharding import BATCH, ROWS, TABLE_ROWS, build_mesh, infer_shardings
+from pixelrec_jax.parallel.sharding import (
+    BATCH_SPEC,
+    CATALOG_SPEC,
+    TABLE_SPEC,
+    build_mesh,
+    infer_shardings,
+)
 from pixelrec_jax.parallel.tables import add_rows, take_rows
 from pixelrec_jax.recommender import build
 from pixelrec_jax.runs.checkpoint import Checkpoints
@@ -54,7 +60,7 @@ def cube():
 
 def _shapes(user, item):
     """Variables of a model of the paper's size, as shapes."""
-    config = load_config(f"{ROOT}/configs/pixelrec.py:user={user},item={item},dataset=own")
+    config = load_config(f"{ROOT}/configs/pixelrec.py:user={user},item={item},dataset=custom")
     store = random_store(config.item, num_items=2, size=config.item.get("image_size", 0))
     slot = jnp.zeros((1, 1, config.task.history_length), jnp.int32)
     batch = Batch(
@@ -72,7 +78,7 @@ def _shapes(user, item):
 @pytest.mark.parametrize(
     ("user", "item"),
     [(user, items_of(user)[0]) for user in USER_ENCODERS]
-    + [("sasrec", item) for item in (*FEATURES, *vision.VISION)],
+    + [("sasrec", item) for item in (*FEATURES, *vision.VISION_ENCODERS)],
 )
 def test_the_rules_cover_every_parameter_and_split_what_is_large(user, item, cube):
     shapes = _shapes(user, item)
@@ -88,17 +94,21 @@ def test_the_rules_cover_every_parameter_and_split_what_is_large(user, item, cub
 @pytest.mark.parametrize(
     ("item", "names", "spec"),
     [
-        ("clip_vit_b32", ("trunk", "block_0", "mlp_in", "kernel"), ("fsdp", "tensor")),
-        ("clip_vit_b32", ("trunk", "block_0", "mlp_out", "kernel"), ("tensor", "fsdp")),
-        ("swin_t", ("trunk", "stage_3", "layer_0", "attention", "query", "kernel"), None),
-        ("beit_b16", ("trunk", "block_3", "attention", "out", "kernel"), ("tensor", "fsdp")),
+        ("clip_vit_b32", ("backbone", "block_0", "mlp_in", "kernel"), ("fsdp", "tensor")),
+        ("clip_vit_b32", ("backbone", "block_0", "mlp_out", "kernel"), ("tensor", "fsdp")),
+        ("swin_t", ("backbone", "stage_3", "layer_0", "attention", "query", "kernel"), None),
+        ("beit_b16", ("backbone", "block_3", "attention", "out", "kernel"), ("tensor", "fsdp")),
         (
             "resnet50",
-            ("trunk", "layer4", "unit_1", "conv_2", "conv", "kernel"),
+            ("backbone", "layer4", "unit_1", "conv_2", "conv", "kernel"),
             (None, None, "fsdp", "tensor"),
         ),
-        ("resnet50", ("trunk", "layer4", "unit_1", "conv_3", "conv", "kernel"), ("tensor", "fsdp")),
-        ("resnet50", ("trunk", "layer1", "unit_1", "conv_3", "conv", "kernel"), ("fsdp", None)),
+        (
+            "resnet50",
+            ("backbone", "layer4", "unit_1", "conv_3", "conv", "kernel"),
+            ("tensor", "fsdp"),
+        ),
+        ("resnet50", ("backbone", "layer1", "unit_1", "conv_3", "conv", "kernel"), ("fsdp", None)),
     ],
 )
 def test_heads_hidden_units_and_wide_channels_are_split_over_tensor(item, names, spec, cube):
@@ -125,8 +135,8 @@ def test_a_parameter_without_a_rule_is_refused(cube):
 TABLE = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("rows", [TABLE_ROWS, ROWS])
-@pytest.mark.parametrize("batch", [BATCH, ROWS])
+@pytest.mark.parametrize("rows", [TABLE_SPEC, CATALOG_SPEC])
+@pytest.mark.parametrize("batch", [BATCH_SPEC, CATALOG_SPEC])
 def test_rows_are_read_where_they_are(cube, rows, batch):
     ids = np.random.default_rng(1).integers(0, 48, (16, 5)).astype(np.int32)
     table = jax.device_put(TABLE, NamedSharding(cube, rows))
@@ -139,7 +149,7 @@ def test_rows_are_read_where_they_are(cube, rows, batch):
 def test_rows_are_added_where_they_are(cube):
     ids = np.array([0, 47, 13, 48, 13], np.int32)  # 48 is past the end
     values = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
-    table = jax.device_put(TABLE, NamedSharding(cube, TABLE_ROWS))
+    table = jax.device_put(TABLE, NamedSharding(cube, TABLE_SPEC))
     expected = TABLE.copy()
     np.add.at(expected, ids[[0, 1, 2, 4]], values[[0, 1, 2, 4]])
     actual = jax.jit(partial(add_rows, mesh=cube))(table, ids, values)
@@ -197,7 +207,7 @@ def _losses(config, devices, steps=20):
 
 def _wide_resnet(unit):
     """With the stages that are split over "tensor"."""
-    return replace(TINY["resnet50"], trunk=partial(ResNet, unit, (1, 1, 1, 1), 4))
+    return replace(TINY["resnet50"], backbone=partial(ResNet, unit, (1, 1, 1, 1), 4))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +220,8 @@ def test_losses_over_all_axes_are_those_of_one_device(monkeypatch, user, item):
     """Every model with all three axes above one, where each parameter is split as its rule says."""
     use_tiny_encoders(monkeypatch)
     for name, unit in (("resnet18", Basic), ("resnet50", Bottleneck)):
-        monkeypatch.setitem(vision.VISION, name, _wide_resnet(unit))
-    config = tiny_config(f"user={user},item={item},dataset=own")
+        monkeypatch.setitem(vision.VISION_ENCODERS, name, _wide_resnet(unit))
+    config = tiny_config(f"user={user},item={item},dataset=custom")
     if "dropout" in config.user:
         config.user.dropout = 0.1  # the same random numbers must fall on the same rows
     if "trainable" in config.item:
@@ -222,7 +232,7 @@ def test_losses_over_all_axes_are_those_of_one_device(monkeypatch, user, item):
 
 
 def test_mf_of_the_papers_width_with_short_tables_trains_on_eight_devices():
-    config = tiny_config("user=mf,item=id,dataset=own")
+    config = tiny_config("user=mf,item=id,dataset=custom")
     config.width = 4096
     one = _losses(config, jax.devices()[:1])
     config.mesh.fsdp = 8
@@ -243,7 +253,7 @@ def test_mf_of_the_paper_is_split_over_eight_devices_without_allocating_it():
     assert parameters == trained
     assert round(parameters / 1e6) == 1214  # the paper does not count the padding user
     state = state_template(experiment)
-    sharding = NamedSharding(experiment.mesh, BATCH)
+    sharding = NamedSharding(experiment.mesh, BATCH_SPEC)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), experiment.batches[0]
     )

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pixelrec_jax.items.vision.pretrained import trunk_variables
+from pixelrec_jax.items.vision.pretrained import backbone_variables
 from pixelrec_jax.programs.export import export
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.system.errors import UserError
@@ -50,8 +50,8 @@ def test_an_exported_encoder_is_the_start_of_another_run(trained, tmp_path):
     start = init_state(build_experiment(config))
     jax.tree.map(
         np.testing.assert_array_equal,
-        trunk_variables(start.variables),
-        trunk_variables(best.variables),
+        backbone_variables(start.variables),
+        backbone_variables(best.variables),
     )
 
 

@@ -46,13 +46,13 @@ def _assert_close(actual, expected, relative):
 
 
 def _trunk(encoder, interactions):
-    """The trunk applied to all images by itself: its output, and the outputs of its modules."""
+    """The backbone applied to all images by itself: its output, and the outputs of its modules."""
     images = ImageStore(interactions.directory, size=16).load(np.arange(1, interactions.num_items))
     mean, std = map(np.asarray, NORMALISATIONS[encoder.module.normalisation])
     images = ((images / 255 - mean) / std).astype(np.float32)
-    variables = {name: tree["trunk"] for name, tree in encoder.variables.items()}
+    variables = {name: tree["backbone"] for name, tree in encoder.variables.items()}
     options = {"mutable": "intermediates", "capture_intermediates": True}
-    x, captured = jax.jit(partial(encoder.module.trunk.apply, **options))(variables, images)
+    x, captured = jax.jit(partial(encoder.module.backbone.apply, **options))(variables, images)
     return x, captured["intermediates"]
 
 
@@ -67,7 +67,7 @@ def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
     interactions, tmp_path, item, pool, shape, layer, layer_shape
 ):
     encoder, out = _choose(interactions, item, pool=pool), tmp_path / "features.npy"
-    trunk, modules = _trunk(encoder, interactions)
+    backbone, modules = _trunk(encoder, interactions)
 
     def rows(**options):
         options = {"devices": jax.devices()[:1]} | options
@@ -80,7 +80,7 @@ def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
     output = rows()
     assert output.shape[1:] == shape
     assert output.dtype == np.float32
-    _assert_close(output, trunk, 1e-6)
+    _assert_close(output, backbone, 1e-6)
     output = rows(layer=layer)
     assert output.shape[1:] == layer_shape
     _assert_close(output, modules[layer]["__call__"][0], 1e-6)
@@ -106,7 +106,7 @@ def test_the_encoder_of_a_run_and_a_recommender_on_its_features(interactions, tm
     experiment, run = build_experiment(config), tmp_path / "pixel"
     state = init_state(experiment)
     with claim(run, config), Checkpoints(run / "checkpoints", metric="ndcg@10") as checkpoints:
-        checkpoints.save(1, state, notes={}, metrics={"ndcg@10": 0.5})
+        checkpoints.save(1, state, metadata={}, metrics={"ndcg@10": 0.5})
     encoder = choose_encoder(interactions, item=None, workdir=str(run))
     assert encoder.layers == ("stem", "block_0", "block_1", "norm", "vector")
     out = tmp_path / "features.npy"
@@ -187,7 +187,7 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
 
 def test_the_program(interactions, tmp_path):
     out = tmp_path / "features.npy"
-    command = [sys.executable, "-m", "pixelrec_jax.extract", "--item=vit_toy", "--average"]
+    command = [sys.executable, "-m", "pixelrec_jax.programs.extract", "--item=vit_toy", "--average"]
     command += ["--weights="]  # random ones, but only on request
     command += [f"--data={interactions.directory}", "--image_size=16", f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ BELOW_RANGE = {int: -1, float: -1.0, str: "many", tuple: (-1,)}
 
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_every_setting_of_a_user_encoder_has_a_range(user):
-    config = tiny_config(f"user={user},item={items_of(user)[0]},dataset=own")
+    config = tiny_config(f"user={user},item={items_of(user)[0]},dataset=custom")
     check_values(config)
     for key, value in config.user.items():
         if key == "name" or isinstance(value, bool):
@@ -54,7 +54,7 @@ def test_every_setting_of_a_user_encoder_has_a_range(user):
     ],
 )
 def test_values_out_of_range(words, key, value, message):
-    config = tiny_config(f"{words},dataset=own")
+    config = tiny_config(f"{words},dataset=custom")
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(UserError, match=re.escape(message)):
@@ -62,7 +62,7 @@ def test_values_out_of_range(words, key, value, message):
 
 
 def test_one_state_of_a_user_is_not_scored_against_many_targets():
-    config = tiny_config("user=fm,item=id,dataset=own")
+    config = tiny_config("user=fm,item=id,dataset=custom")
     config.task.name = "next_item"
     config.width = 20  # could be cut into one part for each of the 10 targets
     interactions = interactions_of([np.arange(1, 13)] * 16, 40)

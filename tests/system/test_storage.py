@@ -169,9 +169,9 @@ def test_what_cannot_be_reached_is_one_line(call, message, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "options"),
     [
-        ("prepare", ["--interactions=x.csv", "--out=gs://bucket/data"]),
-        ("prepare", ["--interactions=gs://bucket/x.csv", "--out=data"]),
-        ("data.toy", ["--out=gs://bucket/raw"]),
+        ("programs.prepare", ["--interactions=x.csv", "--out=gs://bucket/data"]),
+        ("programs.prepare", ["--interactions=gs://bucket/x.csv", "--out=data"]),
+        ("ingest.toy", ["--out=gs://bucket/raw"]),
     ],
 )
 def test_programs_that_write_datasets_say_how_to_copy(module, options, tmp_path):

@@ -16,7 +16,7 @@ import polars
 import pytest
 
 from pixelrec_jax.data.interactions import load
-from pixelrec_jax.parallel.sharding import BATCH, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.system.errors import UserError
@@ -83,14 +83,14 @@ def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_datase
 
     def changed_blocks():
         before = init_state(build_experiment(config, devices=jax.devices()[:1])).model_state
-        before = jax.device_get(before["batch_stats"]["item_encoder"]["trunk"])
+        before = jax.device_get(before["batch_stats"]["item_encoder"]["backbone"])
         _, after = _losses(config, jax.devices()[:1], steps=1)
-        after = after.model_state["batch_stats"]["item_encoder"]["trunk"]
+        after = after.model_state["batch_stats"]["item_encoder"]["backbone"]
         differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
         return {name for name, tree in differ.items() if any(jax.tree.leaves(tree))}
 
     assert changed_blocks() == {"head"}
-    config.item.train_frozen = True
+    config.item.frozen_in_train_mode = True
     assert changed_blocks() == {"stem", "stage_0", "stage_1", "head"}
 
 
@@ -106,8 +106,8 @@ def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
     config.item.trainable = "last:1"
     experiment = build_experiment(config, devices=jax.devices()[:1])
     before = jax.device_get(init_state(experiment))
-    assert set(before.frozen["item_encoder"]["trunk"]) == {"stem", "block_0"}
-    assert set(before.trainable["item_encoder"]["trunk"]) == {"block_1", "norm"}
+    assert set(before.frozen["item_encoder"]["backbone"]) == {"stem", "block_0"}
+    assert set(before.trainable["item_encoder"]["backbone"]) == {"block_1", "norm"}
     moments = [x for x in jax.tree.leaves(before.opt_state) if x.ndim]
     trainable = sum(x.size for x in jax.tree.leaves(before.trainable))
     assert sum(x.size for x in moments) == 2 * trainable
@@ -160,7 +160,7 @@ def _run(config, workdir):
         for name in [n for n in record if n.endswith("_per_second")]:
             del record[name]
     experiment = build_experiment(config)
-    with Checkpoints(workdir / "checkpoints", metric=config.eval.select) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", metric=config.eval.monitor) as checkpoints:
         state = checkpoints.restore(checkpoints.latest, state_template(experiment))
     return jax.device_get(state), records, result
 
@@ -422,8 +422,10 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
         for name in ("user", "history", "positive", "negative", "weight")
     }
     step = train.make_train_step(experiment)
-    _, whole = step(init_state(experiment), to_global(batch, experiment.mesh, BATCH), None)
-    alone = to_global(batch.replace(**rows), experiment.mesh, BATCH)
+    _, whole = step(
+        init_state(experiment), make_global_arrays(batch, experiment.mesh, BATCH_SPEC), None
+    )
+    alone = make_global_arrays(batch.replace(**rows), experiment.mesh, BATCH_SPEC)
     np.testing.assert_allclose(whole, step(init_state(experiment), alone, None)[1], rtol=1e-6)
 
 

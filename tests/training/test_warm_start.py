@@ -36,12 +36,12 @@ def target_dataset(tmp_path_factory):
     return folder / "prepared"
 
 
-def _config(words, dataset, **init):
+def _config(words, dataset, **changes):
     config = tiny_config(f"{words},dataset=toy", dataset)
     if "trainable" in config.item:
         config.item.update({"weights": "", "trainable": "last:1"})
     config.train.update({"epochs": 2, "batch_size": 32, "checkpoint_every": 1, "log_every": 1})
-    config.init.update(init)
+    config.warm_start.update(changes)
     return config
 
 
@@ -72,7 +72,7 @@ def _flat(variables):
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "parts", "taken"),
+    ("source", "target", "scope", "taken"),
     [
         ("user=sasrec,item=vit_toy", "user=sasrec,item=vit_toy", "all", ""),
         ("user=sasrec,item=vit_toy", "user=mf,item=vit_toy", "item", "item_encoder/"),
@@ -80,11 +80,11 @@ def _flat(variables):
     ],
 )
 def test_what_is_taken_equals_the_source_and_the_rest_is_fresh(
-    sources, target_dataset, source, target, parts, taken
+    sources, target_dataset, source, target, scope, taken
 ):
     """Of MF's parameters "all" takes those of items only: its users are others."""
     workdir = sources(source)
-    from_source = _config(target, target_dataset, run=str(workdir), parts=parts)
+    from_source = _config(target, target_dataset, run=str(workdir), scope=scope)
     fresh = jax.device_get(init_state(build_experiment(_config(target, target_dataset))))
     state = jax.device_get(init_state(build_experiment(from_source)))
     _, variables = best_variables(workdir, from_source)
@@ -95,8 +95,8 @@ def test_what_is_taken_equals_the_source_and_the_rest_is_fresh(
         np.testing.assert_array_equal(value, (there if is_taken else without)[path])
         if is_taken and not np.array_equal(value, without[path]):
             differ.add(path)
-    trunk = "params/item_encoder/trunk/"
-    frozen = {trunk + path for path in _flat(state.frozen["item_encoder"]["trunk"])}
+    backbone = "params/item_encoder/backbone/"
+    frozen = {backbone + path for path in _flat(state.frozen["item_encoder"]["backbone"])}
     assert differ & frozen
     assert differ - frozen
     assert any(path.startswith("params/item_encoder/head/") for path in differ)
@@ -123,8 +123,8 @@ def test_a_killed_run_goes_on_without_its_source(sources, target_dataset, tmp_pa
 @pytest.mark.parametrize(
     ("words", "changes", "message"),
     [
-        ("user=sasrec,item=id", {}, "init.run cannot start item=id: an id means nothing"),
-        ("user=sasrec,item=id+features", {}, "init.run cannot start item=id+features"),
+        ("user=sasrec,item=id", {}, "warm_start.run cannot start item=id: an id means nothing"),
+        ("user=sasrec,item=id+features", {}, "warm_start.run cannot start item=id+features"),
         ("user=sasrec,item=swin_t", {}, "was trained with item.name='vit_toy', but 'swin_t' is"),
         ("user=sasrec,item=vit_toy", {"item.pool": "cls"}, "item.pool='tokens', but 'cls' is"),
         ("user=sasrec,item=vit_toy", {"width": 32}, "head/bias is (16,) there and (32,) here"),
@@ -135,17 +135,17 @@ def test_a_killed_run_goes_on_without_its_source(sources, target_dataset, tmp_pa
         ),
         (
             "user=gru4rec,item=vit_toy",
-            {"init.parts": "all"},
+            {"warm_start.scope": "all"},
             "with user.name='sasrec', but 'gru4rec' is given",
         ),
         (
             "user=sasrec,item=vit_toy",
-            {"init.parts": "all", "task.history_length": 5},
+            {"warm_start.scope": "all", "task.history_length": 5},
             "user_encoder/position is (10, 16) there and (5, 16) here",
         ),
         (
             "user=sasrec,item=vit_toy",
-            {"init.parts": "all", "user.layers": 1},
+            {"warm_start.scope": "all", "user.layers": 1},
             "with user.layers=2, but 1 is given",
         ),
     ],
@@ -176,7 +176,7 @@ def test_a_source_that_is_no_finished_run_is_one_line(sources, toy_dataset, tmp_
         init_state(experiment)
 
 
-def test_parts_have_names():
-    config = _config("user=sasrec,item=id", "", parts="trunk")
-    with pytest.raises(UserError, match=r"init.parts='trunk'; expected item or all"):
+def test_scopes_have_names():
+    config = _config("user=sasrec,item=id", "", scope="backbone")
+    with pytest.raises(UserError, match=r"warm_start.scope='backbone'; expected item or all"):
         check_values(config)

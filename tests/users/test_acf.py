@@ -44,7 +44,7 @@ def test_states_are_those_of_the_equations():
     vector = rng.normal(size=(3, 5, (1 + LOCATIONS) * D)).astype(np.float32)
     item = rng.integers(1, 9, (3, 5))
     item[1, :3] = item[2] = 0  # a short history and an empty one
-    history = History(vector=vector, item=item, user=np.array([2, 1, 3]))
+    history = History(item_embeddings=vector, item=item, user=np.array([2, 1, 3]))
     model = ACF(num_users=4, width=D, dtype=jnp.float32)
     variables = model.init(jax.random.key(0), history, train=False)
     # Biases start at zero.
@@ -59,11 +59,13 @@ def test_states_are_those_of_the_equations():
 
 @pytest.mark.parametrize("item", ["id", "features", "semantic_ids", "clip_vit_b32"])
 def test_anything_but_ids_and_features_is_one_clear_line(item):
-    config = tiny_config(f"user=acf,item={item},dataset=own")
+    config = tiny_config(f"user=acf,item={item},dataset=custom")
     with pytest.raises(UserError, match=f"item={item} does not have both; use item=id") as error:
         build(config, num_items=10, num_users=5)
     assert "\n" not in str(error.value)
-    config = tiny_config("user=acf,item=id+features,dataset=own")
-    config.item.form = "dense"
-    with pytest.raises(UserError, match=r"item\.form='dense' does not suit .* use components"):
+    config = tiny_config("user=acf,item=id+features,dataset=custom")
+    config.item.feature_head = "dense"
+    with pytest.raises(
+        UserError, match=r"item\.feature_head='dense' does not suit .* use components"
+    ):
         build(config, num_items=10, num_users=5)

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.split import leave_one_out
-from pixelrec_jax.parallel.sharding import BATCH, build_mesh, to_global
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, build_mesh, make_global_arrays
 from pixelrec_jax.recommender import build
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
@@ -106,7 +106,7 @@ def test_training_on_one_device_is_training_on_eight(toy_dataset):
         experiment = build_experiment(config, devices=jax.devices()[:devices])
         state, train_step = init_state(experiment), make_train_step(experiment)
         for step in range(3):
-            batch = to_global(experiment.batches[step], experiment.mesh, BATCH)
+            batch = make_global_arrays(experiment.batches[step], experiment.mesh, BATCH_SPEC)
             state, loss = train_step(state, batch, experiment.graph)
             yield float(loss)
 
@@ -134,7 +134,7 @@ def test_memory_is_that_of_a_few_tables_and_not_of_all_edges():
 
 @pytest.mark.parametrize("item", ["features", "id+features", "semantic_ids", "clip_vit_b32"])
 def test_anything_but_ids_is_one_clear_line(item):
-    config = tiny_config(f"user=lightgcn,item={item},dataset=own")
+    config = tiny_config(f"user=lightgcn,item={item},dataset=custom")
     with pytest.raises(UserError, match="use item=id, or user=mf") as error:
         build(config, num_items=10, num_users=5)
     assert "\n" not in str(error.value)

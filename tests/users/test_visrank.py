@@ -35,7 +35,7 @@ def test_scores_are_means_of_the_largest_cosines(k):
     ids = np.arange(len(FEATURES))
     encoder = RawFeatures(num_items=30, has_ids=False, mask_item=None, width=1)
     vector = encoder.apply({}, Items(id=ids, feature=FEATURES), train=False)
-    history = History(vector=vector[padded], item=padded, user=np.ones(4, np.int32))
+    history = History(item_embeddings=vector[padded], item=padded, user=np.ones(4, np.int32))
     model = VisRank(num_users=2, width=1, dtype=jnp.float32, average_top_k=k)
 
     def scores(history, vector):
@@ -64,10 +64,10 @@ def test_it_is_ranked_without_training(toy_dataset, tmp_path, capsys):
 
 @pytest.mark.parametrize("item", ["id", "id+features", "semantic_ids", "clip_vit_b32"])
 def test_anything_but_features_is_one_clear_line(item):
-    config = tiny_config(f"user=visrank,item={item},dataset=own")
+    config = tiny_config(f"user=visrank,item={item},dataset=custom")
     with pytest.raises(UserError, match=f"item={re.escape(item)} has to be trained; use"):
         build(config, num_items=10, num_users=5)
-    config = tiny_config("user=visrank,item=features,dataset=own")
-    config.item.form = "dense"
-    with pytest.raises(UserError, match=r"item\.form='dense' does not suit .* use raw"):
+    config = tiny_config("user=visrank,item=features,dataset=custom")
+    config.item.feature_head = "dense"
+    with pytest.raises(UserError, match=r"item\.feature_head='dense' does not suit .* use raw"):
         build(config, num_items=10, num_users=5)

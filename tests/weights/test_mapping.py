@@ -1,4 +1,4 @@
-"""The port of weights: complete, both ways, and interpolated to another resolution."""
+"""The mapping of weights: complete, both ways, and interpolated to another resolution."""
 
 import itertools
 import re
@@ -21,8 +21,8 @@ from pixelrec_jax.weights.mapping import (
     POSITION,
     RELATIVE,
     TOKEN,
-    Port,
     Rule,
+    WeightMapping,
     batch_norm,
     linear,
     read_weights,
@@ -30,7 +30,7 @@ from pixelrec_jax.weights.mapping import (
 )
 from pixelrec_jax.weights.resize import resize_grid
 
-PORT = Port(
+PORT = WeightMapping(
     "huggingface",
     rules=(
         Rule("patch.weight", "stem/patch/kernel", PATCHES),
@@ -127,7 +127,7 @@ def test_prefixed_and_ignored_names():
 
 
 def test_the_port_that_knows_most_names_is_used():
-    other = Port("openai", rules=(Rule("layers.{n}.fc.bias", "block_{n}/elsewhere"),))
+    other = WeightMapping("openai", rules=(Rule("layers.{n}.fc.bias", "block_{n}/elsewhere"),))
     tree = read_weights(_source(), (other, PORT), _template(), origin="this file")
     assert "elsewhere" not in tree["block_0"]
 
@@ -217,14 +217,16 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_no_shape_of_a_file_breaks_a_transform(transform):
     """Whatever does not fit is reported; zeros and one axis too many or too few are the worst."""
-    port = Port("huggingface", (Rule("x", "x", transform), Rule("y", ("a", "b"), transform)))
+    mapping = WeightMapping(
+        "huggingface", (Rule("x", "x", transform), Rule("y", ("a", "b"), transform))
+    )
     shape = TRANSFORMS[transform]
     template = {name: np.empty(shape) for name in "xab"}
     for axes in range(6):
         for other in itertools.product([0, 1, 2, 3, 10, 12], repeat=axes):
             array = np.zeros(other, np.float16)  # cannot fit both
             with pytest.raises(UserError, match="of another shape"):
-                read_weights({"x": array, "y": array}, (port,), template, origin="this file")
+                read_weights({"x": array, "y": array}, (mapping,), template, origin="this file")
 
 
 def test_only_what_fits_is_made_float32():
@@ -252,9 +254,9 @@ def test_halves_are_interpolated_in_full_precision():
 
 
 def test_a_prefix_is_written_before_every_name():
-    port = replace(PORT, written_prefix="model.")
+    mapping = replace(PORT, written_prefix="model.")
     source = _source()
-    written = write_weights(_read(source), port)
+    written = write_weights(_read(source), mapping)
     assert written.keys() == {f"model.{name}" for name in source}
     assert _read(written).keys() == _template().keys()
 

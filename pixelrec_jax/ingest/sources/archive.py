@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
-from pixelrec_jax.ingest.sources.source import UnreadableError, by_item_id, check_size
+from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, check_size
 from pixelrec_jax.system.errors import UserError
 
 Member = TypeVar("Member")
@@ -61,9 +61,9 @@ class TarImages:
         try:
             content = os.pread(self._file.fileno(), size, start)
         except OSError as error:
-            raise UnreadableError(error.strerror) from None
+            raise DamagedImageError(error.strerror) from None
         if len(content) < size:
-            raise UnreadableError("the tar ends before")
+            raise DamagedImageError("the tar ends before")
         return content
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class ZipImages:
             with self._zip.open(member) as file:
                 return file.read(member.file_size)
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UnreadableError(str(error)) from None
+            raise DamagedImageError(str(error)) from None
 
     def close(self) -> None:
         """Closes the zip."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from pixelrec_jax.ingest.sources.source import UnreadableError, by_item_id, check_size
+from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, check_size
 
 
 class FolderImages:
@@ -37,7 +37,7 @@ class FolderImages:
                 check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:
-            raise UnreadableError(error.strerror) from None
+            raise DamagedImageError(error.strerror) from None
 
     def close(self) -> None:
         """Does nothing: no file stays open."""

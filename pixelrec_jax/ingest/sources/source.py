@@ -11,7 +11,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # The first that exists is taken.
 LARGEST = 256 * 2**20
 
 
-class UnreadableError(ValueError):
+class DamagedImageError(ValueError):
     """An image could not be read, which may be otherwise the next time."""
 
     def __init__(self, reason: str):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pixelrec_jax.ingest.sources.source import UnreadableError
+from pixelrec_jax.ingest.sources.source import DamagedImageError
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
 
@@ -76,10 +76,10 @@ class TfdsImages:
         try:
             image = self._open()[index]["image"]
         except RuntimeError as error:
-            raise UnreadableError(errors.reason(error)) from None
+            raise DamagedImageError(errors.reason(error)) from None
         # ArrayRecord also returns nothing, or what it should not, where a file is cut off.
         if not isinstance(image, bytes) or _digest(image) != digest:
-            raise UnreadableError("it is not what it was when the dataset was opened")
+            raise DamagedImageError("it is not what it was when the dataset was opened")
         return image
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pixelrec_jax.data import item_info
+from pixelrec_jax.ingest import item_info
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.ingest.tfds import histories, items, pieces
 from pixelrec_jax.ingest.tfds.shards import ShardWriter

@@ -1,14 +1,14 @@
 """Vision encoders: one file per architecture, which names its sizes."""
 
 from pixelrec_jax.items.vision import beit, clip_resnet, efficientnet, mobilenet, resnet, swin, vit
-from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.items.vision.spec import EncoderSpec
 
-VISION: dict[str, Vision] = {
-    **vit.ENCODERS,
-    **beit.ENCODERS,
-    **swin.ENCODERS,
-    **resnet.ENCODERS,
-    **clip_resnet.ENCODERS,
-    **mobilenet.ENCODERS,
-    **efficientnet.ENCODERS,
+VISION_ENCODERS: dict[str, EncoderSpec] = {
+    **vit.SPECS,
+    **beit.SPECS,
+    **swin.SPECS,
+    **resnet.SPECS,
+    **clip_resnet.SPECS,
+    **mobilenet.SPECS,
+    **efficientnet.SPECS,
 }

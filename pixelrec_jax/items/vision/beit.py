@@ -9,9 +9,9 @@ import numpy as np
 
 from pixelrec_jax.items.vision.layers import Context, DropPath, pool_tokens, prepend_token
 from pixelrec_jax.items.vision.relative import RelativeAttention
-from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
-from pixelrec_jax.weights.mapping import PATCHES, RELATIVE, TOKEN, Port, Rule, linear, norm
+from pixelrec_jax.weights.mapping import PATCHES, RELATIVE, TOKEN, Rule, WeightMapping, linear, norm
 
 
 class Stem(nn.Module):
@@ -81,7 +81,7 @@ class Beit(nn.Module):
       epsilon: of the layer norms.
       drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first.
       pool: "mean", "tokens" or "cls", see `layers.pool_tokens`; the norm comes after it.
-      live, remat, dtype: see `Vision.trunk`.
+      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
     """
 
     width: int
@@ -92,7 +92,7 @@ class Beit(nn.Module):
     epsilon: float = 1e-12
     drop_path: float = 0.1
     pool: str = "mean"
-    live: tuple[str, ...] = ()
+    train_mode_blocks: tuple[str, ...] = ()
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -116,14 +116,14 @@ class Beit(nn.Module):
         )
         for n, rate in enumerate(np.linspace(0, self.drop_path, self.depth).tolist()):
             name = f"block_{n}"
-            x = block(drop_path=rate, name=name)(x, context.only(name in self.live))
+            x = block(drop_path=rate, name=name)(x, context.only(name in self.train_mode_blocks))
         x = pool_tokens(x, self.pool)
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
 
 _LAYER = "encoder.layer.{n}"
 _ATTENTION = f"{_LAYER}.attention.attention"
-HUGGINGFACE = Port(
+HUGGINGFACE = WeightMapping(
     "huggingface",
     rules=(
         Rule("embeddings.cls_token", "stem/class_token", TOKEN),
@@ -150,11 +150,11 @@ HUGGINGFACE = Port(
     ignored=(r"classifier\..*", r".*\.relative_position_index"),
 )
 
-ENCODERS = {
-    "beit_b16": Vision(
+SPECS = {
+    "beit_b16": EncoderSpec(
         partial(Beit, width=768, depth=12, heads=12, patch=16, mlp=3072),
         multiple=16,
         pools=("mean", "tokens", "cls"),
-        ports=(HUGGINGFACE,),
+        mappings=(HUGGINGFACE,),
     ),
 }

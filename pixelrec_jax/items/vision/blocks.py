@@ -11,7 +11,7 @@ NORM = "norm"  # name of a block that is only a final norm
 ATTENTION_POOL = "attention_pool"
 
 
-def trainable_blocks(option: str | Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
+def resolve_trainable(option: str | Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
     """Resolves `item.trainable` to block names, in order from pixels to tokens.
 
     Args:

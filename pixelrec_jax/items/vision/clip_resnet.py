@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
 from pixelrec_jax.items.vision.layers import Context, pool_map, split_heads
 from pixelrec_jax.items.vision.resnet import NAMES, ConvNorm, ResNet
-from pixelrec_jax.items.vision.spec import Vision
-from pixelrec_jax.weights.mapping import POSITION, TRACKED, Port, Rule, linear
+from pixelrec_jax.items.vision.spec import EncoderSpec
+from pixelrec_jax.weights.mapping import POSITION, TRACKED, Rule, WeightMapping, linear
 
 
 def _average(x: jax.Array, side: int) -> jax.Array:
@@ -89,7 +89,7 @@ class AttentionPool(nn.Module):
         return dense(self.features, name="out")(y)
 
 
-OPENAI = Port(
+OPENAI = WeightMapping(
     "openai",
     rules=(
         *NAMES,
@@ -111,20 +111,20 @@ OPENAI = Port(
 )
 
 
-def _encoder(units: tuple[int, ...], width: int, heads: int, features: int) -> Vision:
+def _encoder(units: tuple[int, ...], width: int, heads: int, features: int) -> EncoderSpec:
     attention = partial(AttentionPool, heads=heads, features=features)
-    return Vision(
+    return EncoderSpec(
         partial(ResNet, ClipBottleneck, units, width, stem=ClipStem, attention=attention),
         multiple=32,
         pools=("attention", "mean", "tokens"),
         normalisation="clip",
-        ports=(OPENAI,),
+        mappings=(OPENAI,),
         head_init="torch",
         optional=(ATTENTION_POOL,),
     )
 
 
-ENCODERS = {
+SPECS = {
     "clip_rn50": _encoder((3, 4, 6, 3), width=64, heads=32, features=1024),
     "clip_rn50x4": _encoder((4, 6, 10, 6), width=80, heads=40, features=640),
     "clip_rn50x16": _encoder((6, 8, 18, 8), width=96, heads=48, features=768),

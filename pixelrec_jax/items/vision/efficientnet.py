@@ -16,8 +16,8 @@ from pixelrec_jax.items.vision.mobilenet import (
     repeat,
     unit_rules,
 )
-from pixelrec_jax.items.vision.spec import Vision
-from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, Port
+from pixelrec_jax.items.vision.spec import EncoderSpec
+from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, WeightMapping
 
 
 def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
@@ -25,7 +25,7 @@ def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
     return tuple((f"stage_{n}", tuple(layers)) for n, layers in enumerate(stages))
 
 
-TIMM = Port(
+TIMM = WeightMapping(
     "timm",
     rules=(
         *unit_rules("conv_stem", "bn1", "stem", CONV),
@@ -41,12 +41,12 @@ TIMM = Port(
 )
 
 
-def efficientnet_pytorch(body: Body) -> Port:
+def efficientnet_pytorch(body: Body) -> WeightMapping:
     """Names of the package efficientnet-pytorch, which counts layers through all stages."""
     names = ("_depthwise_conv", "_bn1", "_project_conv", "_bn2", "_expand_conv", "_bn0")
     layers = [f"{block}/layer_{n}" for block, layers in body for n in range(len(layers))]
     rules = (layer_rules(f"_blocks.{n}", layer, names) for n, layer in enumerate(layers))
-    return Port(
+    return WeightMapping(
         "efficientnet-pytorch",
         rules=(
             *unit_rules("_conv_stem", "_bn0", "stem", CONV),
@@ -69,11 +69,11 @@ _STAGES = by_stage(
         repeat(6, 320, 1, 1),
     )
 )
-ENCODERS = {
-    "efficientnet_lite0": Vision(
+SPECS = {
+    "efficientnet_lite0": EncoderSpec(
         partial(LITE, _STAGES),
         multiple=1,
         pools=("mean", "tokens"),
-        ports=(TIMM, efficientnet_pytorch(_STAGES)),
+        mappings=(TIMM, efficientnet_pytorch(_STAGES)),
     ),
 }

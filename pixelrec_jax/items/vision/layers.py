@@ -1,4 +1,4 @@
-"""What vision encoders share: how a trunk runs, batch norm, stochastic depth, pooling."""
+"""What vision encoders share: how a backbone runs, batch norm, stochastic depth, pooling."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from pixelrec_jax.data.types import Array
 
 @struct.dataclass
 class Context:
-    """How a trunk runs on M images; the default is evaluation.
+    """How a backbone runs on M images; the default is evaluation.
 
     Attributes:
       train: whether batch norm uses and updates batch statistics and stochastic depth drops paths.

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
-from pixelrec_jax.items.vision.spec import Vision
-from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, Port, Rule, Transform, batch_norm
+from pixelrec_jax.items.vision.spec import EncoderSpec
+from pixelrec_jax.weights.mapping import (
+    CONV,
+    POINTWISE,
+    TRACKED,
+    Rule,
+    Transform,
+    WeightMapping,
+    batch_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class MobileNet(nn.Module):
       head: C, width of the last one.
       padding, epsilon: see `Unit`.
       pool: "mean" or "tokens".
-      live, remat, dtype: see `Vision.trunk`.
+      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
     """
 
     body: Body
@@ -142,7 +150,7 @@ class MobileNet(nn.Module):
     padding: str = "torch"
     epsilon: float = 1e-5
     pool: str = "mean"
-    live: tuple[str, ...] = ()
+    train_mode_blocks: tuple[str, ...] = ()
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -165,7 +173,7 @@ class MobileNet(nn.Module):
         )
         x = image
         for part in parts:
-            x = part(x, context.only(part.name in self.live))
+            x = part(x, context.only(part.name in self.train_mode_blocks))
         return pool_map(x, self.pool)
 
 
@@ -192,12 +200,12 @@ def layer_rules(source: str, target: str, names: Sequence[str]) -> tuple[Rule, .
     )
 
 
-def torchvision(depth: int) -> Port:
+def torchvision(depth: int) -> WeightMapping:
     """Names of torchvision's checkpoints of a MobileNetV2 with `depth` inverted residuals."""
     first = ("conv.0.0", "conv.0.1", "conv.1", "conv.2")
     others = ("conv.1.0", "conv.1.1", "conv.2", "conv.3", "conv.0.0", "conv.0.1")
     head = f"features.{depth + 1}"
-    return Port(
+    return WeightMapping(
         "torchvision",
         rules=(
             *unit_rules("features.0.0", "features.0.1", "stem", CONV),
@@ -218,12 +226,12 @@ _LAYERS = (  # Table 2
     *repeat(6, 160, 3, 2),
     *repeat(6, 320, 1, 1),
 )
-ENCODERS = {
-    "mobilenet_v2": Vision(
+SPECS = {
+    "mobilenet_v2": EncoderSpec(
         partial(MobileNet, layer_by_layer(_LAYERS)),
         multiple=1,
         pools=("mean", "tokens"),
         normalisation="imagenet",
-        ports=(torchvision(len(_LAYERS)),),
+        mappings=(torchvision(len(_LAYERS)),),
     ),
 }

@@ -1,9 +1,9 @@
-"""Published weights of a trunk, and its variables as one tree, which is how files hold them."""
+"""Published weights of a backbone, and its variables as one tree, which is how files hold them."""
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from pixelrec_jax.items.vision import VISION
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights.files import locate, read
 from pixelrec_jax.weights.mapping import read_weights
@@ -25,12 +25,12 @@ def split_collections(tree: dict, like: dict) -> dict:
     }
 
 
-def read_trunk(item: ConfigDict, template: dict) -> dict:
+def read_backbone(item: ConfigDict, template: dict) -> dict:
     """Reads the weights that `item.weights` names.
 
     Args:
       item: `config.item` of a vision encoder.
-      template: the trunk's variables, arrays or shapes.
+      template: the backbone's variables, arrays or shapes.
 
     Returns:
       Variables like `template`.
@@ -38,13 +38,13 @@ def read_trunk(item: ConfigDict, template: dict) -> dict:
     Raises:
       UserError: the file is not there or does not fit the encoder.
     """
-    vision = VISION[item.name]
-    if not vision.ports:
+    vision = VISION_ENCODERS[item.name]
+    if not vision.mappings:
         raise UserError(f"{item.name} has no published weights; set item.weights=''")
     path = locate(item.weights)
     tree = read_weights(
         read(path),
-        vision.ports,
+        vision.mappings,
         merge_collections(template),
         origin=str(path),
         optional=vision.optional,
@@ -52,7 +52,9 @@ def read_trunk(item: ConfigDict, template: dict) -> dict:
     return split_collections(tree, template)
 
 
-def trunk_variables(variables: dict) -> dict:
-    """Returns the variables of the vision trunk, by Flax collection."""
-    trunks = {name: tree.get("item_encoder", {}).get("trunk") for name, tree in variables.items()}
-    return {name: trunk for name, trunk in trunks.items() if trunk}
+def backbone_variables(variables: dict) -> dict:
+    """Returns the variables of the vision backbone, by Flax collection."""
+    backbones = {
+        name: tree.get("item_encoder", {}).get("backbone") for name, tree in variables.items()
+    }
+    return {name: backbone for name, backbone in backbones.items() if backbone}

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
-from pixelrec_jax.items.vision.spec import Vision
-from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, Port, Rule, Transform, batch_norm
+from pixelrec_jax.items.vision.spec import EncoderSpec
+from pixelrec_jax.weights.mapping import (
+    CONV,
+    POINTWISE,
+    TRACKED,
+    Rule,
+    Transform,
+    WeightMapping,
+    batch_norm,
+)
 
 
 class ConvNorm(nn.Module):
@@ -127,7 +135,7 @@ class ResNet(nn.Module):
       stem: what comes before the layers, made of (width, dtype).
       attention: makes the attention pooling, for `pool` = "attention".
       pool: "mean", "tokens" or "attention".
-      live, remat, dtype: see `Vision.trunk`.
+      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
     """
 
     unit: type[nn.Module]
@@ -136,7 +144,7 @@ class ResNet(nn.Module):
     stem: type[nn.Module] = Stem
     attention: Callable[..., nn.Module] | None = None
     pool: str = "mean"
-    live: tuple[str, ...] = ()
+    train_mode_blocks: tuple[str, ...] = ()
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -155,11 +163,13 @@ class ResNet(nn.Module):
         """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
         context = context or Context()
         stem = nn.remat(self.stem) if self.remat else self.stem
-        x = stem(self.width, self.dtype, name="stem")(image, context.only("stem" in self.live))
+        x = stem(self.width, self.dtype, name="stem")(
+            image, context.only("stem" in self.train_mode_blocks)
+        )
         layer = partial(Layer, self.unit, remat=self.remat, dtype=self.dtype)
         for n, (name, units) in enumerate(zip(self.layers, self.units, strict=True)):
             stage = layer(units, self.width * 2**n, 2 if n else 1, name=name)
-            x = stage(x, context.only(name in self.live))
+            x = stage(x, context.only(name in self.train_mode_blocks))
         if self.pool == "attention":
             return self.attention(dtype=self.dtype, name=ATTENTION_POOL)(x)
         return pool_map(x, self.pool)
@@ -183,7 +193,7 @@ NAMES = (  # of torchvision, and of CLIP
     *_conv_norm(f"{_UNIT}.conv{{c}}", f"{_UNIT}.bn{{c}}", f"{_OURS}/conv_{{c}}"),
     *_conv_norm(f"{_UNIT}.downsample.0", f"{_UNIT}.downsample.1", f"{_OURS}/shortcut"),
 )
-TORCHVISION = Port("torchvision", NAMES, ignored=(TRACKED, r"fc\..*"))
+TORCHVISION = WeightMapping("torchvision", NAMES, ignored=(TRACKED, r"fc\..*"))
 
 
 def _huggingface(source: str, target: str) -> tuple[Rule, ...]:
@@ -199,7 +209,7 @@ def _huggingface_layer(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-HUGGINGFACE = Port(
+HUGGINGFACE = WeightMapping(
     "huggingface",
     rules=(
         *_huggingface("embedder.embedder", "stem/conv_1"),
@@ -213,14 +223,14 @@ HUGGINGFACE = Port(
 )
 
 _vision = partial(
-    Vision,
+    EncoderSpec,
     multiple=1,
     pools=("mean", "tokens"),
     normalisation="imagenet",
-    ports=(TORCHVISION, HUGGINGFACE),
+    mappings=(TORCHVISION, HUGGINGFACE),
     head_init="torch",
 )
-ENCODERS = {
+SPECS = {
     "resnet18": _vision(partial(ResNet, Basic, (2, 2, 2, 2), 64)),
     "resnet34": _vision(partial(ResNet, Basic, (3, 4, 6, 3), 64)),
     "resnet50": _vision(partial(ResNet, Bottleneck, (3, 4, 6, 3), 64)),

@@ -5,33 +5,34 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
-from pixelrec_jax.weights.mapping import Port
+from pixelrec_jax.weights.mapping import WeightMapping
 
 
 @dataclass(frozen=True)
-class Vision:
-    """How to build a trunk and where its published weights go.
+class EncoderSpec:
+    """How to build a backbone and where its published weights go.
 
-    A trunk is a module with `blocks` (names of its parts from pixels to vector, the unit of
-    freezing) that is called as trunk(image float[M, H, W, 3], context) and returns tokens
+    A backbone is a module with `blocks` (names of its parts from pixels to vector, the unit of
+    freezing) that is called as backbone(image float[M, H, W, 3], context) and returns tokens
     float[M, S, C] if `pool` is "tokens" and vectors float[M, C] otherwise.
 
     Attributes:
-      trunk: makes the module from keyword arguments: `pool`; `live`, the blocks that are in train
+      backbone: makes the module from keyword arguments: `pool`;
+        `train_mode_blocks`, the blocks that are in train
         mode when the context is; `remat`, to recompute blocks in the backward pass instead of
         keeping their activations; `dtype` of computation; and options of its own.
       multiple: the image's sides must be multiples of it.
       pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
-      ports: names of published checkpoints; empty for encoders that start from random weights.
+      mappings: names of published checkpoints; empty for encoders that start from random weights.
       head_init: of the projection, a key of `items.projection.KERNEL_INITS`.
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
-    trunk: Callable[..., nn.Module]
+    backbone: Callable[..., nn.Module]
     multiple: int
     pools: tuple[str, ...]
     normalisation: str = "half"
-    ports: tuple[Port, ...] = ()
+    mappings: tuple[WeightMapping, ...] = ()
     head_init: str = "xavier_normal"
     optional: tuple[str, ...] = ()

@@ -12,9 +12,9 @@ import numpy as np
 from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.layers import Context, DropPath, pool_map
 from pixelrec_jax.items.vision.relative import RelativeAttention
-from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
-from pixelrec_jax.weights.mapping import LINEAR, PATCHES, Port, Rule, linear, norm
+from pixelrec_jax.weights.mapping import LINEAR, PATCHES, Rule, WeightMapping, linear, norm
 
 _EPSILON = 1e-5
 _MLP_RATIO = 4
@@ -110,7 +110,7 @@ class Stage(nn.Module):
       window: side of a window.
       drop_paths: rate of stochastic depth of each layer.
       merge: whether 2 x 2 patches of width C become one of width 2 C at the end.
-      remat, dtype: see `Vision.trunk`.
+      remat, dtype: see `EncoderSpec.backbone`.
     """
 
     heads: int
@@ -163,7 +163,7 @@ class Swin(nn.Module):
       patch: side of a square patch in pixels; it times 2^(stages - 1) divides the image's sides.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
       pool: "mean" or "tokens", see `layers.pool_map`.
-      live, remat, dtype: see `Vision.trunk`.
+      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
     """
 
     width: int
@@ -173,7 +173,7 @@ class Swin(nn.Module):
     patch: int = 4
     drop_path: float = 0.1
     pool: str = "mean"
-    live: tuple[str, ...] = ()
+    train_mode_blocks: tuple[str, ...] = ()
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -199,14 +199,14 @@ class Swin(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            x = stage(x, context.only(name in self.live))
+            x = stage(x, context.only(name in self.train_mode_blocks))
         x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(x)
         return pool_map(x, self.pool)
 
 
 _SOURCE, _TARGET = "encoder.layers.{n}.blocks.{m}", "stage_{n}/layer_{m}"
 _ATTENTION = f"{_TARGET}/attention"
-HUGGINGFACE = Port(
+HUGGINGFACE = WeightMapping(
     "huggingface",
     rules=(
         Rule("embeddings.patch_embeddings.projection.weight", "stem/embed/patch/kernel", PATCHES),
@@ -233,13 +233,13 @@ _DEFAULTS = {
     "multiple": 32,
     "pools": ("mean", "tokens"),
     "normalisation": "imagenet",
-    "ports": (HUGGINGFACE,),
+    "mappings": (HUGGINGFACE,),
 }
-ENCODERS = {
-    "swin_t": Vision(
+SPECS = {
+    "swin_t": EncoderSpec(
         partial(Swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)), **_DEFAULTS
     ),
-    "swin_b": Vision(
+    "swin_b": EncoderSpec(
         partial(Swin, width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)), **_DEFAULTS
     ),
 }

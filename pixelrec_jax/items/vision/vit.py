@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelrec_jax.items.vision.layers import Context, pool_tokens, prepend_token, split_heads
-from pixelrec_jax.items.vision.spec import Vision
+from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.weights.mapping import (
     BATCHED_POSITION,
     LINEAR,
     PATCHES,
     POSITION,
     TOKEN,
-    Port,
     Rule,
+    WeightMapping,
     linear,
     norm,
 )
@@ -141,7 +141,7 @@ class VisionTransformer(nn.Module):
       epsilon: of the layer norms.
       position_init: of the position embedding float32[S, C], which is a parameter also in MAE.
       pool: "tokens", "cls" or "mean", see `layers.pool_tokens`.
-      live, remat, dtype: see `Vision.trunk`; no block differs in train mode.
+      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`; no block differs in train mode.
     """
 
     width: int
@@ -153,7 +153,7 @@ class VisionTransformer(nn.Module):
     epsilon: float = 1e-6
     position_init: nn.initializers.Initializer = _normal
     pool: str = "tokens"
-    live: tuple[str, ...] = ()
+    train_mode_blocks: tuple[str, ...] = ()
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
 
 
 _CLIP = "encoder.layers.{n}"
-CLIP_HUGGINGFACE = Port(
+CLIP_HUGGINGFACE = WeightMapping(
     "huggingface",
     rules=(
         Rule("embeddings.class_embedding", "stem/class_token"),
@@ -216,7 +216,7 @@ CLIP_HUGGINGFACE = Port(
 _OPENAI = "visual.transformer.resblocks.{n}"
 _PARTS = ("query", "key", "value")
 # The prefix is part of the names: without it they are the text tower's.
-CLIP_OPENAI = Port(
+CLIP_OPENAI = WeightMapping(
     "openai",
     rules=(
         Rule("visual.class_embedding", "stem/class_token"),
@@ -244,7 +244,7 @@ CLIP_OPENAI = Port(
 
 _VIT = "encoder.layer.{n}"
 # Of plain ViT and of MAE, whose files add a decoder.
-VIT_HUGGINGFACE = Port(
+VIT_HUGGINGFACE = WeightMapping(
     "huggingface",
     rules=(
         Rule("embeddings.cls_token", "stem/class_token", TOKEN),
@@ -276,10 +276,10 @@ _clip = partial(VisionTransformer, clip=True, epsilon=1e-5)
 _vit = partial(VisionTransformer, epsilon=1e-12)  # that of the published configs
 _TOKENS = ("tokens", "cls", "mean")
 _of_clip = partial(
-    Vision, pools=_TOKENS, normalisation="clip", ports=(CLIP_HUGGINGFACE, CLIP_OPENAI)
+    EncoderSpec, pools=_TOKENS, normalisation="clip", mappings=(CLIP_HUGGINGFACE, CLIP_OPENAI)
 )
-_of_vit = partial(Vision, pools=("cls", "mean", "tokens"), ports=(VIT_HUGGINGFACE,))
-ENCODERS = {
+_of_vit = partial(EncoderSpec, pools=("cls", "mean", "tokens"), mappings=(VIT_HUGGINGFACE,))
+SPECS = {
     "clip_vit_b32": _of_clip(partial(_clip, **_BASE, patch=32), multiple=32),
     "clip_vit_b16": _of_clip(partial(_clip, **_BASE, patch=16), multiple=16),
     "clip_vit_l14": _of_clip(partial(_clip, **_LARGE, patch=14), multiple=14),
@@ -292,7 +292,7 @@ ENCODERS = {
         normalisation="imagenet",
     ),
     # Small enough to learn from scratch on a laptop; the default of the toy dataset.
-    "vit_toy": Vision(
+    "vit_toy": EncoderSpec(
         partial(VisionTransformer, width=64, depth=2, heads=4, patch=8, mlp=256),
         multiple=8,
         pools=_TOKENS,

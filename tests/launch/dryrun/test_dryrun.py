@@ -72,7 +72,7 @@ def test_an_error_of_the_compiler_is_a_line_and_a_row(monkeypatch, tmp_path):
 
 
 def test_steps_of_an_epoch_need_no_times():
-    words = f"{ROOT}/configs/pixelrec.py:user=sasrec,dataset=own"
+    words = f"{ROOT}/configs/pixelrec.py:user=sasrec,dataset=custom"
     by_time, plain = (load_config(words + split) for split in (",split=global_time", ""))
     steps = programs.steps_per_epoch(plain, "pixel200k", 10)
     assert steps >= 400  # of 4,000 users
@@ -96,7 +96,7 @@ def test_memory_of_parameters_falls_as_one_over_the_shards():
 
 def test_gradients_of_matrices_are_summed_to_where_their_shares_are():
     config = config_of("user=sasrec,item=id,dataset=pixel200k", fsdp=8)
-    config.update_from_flattened_dict({"width": 1024, "user.layers": 1, "user.inner": 2})
+    config.update_from_flattened_dict({"width": 1024, "user.layers": 1, "user.mlp_ratio": 2})
     result = dry_run(config, "v5e:2x4", sequences_per_chip=4, training_only=True)
     matrices = 4 * (4 + 2 * 2) * 1024**2  # bytes of attention and MLP
     assert result["programs"][TRAIN]["sent"]["reduce-scatter"] == 7 / 8 * matrices
@@ -133,9 +133,9 @@ def test_a_wrong_topology_is_one_line(topology, expected):
     ("words", "expected"),
     [
         (ID, r"batch_size=16 is not divisible by the 256 data shards"),
-        ("user=vbpr,item=features,dataset=pixel200k", r"give dataset=own and --config"),
+        ("user=vbpr,item=features,dataset=pixel200k", r"give dataset=custom and --config"),
         (f"{ID},split=global_time", r"split=global_time needs more of a dataset than its size"),
-        ("user=mf,item=id,dataset=own", r"is not a prepared dataset"),
+        ("user=mf,item=id,dataset=custom", r"is not a prepared dataset"),
     ],
 )
 def test_a_run_that_cannot_be_is_one_line(words, expected):

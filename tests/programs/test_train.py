@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pixelrec_jax.data.interactions import load
-from pixelrec_jax.items.vision.blocks import trainable_blocks
+from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.programs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.errors import UserError, nearest
@@ -18,9 +18,9 @@ from tests.tiny import ROOT
 CONFIG = f"--config={ROOT / 'configs' / 'pixelrec.py'}:user=sasrec,item=id,dataset=toy"
 
 
-def run(*arguments, module="main"):
+def run(*arguments, module="train"):
     return subprocess.run(
-        [sys.executable, "-m", f"pixelrec_jax.{module}", *map(str, arguments)],
+        [sys.executable, "-m", f"pixelrec_jax.programs.{module}", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -31,7 +31,7 @@ def run(*arguments, module="main"):
 @pytest.fixture(scope="module")
 def finished(toy_dataset, tmp_path_factory):
     """A run from the command line, and the process that made it."""
-    workdir = tmp_path_factory.mktemp("main") / "run"
+    workdir = tmp_path_factory.mktemp("train") / "run"
     options = [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
     options += ["--config.train.epochs=2", "--config.train.log_every=1"]
     return workdir, run(CONFIG, f"--workdir={workdir}", *options)
@@ -136,7 +136,7 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
         ([f"{CONFIG},split=globaltime"], "unknown split='globaltime'; did you mean 'global_time'?"),
         ([f"{CONFIG},split=global_time", "--config.dataset.split.test_from=0.7"], "in this order"),
         ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
-        ([CONFIG, "--config.eval.select=ndcg@7"], "eval.select='ndcg@7'; expected one of"),
+        ([CONFIG, "--config.eval.monitor=ndcg@7"], "eval.monitor='ndcg@7'; expected one of"),
         ([], "holds no run (no config.json); give --config to start one"),
         ([f"--config={ROOT}/README.md"], "README.md' is no config (SyntaxError"),
         ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
@@ -163,16 +163,16 @@ def test_nearest():
 
 def test_trainable_blocks():
     blocks = ("stem", "block_0", "block_1", "block_2")
-    assert trainable_blocks("all", blocks) == blocks
-    assert trainable_blocks("none", blocks) == ()
-    assert trainable_blocks("last:2", blocks) == ("block_1", "block_2")
-    assert trainable_blocks("last:2", (*blocks, "norm")) == ("block_1", "block_2", "norm")
-    assert trainable_blocks("block_2,stem", blocks) == ("stem", "block_2")
-    assert trainable_blocks(["block_1"], blocks) == ("block_1",)
+    assert resolve_trainable("all", blocks) == blocks
+    assert resolve_trainable("none", blocks) == ()
+    assert resolve_trainable("last:2", blocks) == ("block_1", "block_2")
+    assert resolve_trainable("last:2", (*blocks, "norm")) == ("block_1", "block_2", "norm")
+    assert resolve_trainable("block_2,stem", blocks) == ("stem", "block_2")
+    assert resolve_trainable(["block_1"], blocks) == ("block_1",)
     with pytest.raises(UserError, match="unknown block 'blok_1'; did you mean 'block_1'"):
-        trainable_blocks("blok_1", blocks)
+        resolve_trainable("blok_1", blocks)
     with pytest.raises(UserError, match="the encoder has 4 blocks"):
-        trainable_blocks("last:5", blocks)
+        resolve_trainable("last:5", blocks)
 
 
 def test_metrics_log_drops_what_will_be_done_again(tmp_path):
@@ -190,12 +190,13 @@ def test_metrics_log_drops_what_will_be_done_again(tmp_path):
 def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
     program = """
 import os, signal, sys, time
-from pixelrec_jax import errors, main, train
+from pixelrec_jax.programs import train
+from pixelrec_jax.system import errors
 def evaluate(*_):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
-train.evaluate = evaluate
-errors.run(main.main, parse_flags=main.parse_flags)
+train.train.evaluate = evaluate
+errors.run(train.main, parse_flags=train.parse_flags)
 """
     config = f"--config={ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
     done = subprocess.run(
