@@ -32,6 +32,7 @@ def base() -> ConfigDict:
             "item": {},
             # 0 is the stable form; 1e-8 reproduces the reference's -log(sigmoid(x) + 1e-8).
             "loss": {
+                "name": "bpr",
                 "epsilon": 0.0,
                 "single_row": False,  # True: only the first row of a batch, as the reference's FM
             },

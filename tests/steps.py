@@ -15,6 +15,6 @@ def run_steps(experiment: Experiment, steps: int) -> tuple[np.ndarray, TrainStat
     losses = []
     for index in range(steps):
         batch = make_global_arrays(batches[index % len(batches)], experiment.mesh, BATCH_SPEC)
-        state, loss = step(state, batch, experiment.graph)
-        losses.append(float(loss))
+        state, metrics = step(state, batch, experiment.resident)
+        losses.append(float(metrics["loss"]))
     return np.array(losses), state

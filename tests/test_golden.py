@@ -5,11 +5,10 @@ Tolerance: 1e-5 of a tensor's largest magnitude; the top 10 is equal.
 """
 
 import ast
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -20,7 +19,7 @@ from pixelrec_jax.data.slots import deduplicate
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.data.windows import training_windows
 from pixelrec_jax.evaluation.evaluate import Ranking
-from pixelrec_jax.losses import bpr, only_first_row
+from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.recommender import trainable_filter
 from pixelrec_jax.training.experiment import Experiment, build_experiment
@@ -164,19 +163,18 @@ def golden():
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients(golden, name):
     case = golden(name)
-    model, batch, epsilon = case.experiment.model, case.batch, case.config.loss.epsilon
-    batch = only_first_row(batch) if case.config.loss.single_row else batch
+    model, batch, compute_loss = case.experiment.model, case.batch, build_loss(case.config.loss)
 
     @jax.jit
     def gradient(trainable, frozen):
         def loss(trainable):
             params = partition.merge(trainable, frozen)
             variables = model.propagate(
-                {"params": params}, case.experiment.graph, case.experiment.mesh
+                {"params": params}, case.experiment.resident, case.experiment.mesh
             )
-            scores = model.apply(variables, batch, train=False)
-            rows = jnp.count_nonzero(batch.user)
-            return bpr(*scores, batch.weight, rows, epsilon=epsilon)
+            query, item = model.apply(variables, batch, train=False)
+            score = partial(model.apply, {}, method="score")
+            return compute_loss(score, query, item, batch)
 
         return jax.grad(loss)(trainable)
 
@@ -194,15 +192,15 @@ def test_losses_and_one_adamw_step(golden, name):
     state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
     step = make_train_step(case.experiment)
     batch = make_global_arrays(case.batch, case.experiment.mesh, BATCH_SPEC)
-    state, loss = step(state, batch, case.experiment.graph)
-    assert_close(loss, case.file["loss0"])
+    state, metrics = step(state, batch, case.experiment.resident)
+    assert_close(metrics["loss"], case.file["loss0"])
     # They start at zero, or within one step of it.
     starts = [x for path, x in flatten_dict(case.params0).items() if case.case.is_noise(path)]
     bound = max((np.abs(x).max() for x in starts), default=0) + 1.01 * case.config.optim.lr
     params = jax.device_get(state.params)
     assert_trees_close(params, case.params1, case.case, bound_of_noise=bound)
-    _, loss = step(state, batch, case.experiment.graph)
-    assert_close(loss, case.file["loss1"])
+    _, metrics = step(state, batch, case.experiment.resident)
+    assert_close(metrics["loss"], case.file["loss1"])
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -69,9 +69,9 @@ class Speed:
     A process sees its part of a batch, which stands for the others: an estimate, without asking.
     """
 
-    def __init__(self, *, parts: float = 1):
-        """Args: `parts` such as this process's make a whole batch."""
-        self._parts = parts
+    def __init__(self, *, batches_per_local: float = 1):
+        """Counts for a global batch that is so many times a process's own one."""
+        self._factor = batches_per_local
         self._reset()
 
     def _reset(self) -> None:
@@ -89,10 +89,10 @@ class Speed:
         seconds = time.perf_counter() - self._start
         rates = {
             "train/steps_per_second": self._steps / seconds,
-            "train/sequences_per_second": self._parts * self._sequences / seconds,
+            "train/sequences_per_second": self._factor * self._sequences / seconds,
         }
         if self._images:
-            rates["train/images_per_second"] = self._parts * self._images / seconds
+            rates["train/images_per_second"] = self._factor * self._images / seconds
         self._reset()
         return rates
 

@@ -22,7 +22,7 @@ def test_training_is_that_with_gradients_of_whole_tables(toy_dataset, monkeypatc
     config = tiny_config(f"user={user},item=id,dataset=toy", toy_dataset)
     config.optim.clip_norm = 0.1
     actual = _state(config, jax.devices()[:devices])
-    monkeypatch.setattr(Recommender, "lookups", lambda self, **_: {})
+    monkeypatch.setattr(Recommender, "embedding_lookups", lambda self, **_: {})
     expected = _state(config, jax.devices()[:devices])
 
     def assert_close(actual, expected):

@@ -107,8 +107,8 @@ def test_training_on_one_device_is_training_on_eight(toy_dataset):
         state, train_step = init_state(experiment), make_train_step(experiment)
         for step in range(3):
             batch = make_global_arrays(experiment.batches[step], experiment.mesh, BATCH_SPEC)
-            state, loss = train_step(state, batch, experiment.graph)
-            yield float(loss)
+            state, metrics = train_step(state, batch, experiment.resident)
+            yield float(metrics["loss"])
 
     expected = list(losses(1))
     assert expected[-1] != expected[0]

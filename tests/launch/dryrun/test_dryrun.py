@@ -148,7 +148,7 @@ def test_a_prepared_dataset_is_taken_as_it_is(toy_dataset):
     pod = programs.describe_pod("v5e:2x4")
     experiment = programs.experiment(config, pod)
     assert experiment.interactions.num_users == 61
-    assert experiment.graph.user.sharding.mesh == experiment.mesh  # shapes only
+    assert experiment.resident.graph.user.sharding.mesh == experiment.mesh  # shapes only
 
 
 def test_official_datasets_have_their_counts(monkeypatch):
