@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.state import init_state
 from pixelrec_jax.train import train_and_evaluate
 from pixelrec_jax.workdir import claim
+from tests.double import assert_close, cast
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 CONFIG = str(ROOT / "configs" / "pixelrec.py")
@@ -45,17 +47,24 @@ def _assert_close(actual, expected, relative):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
+def _in_float64(encoder):
+    double = {"dtype": jnp.dtype("float64")}
+    module = encoder.module.clone(trunk=encoder.module.trunk.clone(**double), **double)
+    return dataclasses.replace(encoder, module=module, variables=cast(encoder.variables))
+
+
 def _trunk(encoder, interactions):
     """The trunk applied to all images by itself: its output, and the outputs of its modules."""
     images = ImageStore(interactions.directory, size=16).load(np.arange(1, interactions.num_items))
     mean, std = map(np.asarray, NORMALISATIONS[encoder.module.normalisation])
-    images = ((images / 255 - mean) / std).astype(np.float32)
+    images = (images / 255 - mean) / std
     variables = {name: tree["trunk"] for name, tree in encoder.variables.items()}
     options = {"mutable": "intermediates", "capture_intermediates": True}
     x, captured = jax.jit(partial(encoder.module.trunk.apply, **options))(variables, images)
     return x, captured["intermediates"]
 
 
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(
     ("item", "pool", "shape", "layer", "layer_shape"),
     [
@@ -66,11 +75,11 @@ def _trunk(encoder, interactions):
 def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
     interactions, tmp_path, item, pool, shape, layer, layer_shape
 ):
-    encoder, out = _choose(interactions, item, pool=pool), tmp_path / "features.npy"
+    encoder, out = _in_float64(_choose(interactions, item, pool=pool)), tmp_path / "features.npy"
     trunk, modules = _trunk(encoder, interactions)
 
     def rows(**options):
-        options = {"devices": jax.devices()[:1]} | options
+        options = {"devices": jax.devices()[:1], "dtype": "float64"} | options
         description = extract(interactions, encoder, out, **options)
         matrix = np.load(out)
         assert matrix.shape == description["shape"]
@@ -79,11 +88,10 @@ def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
 
     output = rows()
     assert output.shape[1:] == shape
-    assert output.dtype == np.float32
-    _assert_close(output, trunk, 1e-6)
+    assert_close(output, trunk)
     output = rows(layer=layer)
     assert output.shape[1:] == layer_shape
-    _assert_close(output, modules[layer]["__call__"][0], 1e-6)
+    assert_close(output, modules[layer]["__call__"][0])
     mean = rows(layer=layer, average=True, dtype="float16")
     assert mean.dtype == np.float16
     _assert_close(mean, output.reshape(len(output), -1, layer_shape[-1]).mean(1), 1e-3)
