@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from functools import partial
 
@@ -22,6 +21,7 @@ from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.state import init_state
 from pixelrec_jax.train import train_and_evaluate
 from pixelrec_jax.workdir import claim
+from tests import subprocesses
 from tests.double import assert_close, cast
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
@@ -198,5 +198,5 @@ def test_the_program(interactions, tmp_path):
     command = [sys.executable, "-m", "pixelrec_jax.extract", "--item=vit_toy", "--average"]
     command += ["--weights="]  # random ones, but only on request
     command += [f"--data={interactions.directory}", "--image_size=16", f"--out={out}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocesses.run(command, cwd=ROOT, check=True)
     assert f"{out}: {interactions.num_items - 1} items, 64 float32 each, 0.0 MB" in done.stdout

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import polars as pl
@@ -13,19 +12,15 @@ from pixelrec_jax.data.interactions import load
 from pixelrec_jax.errors import UserError, nearest
 from pixelrec_jax.freeze import trainable_blocks
 from pixelrec_jax.workdir import MetricsLog
+from tests import subprocesses
 from tests.tiny import ROOT
 
 CONFIG = f"--config={ROOT / 'configs' / 'pixelrec.py'}:user=sasrec,item=id,dataset=toy"
 
 
 def run(*arguments, module="main"):
-    return subprocess.run(
-        [sys.executable, "-m", f"pixelrec_jax.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    argv = [sys.executable, "-m", f"pixelrec_jax.{module}", *map(str, arguments)]
+    return subprocesses.run(argv, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +193,7 @@ train.evaluate = evaluate
 errors.run(main.main, parse_flags=main.parse_flags)
 """
     config = f"--config={ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
-    done = subprocess.run(
-        [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    argv = [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"]
+    done = subprocesses.run(argv, cwd=ROOT)
     assert done.returncode == 130
     assert done.stderr == "error: interrupted; start the same command again to go on\n"
