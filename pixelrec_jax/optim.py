@@ -1,5 +1,6 @@
 """The optimizer: AdamW with one group for what looks at images or features, one for the rest."""
 
+import math
 from functools import partial
 
 import jax
@@ -67,12 +68,19 @@ def _scale_by_adam(
         mu = jax.tree.map(partial(moment, b1, 1), state.mu, gradient, ids)
         nu = jax.tree.map(partial(moment, b2, 2), state.nu, gradient, ids)
 
+        first, second = (_sum_of_weights(decay, count) for decay in (b1, b2))
+
         def direction(mu: jax.Array, nu: jax.Array) -> jax.Array:
-            return mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+            return mu / first / (jnp.sqrt(nu / second) + eps)
 
         return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
+
+
+def _sum_of_weights(decay: float, count: jax.Array) -> jax.Array:
+    """Returns 1 - decay**count, of a moment's weights, without the cancellation of first steps."""
+    return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones(())
 
 
 def _labels(params: dict) -> dict:
