@@ -4,6 +4,7 @@ The fixture `in_float64` makes the program compute so. Modules have a dtype of t
 makes float32 variables: a test asks for other modules, and casts the variables.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,18 @@ def compute_in_float64(patch: pytest.MonkeyPatch) -> None:
 def _attention(query, key, value, *, bias=0.0):
     logits = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5 + bias
     return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(logits), value)
+
+
+def module(original: nn.Module) -> nn.Module:
+    """The same module with modules that compute in float64, a recommender's or encoder's."""
+    changed = {
+        name: module(getattr(original, name))
+        for name in ("item_encoder", "user_encoder", "trunk")
+        if hasattr(original, name)
+    }
+    if hasattr(original, "dtype"):
+        changed["dtype"] = jnp.dtype("float64")
+    return original.clone(**changed)
 
 
 def cast(tree):

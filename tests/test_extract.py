@@ -6,7 +6,6 @@ import sys
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,8 +20,7 @@ from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.state import init_state
 from pixelrec_jax.train import train_and_evaluate
 from pixelrec_jax.workdir import claim
-from tests import subprocesses
-from tests.double import assert_close, cast
+from tests import double, subprocesses
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 CONFIG = str(ROOT / "configs" / "pixelrec.py")
@@ -48,9 +46,8 @@ def _assert_close(actual, expected, relative):
 
 
 def _in_float64(encoder):
-    double = {"dtype": jnp.dtype("float64")}
-    module = encoder.module.clone(trunk=encoder.module.trunk.clone(**double), **double)
-    return dataclasses.replace(encoder, module=module, variables=cast(encoder.variables))
+    module, variables = double.module(encoder.module), double.cast(encoder.variables)
+    return dataclasses.replace(encoder, module=module, variables=variables)
 
 
 def _trunk(encoder, interactions):
@@ -88,10 +85,10 @@ def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
 
     output = rows()
     assert output.shape[1:] == shape
-    assert_close(output, trunk)
+    double.assert_close(output, trunk)
     output = rows(layer=layer)
     assert output.shape[1:] == layer_shape
-    assert_close(output, modules[layer]["__call__"][0])
+    double.assert_close(output, modules[layer]["__call__"][0])
     mean = rows(layer=layer, average=True, dtype="float16")
     assert mean.dtype == np.float16
     _assert_close(mean, output.reshape(len(output), -1, layer_shape[-1]).mean(1), 1e-3)
