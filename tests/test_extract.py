@@ -61,6 +61,7 @@ def _trunk(encoder, interactions):
     return x, captured["intermediates"]
 
 
+@pytest.mark.numerical
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(
     ("item", "pool", "shape", "layer", "layer_shape"),
@@ -94,6 +95,7 @@ def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
     _assert_close(mean, output.reshape(len(output), -1, layer_shape[-1]).mean(1), 1e-3)
 
 
+@pytest.mark.numerical
 def test_rows_depend_on_no_batch_and_no_device(interactions, tmp_path):
     encoder, out = _choose(interactions, "efficientnet_lite0"), tmp_path / "features.npy"
     results = []

@@ -191,6 +191,7 @@ def _gradient(case: Golden, experiment: Experiment, trainable: dict, frozen: dic
     return gradient(trainable, frozen)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients(golden, name):
     case = golden(name)
@@ -223,6 +224,7 @@ def _step_bounds(case: Golden) -> dict[tuple[str, ...], np.ndarray]:
     return bounds
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", TRAINED)
 def test_losses_and_one_adamw_step(golden, name):
     """The program's own train step, from the reference's parameters."""

@@ -9,6 +9,7 @@ from pixelrec_jax.sharding import build_mesh
 from tests.tiny import tiny_config
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.0, 0.0)])
 def test_the_first_steps_are_those_of_float64(b1, b2):
     """1 - b2**count is a difference of near numbers, of which float32 keeps five digits."""

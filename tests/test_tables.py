@@ -24,6 +24,7 @@ def _train(config, devices, steps=3):
 
 
 # MF's users and, on several devices, items repeat in a batch; clipping needs the norm of sums.
+@pytest.mark.numerical
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("user", ["sasrec", "mf"])

@@ -42,6 +42,7 @@ def pair():
     return module, parity.Trunk(TRUNK, (OPENAI,), parity.state_dict(module), size=SIZE)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_pytorchs(pair):
     module, trunk = pair
     image = parity.random_image(SIZE)
@@ -55,6 +56,7 @@ def test_every_block_equals_pytorchs(pair):
     parity.assert_close(trunk(image), vector)
 
 
+@pytest.mark.numerical
 def test_a_training_step_equals_pytorchs(pair):
     module, trunk = pair
     image = parity.random_image(SIZE, count=4, seed=1)

@@ -54,6 +54,7 @@ def trunk(network):
     return parity.Trunk(TRUNK, (TIMM,), parity.state_dict(network), size=32)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_timm(network, trunk):
     image = parity.random_image(32)
     layers = trunk.layers(image)
@@ -74,6 +75,7 @@ def test_pooling_equals_timm_at_any_size(network, trunk, size):
     parity.assert_close(trunk(image), theirs)
 
 
+@pytest.mark.numerical
 def test_gradients_and_running_statistics_of_training_equal_timm(trunk):
     network = tiny_network().train()
     image = parity.random_image(32, count=4, seed=1)

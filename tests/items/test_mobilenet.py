@@ -34,6 +34,7 @@ def trunk(network):
     return parity.Trunk(TRUNK, (PORT,), parity.state_dict(network), size=32)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_pytorch(network, trunk):
     image = parity.random_image(32)
     layers = trunk.layers(image)
@@ -50,6 +51,7 @@ def test_pooling_equals_pytorch_at_any_size(network, trunk, size):
     parity.assert_close(trunk(image), network.features(parity.as_torch(image)).mean((2, 3)))
 
 
+@pytest.mark.numerical
 def test_gradients_and_running_statistics_of_training_equal_pytorch(trunk):
     network = parity.randomise(MobileNetV2(num_classes=5, inverted_residual_setting=TABLE)).train()
     # The gradient jumps at a relu6's kinks: here no input of one is within five roundings of them.
@@ -83,6 +85,7 @@ def test_only_live_blocks_change_their_statistics(trunk):
     assert {path[0] for path in before if np.any(before[path] != after[path])} == set(live.live)
 
 
+@pytest.mark.numerical
 def test_recomputation_changes_no_gradient(network, trunk):
     image = parity.random_image(32)
     direction = np.random.default_rng(0).normal(size=(2, 1280)).astype(np.float32)

@@ -60,6 +60,7 @@ def _map(x):
     return x.detach().permute(0, 2, 3, 1)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_every_block_equals_torchvisions(kind):
     module, trunk = _of_torchvision(kind)
@@ -73,6 +74,7 @@ def test_every_block_equals_torchvisions(kind):
     parity.assert_close(trunk(image), module.avgpool(x).flatten(1))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
     module, trunk = _of_transformers(kind, size=45)
@@ -83,6 +85,7 @@ def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
     parity.assert_close(trunk(image), theirs.pooler_output.flatten(1))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_a_training_step_equals_pytorchs(kind):
     # With 32 pixels the last batch norm would see few values and amplify rounding, in PyTorch, too.
@@ -147,6 +150,7 @@ def _step(trunk, dtype=jnp.float32):
     return output, grads, changed, variables["batch_stats"]
 
 
+@pytest.mark.numerical
 def test_recomputation_changes_nothing():
     plain, recomputed = (
         _step(SMALL.clone(live=SMALL.blocks, remat=remat)) for remat in (False, True)
