@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python -m
 # Compiled programs are kept here, which makes the second run of anything start faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-numerics lint format clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -21,6 +21,11 @@ demo: $(VENV)/installed
 # Two processes, each with the tests of whole files, which share what they compile.
 test: $(VENV)/installed-test lint
 	$(RUN) pytest -n 2 --dist loadfile
+
+# The numerical tests as a processor with the oldest of the instructions of x86 rounds.
+ISA ?= SSE4_2
+test-numerics: $(VENV)/installed-test
+	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(RUN) pytest -n 2 -m numerical
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

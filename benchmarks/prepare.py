@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from absl import flags
-from pixelrec_jax.launch.dryrun.programs import random_items
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pixelrec_jax.launch.dryrun.programs import random_items
 from pixelrec_jax.system import errors
 
 _DIR = flags.DEFINE_string("dir", None, "Folder of the generated file.", required=True)

@@ -10,10 +10,10 @@ future.
 from functools import partial
 
 from ml_collections import ConfigDict
+
 from pixelrec_jax.configs.datasets import DATASETS
 from pixelrec_jax.configs.encoders import ENCODERS
 from pixelrec_jax.configs.recommenders import RECOMMENDERS
-
 from pixelrec_jax.system.errors import UserError, nearest
 
 

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
-
 from pixelrec_jax.programs import report
 from pixelrec_jax.system.errors import TransientError, UserError
 

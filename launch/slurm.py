@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import (
     Command,
@@ -21,7 +22,6 @@ from pixelrec_jax.launch.commands import (
     execute,
     program,
 )
-
 from pixelrec_jax.system.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from pixelrec_jax.configs import pixelrec
 
+from pixelrec_jax.configs import pixelrec
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
@@ -196,6 +196,7 @@ def test_padding_is_invisible(user):
     np.testing.assert_array_equal(jax.jit(state)(vector), jax.jit(state)(other))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_a_padded_history_is_like_a_short_one(user):
     this = case(user, items_of(user)[0])
@@ -256,6 +257,7 @@ def test_bf16_compute_keeps_float32_parameters_and_vectors(item):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.numerical
 def test_remat_changes_nothing_but_memory(toy_dataset):
     def loss_and_gradient(remat):
         config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", toy_dataset)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
+
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, writable
 from pixelrec_jax.launch.dryrun.roofline import CompilerError
 from pixelrec_jax.launch.slices import Slice
-
-from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError

@@ -2,14 +2,14 @@
 
 import shlex
 import shutil
-import subprocess
 import sys
 import tarfile
 
 import pytest
-from pixelrec_jax.launch.slices import Slice
 
+from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 
@@ -308,7 +308,7 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     (clone / ".gitignore").write_text(f"{ignored}mine/\n")
     me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
     for arguments in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "first")):
-        subprocess.run(["git", *arguments], cwd=clone, check=True)
+        subprocesses.run(["git", *arguments], cwd=clone, check=True)
     command = [sys.executable, "-m", "pixelrec_jax.launch.tpu", *TPU[1:], "--do=run"]
 
     def launch(*options):

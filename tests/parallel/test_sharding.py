@@ -10,13 +10,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from pixelrec_jax.launch.dryrun import programs
-from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.items import FEATURES, vision
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
+from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 from pixelrec_jax.parallel.sharding import (
     BATCH_SPEC,
     CATALOG_SPEC,
