@@ -9,14 +9,14 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 demo: $(VENV)/installed
 	rm -rf demo
-	$(RUN) pixelrec_jax.data.toy --out=demo/raw
-	$(RUN) pixelrec_jax.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
+	$(RUN) pixelrec_jax.ingest.toy --out=demo/raw
+	$(RUN) pixelrec_jax.programs.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
 	  --store=resized --image_size=32 --out=demo/data
-	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
+	$(RUN) pixelrec_jax.programs.train --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
 	  --config.dataset.path=demo/data --config.train.epochs=7 --workdir=demo/pixel
-	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
+	$(RUN) pixelrec_jax.programs.train --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
 	  --config.dataset.path=demo/data --workdir=demo/id
-	$(RUN) pixelrec_jax.report demo/pixel demo/id
+	$(RUN) pixelrec_jax.programs.report demo/pixel demo/id
 
 # Two processes, each with the tests of whole files, which share what they compile.
 test: $(VENV)/installed-test lint

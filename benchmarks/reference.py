@@ -56,7 +56,7 @@ _COLUMNS += ("epoch s", "ratio", "validation s", "ratio")
 
 
 class Ours:
-    """What `pixelrec_jax.train` does in an epoch."""
+    """What `pixelrec_jax.training.train` does in an epoch."""
 
     def __init__(self, users: int, items: int):
         """Args: the size of the random interactions to train on."""

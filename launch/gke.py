@@ -47,7 +47,7 @@ def manifest(
     container = {
         "name": "train",
         "image": image,
-        "command": ["python", "-m", "pixelrec_jax.main"],
+        "command": ["python", "-m", "pixelrec_jax.programs.train"],
         "args": arguments,
         # The chips read memory that is locked, more than other containers may lock:
         # https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#privileged-mode

@@ -50,7 +50,7 @@ def main(of_run: Sequence[str]) -> None:
     values = flags.FLAGS
     every = jobs.jobs(of_run, "run", values.sweep)
     commands = {
-        job.workdir: Command((sys.executable, "-m", "pixelrec_jax.main", *job.flags))
+        job.workdir: Command((sys.executable, "-m", "pixelrec_jax.programs.train", *job.flags))
         for job in every
     }
     if values.dry_run:

@@ -34,7 +34,7 @@ def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bo
     cases = "\n".join(
         f"  {number}) run=({shlex.join(job.flags)}) ;;" for number, job in enumerate(every)
     )
-    train = f'{shlex.quote(python)} -m pixelrec_jax.main "${{run[@]}}"'
+    train = f'{shlex.quote(python)} -m pixelrec_jax.programs.train "${{run[@]}}"'
     train += " --distributed=auto" if distributed else ""
     return f"""#!/bin/bash
 case "${{SLURM_ARRAY_TASK_ID:-0}}" in

@@ -1,6 +1,6 @@
 """Dry runs of many configs on many pods, as a Markdown table.
 
-python -m pixelrec_jax.launch.dryrun_table --study=encoders --results=encoders.jsonl
+python -m pixelrec_jax.launch.dryrun.table --study=encoders --results=encoders.jsonl
 
 A compile takes minutes, so every result is a line of --results as soon as it is there, and the same
 command goes on where it was stopped; --compile=False prints the table of what is there.

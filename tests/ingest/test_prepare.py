@@ -402,7 +402,7 @@ def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monke
 
 
 def test_load_refuses_what_is_not_whole(place):
-    with pytest.raises(UserError, match=r"is not a prepared dataset.*run python -m pixelrec_jax"):
+    with pytest.raises(UserError, match=r"is not a prepared dataset.*run pixelrec prepare"):
         interactions.load(place)
     run(place)
     out = place / "out"
@@ -517,7 +517,7 @@ def test_ids_are_readable_arrow_files(place):
 
 
 def command(*arguments):
-    return subprocesses.run([sys.executable, "-m", "pixelrec_jax.prepare", *arguments])
+    return subprocesses.run([sys.executable, "-m", "pixelrec_jax.programs.prepare", *arguments])
 
 
 def test_command_line(place):

@@ -327,9 +327,9 @@ def test_the_program_needs_neither_jax_nor_tensorflow_and_writes_the_same_bytes(
     arguments = [f"--out={tmp_path}", f"--images={raw / 'images'}", "--config=pixel1m_items"]
     code = (
         "import runpy, sys\n"
-        "import pixelrec_jax.data.sources.tfds\n"
+        "import pixelrec_jax.ingest.sources.tfds\n"
         "try:\n"
-        "    runpy.run_module('pixelrec_jax.data.tfds.build', run_name='__main__')\n"
+        "    runpy.run_module('pixelrec_jax.ingest.tfds.build', run_name='__main__')\n"
         "finally:\n"
         "    print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])\n"
     )

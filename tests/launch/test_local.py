@@ -84,7 +84,7 @@ def test_a_run_that_a_signal_ends_is_interrupted_not_failed():
 # Makes the runs that a launcher starts use the small siblings of encoders.
 _TINY = """
 import sys
-if "pixelrec_jax.main" in sys.orig_argv:
+if "pixelrec_jax.programs.train" in sys.orig_argv:
     from pixelrec_jax.items import vision
     from tests.tiny import TINY
     vision.VISION_ENCODERS.update(TINY)

@@ -255,7 +255,8 @@ def test_what_one_process_alone_finds_wrong_ends_all(whole, toy_dataset, tmp_pat
 
 
 def test_processes_that_never_come_are_not_waited_for_forever(tmp_path):
-    program = "import runpy; from pixelrec_jax import distributed; distributed.JOIN_SECONDS = 1;"
+    program = "import runpy; from pixelrec_jax.parallel import distributed;"
+    program += "distributed.JOIN_SECONDS = 1;"
     program += (
         "runpy.run_module('pixelrec_jax.programs.train', run_name='__main__', alter_sys=True)"
     )
@@ -281,8 +282,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from pixelrec_jax import distributed
-from pixelrec_jax.experiment import build_experiment
+from pixelrec_jax.parallel import distributed
+from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from tests import subprocesses
 from tests.tiny import tiny_config
@@ -294,7 +295,7 @@ with distributed.joined(address.removeprefix("--distributed="), resume_hint=str)
         config.mesh.update(dict(zip(("data", "fsdp", "tensor"), axes)))
         experiment = build_experiment(config)
         local = experiment.batches[3]
-        together = make_global_arrays(local, experiment.mesh, BATCH)
+        together = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
         together = multihost_utils.process_allgather(together, tiled=True)
         name = "-".join(map(str, axes))
         leaves = {f"together_{n}": x for n, x in enumerate(jax.tree.leaves(together))}

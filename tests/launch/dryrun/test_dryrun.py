@@ -164,7 +164,7 @@ def test_official_datasets_have_their_counts(monkeypatch):
     ("options", "name", "message"),
     [
         (f"dryrun --config=configs/pixelrec.py:{ID} --topology=v5e:2x4 --json=", "", "is a folder"),
-        ("dryrun_table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
+        ("dryrun.table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
     ],
 )
 def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
