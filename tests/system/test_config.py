@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 from pixelrec_jax.configs import pixelrec
+from pixelrec_jax.configs.keys import check_values
 
-from pixelrec_jax.system.config import check_values
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.users import USER_ENCODERS
