@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pixelrec_jax.configs.keys import check_values
 from pixelrec_jax.system.config import (
     check_batch_size,
     check_keys,
-    check_values,
     flatten,
     load_config,
     mesh_shape,

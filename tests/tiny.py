@@ -20,6 +20,7 @@ from pixelrec_jax.items.vision.swin import Swin
 from pixelrec_jax.items.vision.vit import VisionTransformer
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.system.config import load_config
+from pixelrec_jax.users import USER_ENCODERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,13 +65,9 @@ TINY = {
 }
 
 
-# The item encoders of user encoders that do not take every one.
-ITEMS_OF = {"lightgcn": ("id",), "acf": ("id+features",), "visrank": ("features",)}
-
-
 def items_of(user: str) -> tuple[str, ...]:
     """The item encoders that a user encoder takes; it is tested with the first."""
-    return ITEMS_OF.get(user, ITEM_ENCODERS)
+    return USER_ENCODERS[user].item_encoders or ITEM_ENCODERS
 
 
 def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:

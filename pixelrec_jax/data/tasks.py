@@ -4,7 +4,7 @@ Everything is vectorised; a task is pickled to worker processes and called from 
 """
 
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.split import Split
 from pixelrec_jax.data.windows import Windows, read_windows, training_windows
 from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.options import Number, Option
 
 
 class Rows(NamedTuple):
@@ -34,10 +35,12 @@ class Task(Protocol):
     Attributes:
       rows_per_example: R; some rows of an example may be padding.
       masks: whether histories hold the mask item, whose id is N.
+      options: what it takes from `config.task` beside what every task does.
     """
 
     rows_per_example: int
     masks: bool
+    options: ClassVar[dict[str, Option]]
 
     def __len__(self) -> int: ...
 
@@ -55,6 +58,7 @@ class _Task:
 
     rows_per_example = 1
     masks = False
+    options: ClassVar[dict[str, Option]] = {}
 
     def __getstate__(self) -> dict:
         # Worker processes compute these themselves: at full size they are very large.
@@ -188,6 +192,9 @@ class Cloze(_WindowTask):
     """
 
     masks = True
+    options: ClassVar[dict[str, Option]] = {
+        "mask_ratio": Option("probability that an item is masked", Number(above=0, below=1)),
+    }
 
     def __init__(
         self,

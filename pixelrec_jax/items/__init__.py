@@ -1,7 +1,5 @@
 """Item encoders: what an item is: its id, frozen features, semantic ids, or its image."""
 
-from collections.abc import Iterable
-
 import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -12,27 +10,94 @@ from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.blocks import resolve_trainable
+from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.options import (
+    DTYPE,
+    Flag,
+    Number,
+    OneOf,
+    Option,
+    Text,
+    Whole,
+    Wholes,
+    check_options,
+)
 
 FEATURES = ("features", "id+features", "semantic_ids")
 ITEM_ENCODERS = ("id", *FEATURES, *VISION_ENCODERS)
 
 # An item encoder maps Items with leading axis M to vectors float32[M, E].
 
-
-# What every vision encoder's config has; further keys are options of its backbone.
-_COMMON = (
-    "name",
-    "image_size",
-    "weights",
-    "trainable",
-    "frozen_in_train_mode",
-    "pool",
-    "dnn_layers",
-    "normalisation",
-    "remat",
-    "dtype",
+_NAME = Option("what an item is: an id, features, codes, or an image", None)
+_INITIALIZER = "how tables and dense layers start"
+_PATH = "file of features or codes, relative to the folder of the dataset"
+_DNN_LAYERS = Option(
+    "widths of dense layers below the projection (Figure 10)", Wholes(may_be_empty=True)
 )
+_ID_OPTIONS = {
+    "name": _NAME,
+    "initializer": Option(_INITIALIZER, OneOf(*TABLE_INITS)),
+    "init_std": Option("standard deviation of the initializer 'normal'", Number(least=0)),
+}
+_FEATURE_OPTIONS = {
+    "name": _NAME,
+    "path": Option(_PATH, Text()),
+    "feature_head": Option("how features become an item's vector", OneOf(*FEATURE_HEADS)),
+    "dnn_layers": _DNN_LAYERS,
+    "initializer": Option(_INITIALIZER, OneOf(*KERNEL_INITS)),
+}
+_CODE_OPTIONS = {
+    "name": _NAME,
+    "path": Option(_PATH, Text()),
+    "codebook_size": Option("how many codes there are at each position", Whole()),
+    "initializer": Option(_INITIALIZER, OneOf(*KERNEL_INITS)),
+}
+# What every vision encoder's config has; further keys are options of its backbone.
+_PIXEL_OPTIONS = {
+    "name": _NAME,
+    "image_size": Option("width and height of an image in pixels", Whole()),
+    "weights": Option(
+        "file, folder, URL, package:NAME or owner/name[@revision] of the hub; '' is random", Text()
+    ),
+    "trainable": Option("blocks that are trained: all, none, last:2 or names by commas", None),
+    "frozen_in_train_mode": Option(
+        "whether frozen blocks use batch statistics and drop paths, as in the reference", Flag()
+    ),
+    "pool": Option("how the tokens of an image become its vector", None),
+    "dnn_layers": _DNN_LAYERS,
+    "normalisation": Option(
+        "mean and deviation of pixels: half is the reference's, checkpoint the weights' own",
+        OneOf("checkpoint", *NORMALISATIONS),
+    ),
+    "remat": Option("whether the backward pass computes activations again, to save memory", Flag()),
+    "dtype": DTYPE,
+}
+# Options of backbones, for those that have a field of the name.
+_BACKBONE_OPTIONS = {
+    "drop_path": Option("rate of stochastic depth in training", Number(least=0, below=1)),
+}
+
+
+def item_options(name: str) -> dict[str, Option]:
+    """Returns the options of a registered item encoder.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name == "id":
+        return _ID_OPTIONS
+    if name == "semantic_ids":
+        return _CODE_OPTIONS
+    if name in FEATURES:
+        return _FEATURE_OPTIONS
+    if name not in VISION_ENCODERS:
+        raise UserError(f"unknown item encoder {name!r}{nearest(name, ITEM_ENCODERS)}")
+    vision = VISION_ENCODERS[name]
+    fields = vision.backbone.func.__dataclass_fields__
+    pool = Option(_PIXEL_OPTIONS["pool"].meaning, OneOf(*vision.pools))
+    of_backbone = {key: option for key, option in _BACKBONE_OPTIONS.items() if key in fields}
+    return {**_PIXEL_OPTIONS, "pool": pool, **of_backbone}
 
 
 def uses_pixels(item: ConfigDict) -> bool:
@@ -64,25 +129,20 @@ def build_item_encoder(
     Raises:
       UserError: an unknown name or choice, or an image size that the encoder cannot divide.
     """
-    if item.name not in ITEM_ENCODERS:
-        raise UserError(f"unknown item encoder {item.name!r}{nearest(item.name, ITEM_ENCODERS)}")
+    check_options(flatten(item.to_dict(), "item."), flatten(item_options(item.name), "item."))
     mask_item = num_items if has_mask else None
     if item.name in VISION_ENCODERS:
         return _pixel_encoder(item, mask_item, width)
     if item.name == "semantic_ids":
-        _check_choice(item, "initializer", KERNEL_INITS)
         return SemanticIds(item.codebook_size, mask_item, width, item.initializer)
     if item.name in FEATURES:
         return _feature_encoder(item, num_items + has_mask, mask_item, width)
-    _check_choice(item, "initializer", TABLE_INITS)
     return IdEncoder(num_items + has_mask, width, item.initializer, item.init_std)
 
 
 def _feature_encoder(
     item: ConfigDict, num_items: int, mask_item: int | None, width: int
 ) -> nn.Module:
-    _check_choice(item, "feature_head", FEATURE_HEADS)
-    _check_choice(item, "initializer", KERNEL_INITS)
     encoder, has_ids = FEATURE_HEADS[item.feature_head], item.name == "id+features"
     if encoder.ids_needed and not has_ids:
         raise UserError(f"item.feature_head={item.feature_head!r} needs item=id+features")
@@ -102,24 +162,18 @@ def _feature_encoder(
 
 def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Module:
     vision = VISION_ENCODERS[item.name]
-    options = {key: value for key, value in item.items() if key not in _COMMON}
-    missing = [key for key in _COMMON if key not in item]
-    unknown = [key for key in options if key not in vision.backbone.func.__dataclass_fields__]
-    if missing or unknown:
-        problems = [f"lacks item.{key}" for key in missing]
-        problems += [f"has item.{key}, which {item.name} does not know" for key in unknown]
+    options = {key: value for key, value in item.items() if key not in _PIXEL_OPTIONS}
+    if missing := [f"item.{key}" for key in _PIXEL_OPTIONS if key not in item]:
         raise UserError(
-            f"the config {', '.join(problems)}; it may come from another version: make it anew "
-            "from configs/pixelrec.py, in a new workdir"
+            f"the config lacks {', '.join(missing)}; it may come from another version: make it "
+            "anew from configs/pixelrec.py, in a new workdir"
         )
-    if item.image_size <= 0 or item.image_size % vision.multiple:
+    if item.image_size % vision.multiple:
         possible = max(1, round(item.image_size / vision.multiple)) * vision.multiple
         raise UserError(
             f"item.image_size={item.image_size} is not a multiple of {vision.multiple} pixels, "
             f"which {item.name} needs; try {possible}"
         )
-    _check_choice(item, "pool", vision.pools)
-    _check_choice(item, "normalisation", ("checkpoint", *NORMALISATIONS))
     dtype = jnp.dtype(item.dtype)
     backbone = vision.backbone(pool=item.pool, remat=item.remat, dtype=dtype, **options)
     trainable_blocks = resolve_trainable(item.trainable, backbone.blocks)
@@ -137,8 +191,3 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Mo
         else item.normalisation,
         dtype=dtype,
     )
-
-
-def _check_choice(item: ConfigDict, key: str, known: Iterable[str]) -> None:
-    if item[key] not in known:
-        raise UserError(f"item.{key}={item[key]!r}: item={item.name} offers {', '.join(known)}")

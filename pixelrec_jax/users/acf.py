@@ -3,12 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.parallel.tables import embedding_lookup
-from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.users.encoder import UserEncoder, check_feature_head, visible_embeddings
+from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
 class ACF(UserEncoder):
@@ -20,16 +18,9 @@ class ACF(UserEncoder):
     """
 
     has_table = True
-
-    @classmethod
-    def check_item(cls, item: ConfigDict) -> None:
-        """Raises `UserError` if items are not a table of ids beside features of locations."""
-        if item.name != "id+features":
-            raise UserError(
-                f"user=acf reads ids and features of locations, and item={item.name} does not have "
-                "both; use item=id+features"
-            )
-        check_feature_head(item, "components")
+    item_encoders = ("id+features",)
+    why_not_others = "it reads ids and features of locations, both; use item=id+features"
+    feature_head = "components"
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:

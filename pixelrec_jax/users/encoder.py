@@ -9,6 +9,12 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.options import DTYPE, Flag, Option
+
+SHOW_PADDING = Option(
+    "whether the encoder reads what padding is encoded as, as in the reference, and not zeros",
+    Flag(),
+)
 
 
 class UserEncoder(nn.Module):
@@ -16,25 +22,38 @@ class UserEncoder(nn.Module):
 
     Training scores the last T queries against the T targets of a row, ranking uses the last query.
 
+    What a config may set are the fields that declare an `Option`.
+
     Attributes:
       num_users: number of users, with the padding user 0; for those who keep a table of users.
       width: D, for the same.
-      dtype: of computation.
     """
 
     num_users: int
     width: int
-    dtype: jnp.dtype
+    dtype: jnp.dtype = DTYPE.field()
 
     # Whether `Recommender.propagate` passes vectors along the edges of users and items.
     uses_graph: ClassVar[bool] = False
     # Whether a parameter "table" has a row for every user, which `embedding_lookup` reads.
     has_table: ClassVar[bool] = False
+    # The names of the item encoders whose vectors this one can read, None for all; and why not
+    # the others, as in "it compares frozen features; use item=features".
+    item_encoders: ClassVar[tuple[str, ...] | None] = None
+    why_not_others: ClassVar[str] = ""
+    # What features have to become, where an item has some: a key of `FEATURE_HEADS`.
+    feature_head: ClassVar[str] = "dense"
 
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:
         """Raises `UserError` for a `config.item` whose vectors this encoder cannot work with."""
-        check_feature_head(item, "dense")
+        if cls.item_encoders is not None and item.name not in cls.item_encoders:
+            raise UserError(f"{cls.__name__} cannot take item={item.name}: {cls.why_not_others}")
+        if item.get("feature_head", cls.feature_head) != cls.feature_head:
+            raise UserError(
+                f"item.feature_head={item.feature_head!r} does not suit {cls.__name__}; "
+                f"use {cls.feature_head}"
+            )
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns the queries."""
@@ -53,15 +72,6 @@ def dot_product(query: jax.Array, item: jax.Array) -> jax.Array:
     """
     item = item[..., : query.shape[-1]]
     return jnp.einsum("...d,...rd->...r", query, item, precision=jax.lax.Precision.HIGHEST)
-
-
-def check_feature_head(item: ConfigDict, *heads: str) -> None:
-    """Raises `UserError` if `item.feature_head`, where there is one, is none of these."""
-    if item.get("feature_head", heads[0]) not in heads:
-        raise UserError(
-            f"item.feature_head={item.feature_head!r} does not suit this user encoder; "
-            f"use {' or '.join(heads)}"
-        )
 
 
 def visible_embeddings(history: History, *, show_padding: bool) -> jax.Array:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.initializers import symmetric_uniform
-from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
+from pixelrec_jax.system.options import Option, Whole
+from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder, visible_embeddings
 
 
 class GRU4Rec(UserEncoder):
@@ -15,15 +16,11 @@ class GRU4Rec(UserEncoder):
     Gates are those of Cho et al. (2014) in PyTorch's form, in which the reset gate acts after the
     recurrent product; kernels hold reset, update and candidate side by side, [in, 3 * H]. As
     in the reference they are xavier uniform as a whole and the dense layer starts as in PyTorch.
-
-    Attributes:
-      expansion: H as a multiple of D.
-      show_padding: whether the GRU reads what the item encoder makes of padding, as in the
-        reference. Otherwise it reads zeros there, which leave its state at zero.
+    Zeros at padding leave the GRU's state at zero.
     """
 
-    expansion: int = 1
-    show_padding: bool = False
+    expansion: int = Option("width of the GRU's state as a multiple of D", Whole()).field(1)
+    show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:

@@ -4,10 +4,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Graph
-from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.users.mf import MF
 
 # Edges summed at once: few enough that their vectors stay in a CPU's cache.
@@ -20,23 +19,18 @@ Tables = tuple[jax.Array, jax.Array]
 class LightGCN(MF):
     """Looks up users and items in tables that first pass along the graph of interactions.
 
-    Attributes:
-      layers: K, how many edges a vector travels.
+    In a layer, a vector passes along one edge.
     """
 
-    layers: int = 2
+    layers: int = Option("number of layers", Whole()).field(2)
 
     uses_graph = True
-
-    @classmethod
-    def check_item(cls, item: ConfigDict) -> None:
-        """Raises `UserError` for anything but ids."""
-        if item.name != "id":
-            raise UserError(
-                f"user=lightgcn cannot take item={item.name}: every step passes the vectors of "
-                "the whole catalogue along the graph, so all its images or features would be "
-                "encoded in every step; use item=id, or user=mf for images and features"
-            )
+    item_encoders = ("id",)
+    why_not_others = (
+        "every step passes the vectors of the whole catalogue along the graph, so all its images "
+        "or features would be encoded in every step; use item=id, or user=mf for images and "
+        "features"
+    )
 
     def propagate(self, params: dict, graph: Graph) -> dict:
         """Returns the parameters with both tables passed along the graph."""

@@ -5,9 +5,15 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.users.encoder import UserEncoder
+from pixelrec_jax.system.options import Flag, Option, Whole
+from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder
 from pixelrec_jax.users.transformer import (
+    DROPOUT,
+    HEADS,
+    INIT_STD,
     LAYER_NORM_EPSILON,
+    LAYERS,
+    MLP_RATIO,
     PostNormLayer,
     masked_softmax,
     normal_init,
@@ -76,25 +82,20 @@ class LightSANsLayer(PostNormLayer):
 class LightSANs(UserEncoder):
     """Encodes the user after the whole history; every slot attends to earlier and later ones.
 
-    Everything starts N(0, init_std^2), but the interests N(0, 1), as in the reference.
-
-    Attributes:
-      layers: number of layers.
-      interests: see `LightSANsLayer`.
-      heads, mlp_ratio, dropout, init_std: see `PostNormLayer`.
-      query_softmax: whether attention sums to one over queries, as in the reference, and not over
-        keys, as in the paper.
-      show_padding: whether padding takes part in all of it, as in the reference.
+    Everything starts N(0, init_std^2), but the interests N(0, 1), as in the reference. If
+    padding is shown, it takes part in all of the attention.
     """
 
-    layers: int = 1
-    interests: int = 3
-    heads: int = 4
-    mlp_ratio: int = 2
-    dropout: float = 0.1
-    init_std: float = 0.02
-    query_softmax: bool = False
-    show_padding: bool = False
+    layers: int = LAYERS.field(1)
+    interests: int = Option("interests, to which keys and values are pooled", Whole()).field(3)
+    heads: int = HEADS.field(4)
+    mlp_ratio: int = MLP_RATIO.field(2)
+    dropout: float = DROPOUT.field(0.1)
+    init_std: float = INIT_STD.field(0.02)
+    query_softmax: bool = Option(
+        "whether attention sums to one over queries, as in the reference, and not over keys", Flag()
+    ).field(False)
+    show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.initializers import symmetric_uniform
-from pixelrec_jax.users.encoder import UserEncoder
+from pixelrec_jax.system.options import Option, Whole, Wholes
+from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder
 
 LAYER_NORM_EPSILON = 1e-8  # of the reference
 
@@ -70,19 +71,16 @@ class ResidualBlock(nn.Module):
 class NextItNet(UserEncoder):
     """Encodes the user after each item of the history by residual blocks of convolutions.
 
-    Attributes:
-      kernel_size: number of taps of each convolution.
-      dilations: of the blocks.
-      repeats: how often the blocks of all dilations are repeated, each time with new parameters.
-      show_padding: whether convolutions read what the item encoder makes of padding and what the
-        layers before make of that, as in the reference. Otherwise they read zeros there, as they
-        do before the first slot.
+    If padding is shown, convolutions read what the layers before make of it. Otherwise they read
+    zeros there, as they do before the first slot.
     """
 
-    kernel_size: int = 3
-    dilations: tuple[int, ...] = (1, 4)
-    repeats: int = 3
-    show_padding: bool = False
+    kernel_size: int = Option("number of taps of each convolution", Whole()).field(3)
+    dilations: tuple[int, ...] = Option("slots between taps, by block", Wholes()).field((1, 4))
+    repeats: int = Option(
+        "how often the blocks of all dilations are repeated, with new parameters", Whole()
+    ).field(3)
+    show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:

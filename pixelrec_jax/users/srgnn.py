@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.initializers import symmetric_uniform
+from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
@@ -41,12 +42,11 @@ class SRGNN(UserEncoder):
     """Encodes the user by the graph of the history's items and attention to them from the last.
 
     All parameters start U(-1 / sqrt(D), 1 / sqrt(D)), as in the reference.
-
-    Attributes:
-      steps: how often states move along the edges, each time with the same parameters.
     """
 
-    steps: int = 2
+    steps: int = Option(
+        "how often states move along the edges, with the same parameters", Whole()
+    ).field(2)
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> jax.Array:

@@ -6,9 +6,17 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import History
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.options import Number, Option, Whole
 from pixelrec_jax.users.encoder import UserEncoder
 
 LAYER_NORM_EPSILON = 1e-12  # as in BERT and in the reference
+LAYERS = Option("number of layers", Whole())
+HEADS = Option("attention heads; divides D", Whole())
+MLP_RATIO = Option("feed-forward width as a multiple of D", Whole())
+DROPOUT = Option(
+    "dropout rate after each sub-layer and on attention probabilities", Number(least=0, below=1)
+)
+INIT_STD = Option("standard deviation of the initial weights", Number(least=0))
 _MASKED = -1e9  # finite, so that a row without anything visible becomes uniform and not NaN
 
 
@@ -26,10 +34,8 @@ class PostNormLayer(nn.Module):
     """What layers share: sub-layers that each end in dropout -> residual -> layer norm.
 
     Attributes:
-      heads: attention heads; divides D.
-      mlp_ratio: feed-forward width as a multiple of D.
-      dropout: rate after each sub-layer and on attention probabilities.
-      init_std: standard deviation of the initial weights.
+      heads, mlp_ratio, dropout, init_std: see the options `HEADS`, `MLP_RATIO`, `DROPOUT`,
+        `INIT_STD`.
     """
 
     heads: int
@@ -89,17 +95,13 @@ class Transformer(UserEncoder):
     """Item vectors with positions through transformer layers; subclasses say who sees whom.
 
     Positions count from the left of the padded history, so that the newest has always the same.
-
-    Attributes:
-      layers: number of transformer layers.
-      heads, mlp_ratio, dropout, init_std: see `TransformerLayer`.
     """
 
-    layers: int = 2
-    heads: int = 4
-    mlp_ratio: int = 2
-    dropout: float = 0.1
-    init_std: float = 0.02
+    layers: int = LAYERS.field(2)
+    heads: int = HEADS.field(4)
+    mlp_ratio: int = MLP_RATIO.field(2)
+    dropout: float = DROPOUT.field(0.1)
+    init_std: float = INIT_STD.field(0.02)
 
     def visible(self, mask: jax.Array) -> jax.Array:
         """Returns bool[B, L or 1, L], which keys (last axis) a query sees, for mask bool[B, L]."""

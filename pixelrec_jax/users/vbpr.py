@@ -2,10 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.users.encoder import check_feature_head
 from pixelrec_jax.users.mf import MF
 
 
@@ -16,10 +14,7 @@ class VBPR(MF):
     features (`BiasedFeatures`). Items of other kinds have no bias: then it is plain MF.
     """
 
-    @classmethod
-    def check_item(cls, item: ConfigDict) -> None:
-        """Raises `UserError` if features are not made biased vectors."""
-        check_feature_head(item, "biased")
+    feature_head = "biased"
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, E]."""

@@ -2,31 +2,25 @@
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.users.encoder import UserEncoder, check_feature_head, visible_embeddings
+from pixelrec_jax.system.options import Option, Whole
+from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
 class VisRank(UserEncoder):
-    """Scores an item by the mean of its largest cosines with the items of the history.
+    """Scores an item by the mean of its largest cosines with the items of the history."""
 
-    Attributes:
-      average_top_k: of how many; of fewer if the history is shorter.
-    """
+    average_top_k: int = Option(
+        "how many of the largest cosines are averaged; fewer if the history is shorter", Whole()
+    ).field(1)
 
-    average_top_k: int = 1
-
-    @classmethod
-    def check_item(cls, item: ConfigDict) -> None:
-        """Raises `UserError` if items are not raw features."""
-        if item.name != "features":
-            raise UserError(
-                f"user=visrank compares frozen features, without training, but item={item.name} "
-                "has to be trained; use item=features"
-            )
-        check_feature_head(item, "raw")
+    item_encoders = ("features",)
+    why_not_others = (
+        "it compares frozen features and trains nothing, and other items have to be trained; "
+        "use item=features"
+    )
+    feature_head = "raw"
 
     def __call__(self, history: History, *, train: bool) -> jax.Array:
         """Returns float32[B, 1, L * E], the history's vectors, zeros at padding."""

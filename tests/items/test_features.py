@@ -134,7 +134,7 @@ def test_padding_does_not_train_semantic_ids():
         (
             "user=sasrec,item=features",
             "denes",
-            "item.feature_head='denes': item=features offers dense, biased",
+            "item.feature_head='denes'; expected dense, biased, components or raw",
         ),
         (
             "user=acf,item=features",

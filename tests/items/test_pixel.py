@@ -83,17 +83,17 @@ def test_normalisation(name):
     ("key", "value", "message"),
     [
         ("image_size", 100, r"item.image_size=100 .* 32 pixels.* try 96"),
-        ("pool", "max", "item.pool='max': item=clip_vit_b32 offers tokens, cls, mean"),
+        ("pool", "max", "item.pool='max'; expected tokens, cls or mean"),
         (
             "normalisation",
             "unit",
-            "item.normalisation='unit': item=clip_vit_b32 offers checkpoint, half",
+            "item.normalisation='unit'; expected checkpoint, half",
         ),
         ("trainable", "last:14", "item.trainable='last:14': the encoder has 13 blocks"),
         ("trainable", "block_99", "unknown block 'block_99'"),
         ("trainable", "block_10,stem,blok_11", "unknown block 'blok_11'; did you mean 'block_11'"),
         ("trainable", "()", "give all, none, last:2 or names"),
-        ("strength", 0.5, "has item.strength, which clip_vit_b32 does not know"),
+        ("strength", 0.5, "the config has no key 'item.strength'; known: "),
         ("name", "clip_vit_b33", "unknown item encoder 'clip_vit_b33'.*clip_vit_b32"),
     ],
 )

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.configs import pixelrec
-from pixelrec_jax.system.config import check_values
+from pixelrec_jax.configs.keys import KEYS, check_values, meaning
+from pixelrec_jax.data.tasks import TASKS
+from pixelrec_jax.items import ITEM_ENCODERS, item_options
+from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.options import options_of
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import interactions_of, items_of, tiny_config
@@ -80,3 +84,66 @@ def test_every_dataset_and_split_makes_a_config(dataset, split):
     config = pixelrec.get_config(f"dataset={dataset},split={split}")
     check_values(config)
     assert (config.dataset.name, config.dataset.split.name) == (dataset, split)
+
+
+def test_an_option_has_one_meaning_whoever_takes_it():
+    declared = [(f"{section}.{key}", option) for section, key, option in declared_options()]
+    assert len(declared) > len(dict(declared))  # some are taken by several
+    for key, option in declared:
+        assert meaning(key) == option.meaning
+
+
+def declared_options():
+    for encoder in USER_ENCODERS.values():
+        yield from (("user", *pair) for pair in options_of(encoder).items())
+    for name in ITEM_ENCODERS:
+        yield from (("item", *pair) for pair in item_options(name).items())
+    for task in TASKS.values():
+        yield from (("task", *pair) for pair in task.options.items())
+
+
+@pytest.mark.parametrize("user", USER_ENCODERS)
+@pytest.mark.parametrize("split", pixelrec.SPLITS)
+def test_every_key_of_a_config_has_a_meaning(user, split):
+    for item in items_of(user):
+        config = pixelrec.get_config(f"user={user},item={item},split={split}")
+        for key in flatten(config.to_dict()):
+            assert re.fullmatch(r"\S.{8,90}[^\s.]", meaning(key)), key
+
+
+def test_every_default_is_in_its_range():
+    ranges = {key: value.range for key, value in flatten(KEYS).items()}
+    for key, value in flatten(pixelrec.base().to_dict()).items():
+        assert ranges[key] is None or not ranges[key].fault(value), key
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("user.layer", "the config has no key 'user.layer'; did you mean 'user.layers'?"),
+        ("item.init_sdt", "no key 'item.init_sdt'; did you mean 'item.init_std'?"),
+        ("task.negative", "no key 'task.negative'; did you mean 'task.negatives'?"),
+        ("optim.weight_decai", "no key 'optim.weight_decai'; did you mean 'optim.weight_decay'?"),
+    ],
+)
+def test_an_unknown_key_is_one_line_with_the_nearest(key, message):
+    config = pixelrec.get_config("user=sasrec,item=id").unlock()
+    section, name = key.split(".")
+    config[section][name] = 1
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        check_values(config)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        meaning(key)
+
+
+@pytest.mark.parametrize("user", USER_ENCODERS)
+@pytest.mark.parametrize("item", ITEM_ENCODERS)
+def test_a_user_encoder_takes_the_items_that_it_declares(user, item):
+    config = pixelrec.get_config(f"user={user},item={item}")
+    encoder = USER_ENCODERS[user]
+    if item in items_of(user):
+        encoder.check_item(config.item)
+        return
+    with pytest.raises(UserError, match=f"cannot take item={re.escape(item)}: .+; use item="):
+        encoder.check_item(config.item)
