@@ -27,7 +27,8 @@ def base() -> ConfigDict:
             # The folder of a finished run whose item encoder this one starts with (Table 7); "all":
             # with all that is learned but of users, who are others there. "" is no such run.
             "warm_start": {"run": "", "scope": "item"},
-            "task": {"name": "next_item", "history_length": 10, "negatives": 1},
+            "task": {"name": "next_item", "history_length": 10},
+            "negatives": {"name": "uniform", "count": 1},  # of each target
             "user": {},
             "item": {},
             # 0 is the stable form; 1e-8 reproduces the reference's -log(sigmoid(x) + 1e-8).

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from pixelrec_jax.data.negatives import Negatives
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.types import PAD, Batch, Items
@@ -69,6 +70,7 @@ class TrainBatches:
         task: Task,
         store: ItemStore | None,
         *,
+        negatives: Negatives,
         num_items: int,
         batch_size: int,
         epochs: int,
@@ -80,6 +82,7 @@ class TrainBatches:
         """Args: `batch_size`, in examples, is global; `slot_buckets`: how many sizes U may take."""
         check_batch_size(batch_size, num_shards)
         self.task, self.store, self.num_items = task, store, num_items
+        self.negatives = negatives
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.slot_buckets = slot_buckets
@@ -96,17 +99,18 @@ class TrainBatches:
     def __getitem__(self, index: int) -> Batch:
         epoch, position = divmod(int(index), self.steps_per_epoch)
         chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
-        rows = self.task.rows(chosen, np.random.default_rng((self.seed, 1, index)))
-        user, history, positive, negative, weight = map(self._by_shard, rows)
-        items, (history, positive, negative) = self._slots(history, positive, negative)
+        rng = np.random.default_rng((self.seed, 1, index))
+        rows = self.task.rows(chosen, rng)
+        ids = (rows.history, rows.positive, self.negatives.draw(rows, rng))
+        items, (history, positive, negative) = self._slots(*map(self._by_shard, ids))
         local = self.local_shards
         return Batch(
             items=items,
-            user=user[local],
+            user=self._by_shard(rows.user)[local],
             history=history[local],
             positive=positive[local],
             negative=negative[local],
-            weight=weight[local],
+            weight=self._by_shard(rows.weight)[local],
         )
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import task_of
@@ -105,6 +106,7 @@ def build_experiment(
     batches = TrainBatches(
         task,
         store,
+        negatives=build_negatives(config, task),
         num_items=interactions.num_items + task.masks,
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
