@@ -10,7 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.split import Split
-from pixelrec_jax.data.windows import Windows, read_windows, training_windows
+from pixelrec_jax.data.windows import (
+    Windows,
+    left_padded,
+    read_items,
+    training_windows,
+    window_events,
+)
 from pixelrec_jax.system.errors import UserError, nearest
 
 
@@ -19,7 +25,8 @@ class Rows(NamedTuple):
 
     user int32[B], history int32[B, L], positive int32[B, T] and weight float32[B, T] are those of
     `data.types.Batch`; exclude int32[B, S] has the items that are not a negative of any target of
-    the row, 0 and repeats among them.
+    the row, 0 and repeats among them; event int64[B, L] the row of the interaction columns that
+    each place of a history stands for, -1 at padding.
     """
 
     user: np.ndarray
@@ -27,6 +34,7 @@ class Rows(NamedTuple):
     positive: np.ndarray
     weight: np.ndarray
     exclude: np.ndarray
+    event: np.ndarray
 
 
 class Task(Protocol):
@@ -103,8 +111,10 @@ class _WindowTask(_Task):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def _read(self, windows: np.ndarray) -> np.ndarray:
-        return read_windows(self.split.interactions, self.windows, windows, size=self.size)
+    def _read(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the items int32[b, L + 1] and the events int64[b, L + 1] of windows."""
+        event = window_events(self.windows, chosen, size=self.size)
+        return read_items(self.split.interactions, event), event
 
 
 class NextItem(_WindowTask):
@@ -112,7 +122,7 @@ class NextItem(_WindowTask):
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = L targets."""
-        window = self._read(chosen)
+        window, event = self._read(chosen)
         history, positive = window[:, :-1], window[:, 1:]
         real = history > 0
         return Rows(
@@ -121,6 +131,7 @@ class NextItem(_WindowTask):
             positive=np.where(real, positive, 0),
             weight=real.astype(np.float32),
             exclude=window,
+            event=event[:, :-1],
         )
 
 
@@ -137,18 +148,14 @@ class Prefixes(_WindowTask):
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1; the prefix is excluded, its target included."""
         number, place = _locate(chosen, self._first_example)
-        length = place + 2  # of the prefix
-        window = self._read(number)
-        # Left-padded windows end at the right: a prefix is a window moved to the right.
-        shift = self.windows.length[number] - length
-        column = np.arange(self.size) - shift[:, None]
-        prefix = np.take_along_axis(window, np.maximum(column, 0), axis=1)
-        prefix = np.where(column >= 0, prefix, 0)
+        event = left_padded(self.windows.start[number], place + 2, self.size)
+        prefix = read_items(self.split.interactions, event)
         return _one_target(
             self.windows.user[number],
             history=prefix[:, :-1],
             positive=prefix[:, -1],
             exclude=prefix,
+            event=event[:, :-1],
         )
 
 
@@ -165,16 +172,16 @@ class RestOfWindow(_WindowTask):
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1, in the order of the window's positions."""
-        window = self._read(chosen)  # [b, L + 1]
+        window, event = self._read(chosen)
         # The other positions, oldest first: those before the target move one to the right.
         column = np.arange(1, self.size)
         others = column - (column <= np.arange(self.size)[:, None])
-        history = window[:, others].reshape(-1, self.size - 1)
         return _one_target(
             np.repeat(self.windows.user[chosen], self.size),
-            history=history,
+            history=window[:, others].reshape(-1, self.size - 1),
             positive=window.reshape(-1),
             exclude=np.repeat(window, self.size, axis=0),
+            event=event[:, others].reshape(-1, self.size - 1),
         )
 
 
@@ -193,7 +200,7 @@ class Cloze(_WindowTask):
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with a history of L + 1 and as many targets."""
-        window = self._read(chosen)
+        window, event = self._read(chosen)
         masked = (rng.random(window.shape) < self.mask_ratio) & (window > 0)
         return Rows(
             user=self.windows.user[chosen],
@@ -201,6 +208,7 @@ class Cloze(_WindowTask):
             positive=np.where(masked, window, 0),
             weight=masked.astype(np.float32),
             exclude=window,
+            event=event,
         )
 
 
@@ -242,6 +250,7 @@ class Pairs(_Task):
             history=np.zeros((len(chosen), self.history_length), np.int32),
             positive=positive.astype(np.int32),
             exclude=interactions.items[row],
+            event=np.full((len(chosen), self.history_length), -1),
         )
 
 
@@ -257,7 +266,12 @@ def _locate(chosen: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _one_target(
-    user: np.ndarray, *, history: np.ndarray, positive: np.ndarray, exclude: np.ndarray
+    user: np.ndarray,
+    *,
+    history: np.ndarray,
+    positive: np.ndarray,
+    exclude: np.ndarray,
+    event: np.ndarray,
 ) -> Rows:
     """Rows with T = 1; a row without a target is padding."""
     real = positive > 0
@@ -267,6 +281,7 @@ def _one_target(
         positive=positive[:, None],
         weight=real[:, None].astype(np.float32),
         exclude=exclude,
+        event=np.where(real[:, None], event, -1),
     )
 
 

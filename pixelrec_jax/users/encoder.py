@@ -30,6 +30,8 @@ class UserEncoder(nn.Module):
     uses_graph: ClassVar[bool] = False
     # Whether a parameter "table" has a row for every user, which `look_up` reads.
     has_table: ClassVar[bool] = False
+    # The unit of `History.time`, one of `data.time_units.UNITS`; None does without times.
+    needs_time: ClassVar[str | None] = None
 
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:
