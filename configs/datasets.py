@@ -41,7 +41,7 @@ def toy(config: ConfigDict) -> None:
     """The generated toy catalogue (pixelrec_jax.ingest.toy), small enough to train in minutes."""
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
-    config.task.negatives = 2
+    config.negatives.count = 2
     # On ids these first learn what is popular, and what users like only after a plateau.
     slow = config.user.name in ("gru4rec", "nextitnet", "srgnn", "bert4rec")
     on_ids = 3e-3 if slow else 1e-3

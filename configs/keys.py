@@ -55,7 +55,10 @@ KEYS: dict[str, Key | dict[str, Key]] = {
     "task": {
         "name": Key("next_item", "which pairs are trained on, a key of `TASKS`", None),
         "history_length": Key(10, "L, how many items of a user are read at once", Whole()),
-        "negatives": Key(1, "K, how many items each target is told apart from", Whole()),
+    },
+    "negatives": {
+        "name": Key("uniform", "how negatives are drawn, a key of `NEGATIVES`", None),
+        "count": Key(1, "K, own negatives of each target", Whole()),
     },
     "user": {},
     "item": {},

@@ -78,7 +78,9 @@ class Recommender(nn.Module):
         item = self.encode_items(batch.items, train=train)
         (embeddings,) = gather_slots(item, batch.history)
         shards, rows, targets = batch.positive.shape
-        history = History(item_embeddings=embeddings, item=batch.history, user=batch.user)
+        history = History(
+            item_embeddings=embeddings, item=batch.history, user=batch.user, time=batch.time
+        )
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
         query = self.encode_users(flat, train=train)
         if query.shape[1] < targets:

@@ -52,7 +52,7 @@ def build(user: str, devices: int) -> Experiment:
     item = ITEM_OF.get(user, items_of(user)[0])
     config = tiny_config(f"user={user},item={item},dataset=toy")
     config.width = 32
-    config.task.negatives = 8
+    config.negatives.count = 8
     config.train.batch_size = 64
     config.optim.update({"warmup_steps": 0, "weight_decay": 0.0, "visual_weight_decay": 0.0})
     config.optim.lr = config.optim.visual_lr = 0.01

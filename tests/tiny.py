@@ -105,7 +105,8 @@ def interactions_of(sequences: list[np.ndarray], num_items: int) -> Interactions
     """Interactions in memory: sequence n is that of user n + 1; ids count from 1."""
     offsets = np.concatenate([[0, 0], np.cumsum([len(s) for s in sequences])]).astype(np.int64)
     items = np.concatenate(sequences).astype(np.int32)
-    manifest = {"counts": {"items": num_items - 1, "users": len(sequences)}}
+    counts = {"items": num_items - 1, "users": len(sequences)}
+    manifest = {"counts": counts, "timestamp_unit": "order"}
     return Interactions(offsets, items, np.arange(len(items)), manifest, Path())
 
 

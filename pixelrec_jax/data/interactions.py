@@ -15,7 +15,7 @@ from pixelrec_jax.data import copies
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 IMAGES = "images"  # folder of the shards of images
 # What training cannot check otherwise; the last is of datasets with images.
@@ -27,7 +27,8 @@ _VERIFIED += ("image_rows.npy",)
 class Interactions:
     """A prepared dataset: rows offsets[u]:offsets[u+1] are user u's items in time order.
 
-    offsets: int64[U+2]; items: int32[rows] in 1..N; timestamps: int64[rows]; all memory-mapped.
+    offsets: int64[U+2]; items: int32[rows] in 1..N; timestamps: int64[rows] in
+    the unit that the manifest names; all memory-mapped.
     """
 
     offsets: np.ndarray
@@ -117,7 +118,7 @@ def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
             f"{str(directory)!r} has schema version {version}, this program reads "
             f"{SCHEMA_VERSION}; prepare the dataset again"
         )
-    if missing := {"counts", "files", "images"} - manifest.keys():
+    if missing := {"counts", "timestamp_unit", "files", "images"} - manifest.keys():
         raise damaged(directory, f"{MANIFEST} has no {', '.join(sorted(missing))}")
     files = {
         name: file

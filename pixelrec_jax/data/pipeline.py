@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from pixelrec_jax.data.negatives import Negatives
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
+from pixelrec_jax.data.time_units import TimeOffsets
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.system.config import check_batch_size
 
@@ -69,6 +71,7 @@ class TrainBatches:
         task: Task,
         store: ItemStore | None,
         *,
+        negatives: Negatives,
         num_items: int,
         batch_size: int,
         epochs: int,
@@ -76,10 +79,21 @@ class TrainBatches:
         num_shards: int,
         local_shards: Sequence[int],
         slot_buckets: int,
+        time_unit: str | None = None,
     ):
-        """Args: `batch_size`, in examples, is global; `slot_buckets`: how many sizes U may take."""
+        """Args: `batch_size`, in examples, is global; `slot_buckets`: how many sizes U may take.
+
+        `time_unit` is the unit of `Batch.time`; without it batches have no times.
+
+        Raises:
+          UserError: shards cannot share the batch, or the dataset has no times in this unit.
+        """
         check_batch_size(batch_size, num_shards)
         self.task, self.store, self.num_items = task, store, num_items
+        self.negatives = negatives
+        self.time_offsets = None
+        if time_unit is not None:
+            self.time_offsets = TimeOffsets(task.split.interactions, time_unit)
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.slot_buckets = slot_buckets
@@ -96,17 +110,21 @@ class TrainBatches:
     def __getitem__(self, index: int) -> Batch:
         epoch, position = divmod(int(index), self.steps_per_epoch)
         chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
-        rows = self.task.rows(chosen, np.random.default_rng((self.seed, 1, index)))
-        user, history, positive, negative, weight = map(self._by_shard, rows)
-        items, (history, positive, negative) = self._slots(history, positive, negative)
-        local = self.local_shards
+        rng = np.random.default_rng((self.seed, 1, index))
+        rows = self.task.rows(chosen, rng)
+        ids = (rows.history, rows.positive, self.negatives.draw(rows, rng))
+        items, (history, positive, negative) = self._slots(*map(self._by_shard, ids))
+        local, time = self.local_shards, None
+        if self.time_offsets is not None:
+            time = self._by_shard(self.time_offsets.of(rows.event))[local]
         return Batch(
             items=items,
-            user=user[local],
+            user=self._by_shard(rows.user)[local],
             history=history[local],
             positive=positive[local],
             negative=negative[local],
-            weight=weight[local],
+            weight=self._by_shard(rows.weight)[local],
+            time=time,
         )
 
     def _order(self, epoch: int) -> np.ndarray:

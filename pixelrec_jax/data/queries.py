@@ -4,7 +4,8 @@ import numpy as np
 from flax import struct
 
 from pixelrec_jax.data.split import Holdout, Split
-from pixelrec_jax.data.windows import read_left_padded
+from pixelrec_jax.data.time_units import TimeOffsets
+from pixelrec_jax.data.windows import left_padded, read_items
 
 
 @struct.dataclass
@@ -13,23 +14,35 @@ class Queries:
 
     Attributes:
       user: int32[Q]; history: int32[Q, L], their last items before the target, left-padded;
-      seen: int32[Q, S], every item before the target, right-padded with 0; target: int32[Q].
+      seen: int32[Q, S], every item before the target, right-padded with 0; target: int32[Q];
+      time: int32[Q, L], see `data.types.History`, None unless asked for.
     """
 
     user: np.ndarray
     history: np.ndarray
     seen: np.ndarray
     target: np.ndarray
+    time: np.ndarray | None = None
 
 
 def ranking_queries(
-    split: Split, users: np.ndarray, holdout: Holdout, *, history_length: int
+    split: Split,
+    users: np.ndarray,
+    holdout: Holdout,
+    *,
+    history_length: int,
+    time_unit: str | None = None,
 ) -> Queries:
-    """Returns the queries of these users (int[Q], of `Split.users`)."""
+    """Returns the queries of these users (int[Q], of `Split.users`); times only with a unit.
+
+    Raises:
+      UserError: the dataset cannot give times in this unit.
+    """
     interactions = split.interactions
     start, target_row = interactions.offsets[users], split.targets[holdout][users]
     seen_length = target_row - start
-    history = np.minimum(seen_length, history_length)
+    length = np.minimum(seen_length, history_length)
+    event = left_padded(target_row - length, length, history_length)
     # Seen lists are padded to a power of two so that only a few shapes are ever compiled.
     longest = 1 << int(np.max(seen_length, initial=1) - 1).bit_length()
     column = np.arange(longest)
@@ -37,7 +50,8 @@ def ranking_queries(
     seen = interactions.items[np.where(valid, start[:, None] + column, 0)]
     return Queries(
         user=users.astype(np.int32),
-        history=read_left_padded(interactions, target_row - history, history, history_length),
+        history=read_items(interactions, event),
         seen=np.where(valid, seen, 0).astype(np.int32),
         target=np.asarray(interactions.items[target_row], np.int32),
+        time=None if time_unit is None else TimeOffsets(interactions, time_unit).of(event),
     )

@@ -10,7 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.split import Split
-from pixelrec_jax.data.windows import Windows, read_windows, training_windows
+from pixelrec_jax.data.windows import (
+    Windows,
+    left_padded,
+    read_items,
+    training_windows,
+    window_events,
+)
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.system.options import Number, Option
 
@@ -18,29 +24,40 @@ from pixelrec_jax.system.options import Number, Option
 class Rows(NamedTuple):
     """Training rows in item ids.
 
-    user int32[B], history int32[B, L], positive int32[B, T], negative int32[B, T, K] and weight
-    float32[B, T], as in `data.types.Batch`.
+    user int32[B], history int32[B, L], positive int32[B, T] and weight float32[B, T] are those of
+    `data.types.Batch`; exclude int32[B, S] has the items that are not a negative of any target of
+    the row, 0 and repeats among them; event int64[B, L] the row of the interaction columns that
+    each place of a history stands for, -1 at padding.
     """
 
     user: np.ndarray
     history: np.ndarray
     positive: np.ndarray
-    negative: np.ndarray
     weight: np.ndarray
+    exclude: np.ndarray
+    event: np.ndarray
 
 
 class Task(Protocol):
     """The training examples 0 .. len - 1 of a dataset.
 
     Attributes:
+      split: what the examples are made of.
       rows_per_example: R; some rows of an example may be padding.
       masks: whether histories hold the mask item, whose id is N.
+      most_excluded: the length S of the longest exclusion set.
       options: what it takes from `config.task` beside what every task does.
     """
 
+    split: Split
     rows_per_example: int
     masks: bool
     options: ClassVar[dict[str, Option]]
+
+    @property
+    def most_excluded(self) -> int:
+        """See above."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -69,29 +86,26 @@ class _Task:
 class _WindowTask(_Task):
     """What tasks over windows of L + 1 training interactions share.
 
-    As in the reference, a negative may be any item outside its window.
+    As in the reference, the items of its window are not negatives of a row.
     """
 
-    def __init__(self, split: Split, *, history_length: int, negatives: int):
-        """Args: `history_length` is L and `negatives` is K.
+    def __init__(self, split: Split, *, history_length: int):
+        """Args: `history_length` is L.
 
         Raises:
           UserError: nothing can be learned from the dataset.
         """
-        self.split, self.negatives = split, negatives
-        self.size = history_length + 1
-        num_items = split.interactions.num_items
-        if num_items - 1 <= self.size:
-            raise UserError(
-                f"the catalogue has {num_items - 1} items, but negatives are drawn "
-                f"outside windows of {self.size} items; use a larger catalogue or a smaller "
-                "task.history_length"
-            )
+        self.split, self.size = split, history_length + 1
         if not np.any(self.windows.length > 1):
             raise UserError(
                 "no user has two training interactions or more, so that there is nothing to learn "
                 f"from; {_HELD_OUT}"
             )
+
+    @property
+    def most_excluded(self) -> int:
+        """L + 1, a window."""
+        return self.size
 
     @cached_property
     def windows(self) -> Windows:
@@ -101,14 +115,10 @@ class _WindowTask(_Task):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def _read(self, windows: np.ndarray) -> np.ndarray:
-        return read_windows(self.split.interactions, self.windows, windows, size=self.size)
-
-    def _draw(
-        self, rng: np.random.Generator, shape: tuple[int, ...], exclude: np.ndarray
-    ) -> np.ndarray:
-        shape, num_items = (*shape, self.negatives), self.split.interactions.num_items
-        return sample_negatives(rng, shape, exclude=exclude, num_items=num_items)
+    def _read(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the items int32[b, L + 1] and the events int64[b, L + 1] of windows."""
+        event = window_events(self.windows, chosen, size=self.size)
+        return read_items(self.split.interactions, event), event
 
 
 class NextItem(_WindowTask):
@@ -116,16 +126,16 @@ class NextItem(_WindowTask):
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = L targets."""
-        window = self._read(chosen)
+        window, event = self._read(chosen)
         history, positive = window[:, :-1], window[:, 1:]
         real = history > 0
-        negative = self._draw(rng, positive.shape, window)
         return Rows(
             user=self.windows.user[chosen],
             history=history,
             positive=np.where(real, positive, 0),
-            negative=np.where(real[..., None], negative, 0),
             weight=real.astype(np.float32),
+            exclude=window,
+            event=event[:, :-1],
         )
 
 
@@ -140,20 +150,16 @@ class Prefixes(_WindowTask):
         return int(self._first_example[-1])
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
-        """Returns rows with T = 1; negatives lie outside the prefix, its target included."""
+        """Returns rows with T = 1; the prefix is excluded, its target included."""
         number, place = _locate(chosen, self._first_example)
-        length = place + 2  # of the prefix
-        window = self._read(number)
-        # Left-padded windows end at the right: a prefix is a window moved to the right.
-        shift = self.windows.length[number] - length
-        column = np.arange(self.size) - shift[:, None]
-        prefix = np.take_along_axis(window, np.maximum(column, 0), axis=1)
-        prefix = np.where(column >= 0, prefix, 0)
+        event = left_padded(self.windows.start[number], place + 2, self.size)
+        prefix = read_items(self.split.interactions, event)
         return _one_target(
             self.windows.user[number],
             history=prefix[:, :-1],
             positive=prefix[:, -1],
-            negative=self._draw(rng, (len(chosen), 1), prefix),
+            exclude=prefix,
+            event=event[:, :-1],
         )
 
 
@@ -170,18 +176,16 @@ class RestOfWindow(_WindowTask):
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1, in the order of the window's positions."""
-        window = self._read(chosen)  # [b, L + 1]
+        window, event = self._read(chosen)
         # The other positions, oldest first: those before the target move one to the right.
         column = np.arange(1, self.size)
         others = column - (column <= np.arange(self.size)[:, None])
-        history = window[:, others].reshape(-1, self.size - 1)
-        positive = window.reshape(-1)
-        negative = self._draw(rng, (len(chosen), self.size), window)
         return _one_target(
             np.repeat(self.windows.user[chosen], self.size),
-            history=history,
-            positive=positive,
-            negative=negative.reshape(-1, 1, self.negatives),
+            history=window[:, others].reshape(-1, self.size - 1),
+            positive=window.reshape(-1),
+            exclude=np.repeat(window, self.size, axis=0),
+            event=event[:, others].reshape(-1, self.size - 1),
         )
 
 
@@ -196,47 +200,37 @@ class Cloze(_WindowTask):
         "mask_ratio": Option("probability that an item is masked", Number(above=0, below=1)),
     }
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        history_length: int,
-        negatives: int,
-        mask_ratio: float,
-    ):
+    def __init__(self, split: Split, *, history_length: int, mask_ratio: float):
         """Args: `mask_ratio` is the probability that an item is masked."""
-        super().__init__(split, history_length=history_length, negatives=negatives)
+        super().__init__(split, history_length=history_length)
         self.mask_ratio = mask_ratio
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with a history of L + 1 and as many targets."""
-        window = self._read(chosen)
+        window, event = self._read(chosen)
         masked = (rng.random(window.shape) < self.mask_ratio) & (window > 0)
-        negative = self._draw(rng, window.shape, window)
         return Rows(
             user=self.windows.user[chosen],
             history=np.where(masked, self.split.interactions.num_items, window),
             positive=np.where(masked, window, 0),
-            negative=np.where(masked[..., None], negative, 0),
             weight=masked.astype(np.float32),
+            exclude=window,
+            event=event,
         )
 
 
 class Pairs(_Task):
     """Tells a user's items from others, without order (BPR, Rendle et al. 2009).
 
-    An example is a training interaction; a negative is no training item of the user.
+    An example is a training interaction; all training items of the user are excluded.
     """
 
-    def __init__(self, split: Split, *, history_length: int, negatives: int):
+    def __init__(self, split: Split, *, history_length: int):
         """Args: histories of `history_length` are empty, as these models have users only."""
-        self.split, self.negatives = split, negatives
-        self.history_length = history_length
-        longest = int(self._train_length.max(initial=0))
-        if longest == 0:
+        self.split, self.history_length = split, history_length
+        self.most_excluded = int(self._train_length.max(initial=0))
+        if self.most_excluded == 0:
             raise UserError(f"there are no training interactions; {_HELD_OUT}")
-        if longest >= split.interactions.num_items - 1:
-            raise UserError("a user has every item, so that there is nothing to tell them from")
 
     @cached_property
     def _train_length(self) -> np.ndarray:
@@ -258,15 +252,12 @@ class Pairs(_Task):
         column = np.arange(length.max())
         row = np.where(column < length[:, None], start[:, None] + column, start[:, None])
         positive = interactions.items[start + place]
-        shape = (len(chosen), 1, self.negatives)
-        negative = sample_negatives(
-            rng, shape, exclude=interactions.items[row], num_items=interactions.num_items
-        )
         return _one_target(
             user.astype(np.int32),
             history=np.zeros((len(chosen), self.history_length), np.int32),
             positive=positive.astype(np.int32),
-            negative=negative,
+            exclude=interactions.items[row],
+            event=np.full((len(chosen), self.history_length), -1),
         )
 
 
@@ -282,7 +273,12 @@ def _locate(chosen: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _one_target(
-    user: np.ndarray, *, history: np.ndarray, positive: np.ndarray, negative: np.ndarray
+    user: np.ndarray,
+    *,
+    history: np.ndarray,
+    positive: np.ndarray,
+    exclude: np.ndarray,
+    event: np.ndarray,
 ) -> Rows:
     """Rows with T = 1; a row without a target is padding."""
     real = positive > 0
@@ -290,30 +286,10 @@ def _one_target(
         user=np.where(real, user, 0),
         history=np.where(real[:, None], history, 0),
         positive=positive[:, None],
-        negative=np.where(real[:, None, None], negative, 0),
         weight=real[:, None].astype(np.float32),
+        exclude=exclude,
+        event=np.where(real[:, None], event, -1),
     )
-
-
-def sample_negatives(
-    rng: np.random.Generator, shape: tuple[int, ...], *, exclude: np.ndarray, num_items: int
-) -> np.ndarray:
-    """Returns int32[B, ...] ids, uniform over 1..N-1 without row b's ids in `exclude[b]`.
-
-    As in the reference, draws that hit the exclusion set are drawn again, items of the
-    validation and test targets are allowed, and independent draws may repeat each other. The
-    catalogue must be larger than any exclusion set.
-    """
-    negative = rng.integers(1, num_items, size=shape, dtype=np.int32)
-    row, *_ = np.indices(shape, sparse=True)
-    flat, row = negative.reshape(-1), np.broadcast_to(row, shape).reshape(-1)
-    pending = np.arange(flat.size)
-    while True:
-        taken = (flat[pending, None] == exclude[row[pending]]).any(axis=1)
-        pending = pending[taken]
-        if not pending.size:
-            return flat.reshape(shape)
-        flat[pending] = rng.integers(1, num_items, size=pending.size, dtype=np.int32)
 
 
 TASKS: dict[str, type[Task]] = {

@@ -48,6 +48,7 @@ class Batch:
       positive: int32[G, B, T], the slot to predict at each of the last T positions.
       negative: int32[G, B, T, K], slots of sampled negatives.
       weight: float32[G, B, T], 1 where there is a target and 0 elsewhere.
+      time: int32[G, B, L], as in `History`.
     """
 
     items: Items
@@ -56,6 +57,7 @@ class Batch:
     positive: Array
     negative: Array
     weight: Array
+    time: Array | None = None
 
 
 @struct.dataclass
@@ -66,11 +68,14 @@ class History:
       item_embeddings: float32[B, L, E], oldest first, left-padded.
       item: int32[B, L], ids or slots: equal within a row where the items are, PAD at padding.
       user: int32[B], user indices.
+      time: int32[B, L], how long before the history's last event each one was, 0 or more, at most
+        2^31 - 1, 0 at padding; None unless `UserEncoder.needs_time` names a unit.
     """
 
     item_embeddings: Array
     item: Array
     user: Array
+    time: Array | None = None
 
     @property
     def mask(self) -> Array:

@@ -46,15 +46,18 @@ def training_windows(split: Split, *, size: int) -> Windows:
     )
 
 
-def read_windows(interactions: Interactions, windows: Windows, rows: np.ndarray, *, size: int):
-    """Returns int32[len(rows), size]: the item ids of these windows, left-padded with 0."""
-    return read_left_padded(interactions, windows.start[rows], windows.length[rows], size)
+def window_events(windows: Windows, chosen: np.ndarray, *, size: int) -> np.ndarray:
+    """Returns int64[n, size]: the events of windows int[n], see `left_padded`."""
+    return left_padded(windows.start[chosen], windows.length[chosen], size)
 
 
-def read_left_padded(
-    interactions: Interactions, start: np.ndarray, length: np.ndarray, size: int
-) -> np.ndarray:
-    """Returns int32[n, size]: `length` int[n] items from rows `start` int[n] on, after zeros."""
+def left_padded(start: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:
+    """Returns int64[n, size]: `length` int[n] rows of columns from `start` int[n] on, after -1."""
     column = np.arange(size) - (size - length[:, None])
-    row = np.where(column >= 0, start[:, None] + column, 0)
-    return np.where(column >= 0, interactions.items[row], 0).astype(np.int32)
+    return np.where(column >= 0, start[:, None] + column, -1)
+
+
+def read_items(interactions: Interactions, event: np.ndarray) -> np.ndarray:
+    """Returns int32, the shape of `event`: the items of these rows of the columns, 0 where -1."""
+    is_event = event >= 0
+    return np.where(is_event, interactions.items[np.where(is_event, event, 0)], 0).astype(np.int32)

@@ -71,6 +71,7 @@ class Evaluator:
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
         self._masks = task_of(config).masks
+        self._time_unit = model.user_encoder.needs_time
         self.source = CatalogBatches(
             self.num_items + self._masks,
             store,
@@ -92,14 +93,19 @@ class Evaluator:
             vector = encode_items(variables, items)
             return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
 
-        def rank(variables, catalog: jax.Array, user, history, seen, target):
+        def rank(variables, catalog: jax.Array, queries: Queries):
             flat = catalog.reshape(-1, catalog.shape[-1])
-            vector = take_rows(flat, history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
-            history = History(item_embeddings=vector, item=history, user=user)
-            variables = with_rows(variables, model.embedding_lookups(user=user))
+            vector = take_rows(flat, queries.history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
+            history = History(
+                item_embeddings=vector,
+                item=queries.history,
+                user=queries.user,
+                time=queries.time,
+            )
+            variables = with_rows(variables, model.embedding_lookups(user=queries.user))
             state = model.apply(variables, history, method="encode_users")[:, -1]
             score = partial(model.apply, {}, method="score")
-            return self._retrieve(score, state, catalog, seen, target)
+            return self._retrieve(score, state, catalog, queries.seen, queries.target)
 
         def rank_by_counts(counts: jax.Array, seen, target):
             state = jnp.ones((len(target), 1))
@@ -163,7 +169,7 @@ class Evaluator:
         q = shapes(queries, self.mesh)
         return (
             self._encode.lower(variables, catalog, items, 0),
-            self._rank.lower(variables, catalog, q.user, q.history, q.seen, q.target),
+            self._rank.lower(variables, catalog, q),
         )
 
     def rank(self, variables: dict, holdout: Holdout) -> Ranking:
@@ -173,7 +179,7 @@ class Evaluator:
         catalog = self.encode_catalog(variables)
         return self._collect(
             holdout,
-            lambda q: self._rank(variables, catalog, q.user, q.history, q.seen, q.target),
+            lambda q: self._rank(variables, catalog, q),
         )
 
     def rank_by_popularity(self, holdout: Holdout) -> Ranking:
@@ -191,11 +197,19 @@ class Evaluator:
             chosen = users[start : start + self.batch_size]
             filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
             length = self.config.task.history_length
-            queries = ranking_queries(self.split, filled, holdout, history_length=length)
+            queries = ranking_queries(
+                self.split,
+                filled,
+                holdout,
+                history_length=length,
+                time_unit=self._time_unit,
+            )
             if self._masks:  # the place of the item to predict
                 mask = np.full((len(filled), 1), self.num_items, np.int32)
                 history = np.concatenate([queries.history, mask], axis=1)
                 queries = queries.replace(history=history)
+                if queries.time is not None:
+                    queries = queries.replace(time=np.pad(queries.time, ((0, 0), (0, 1))))
             yield queries, len(chosen)
 
     def _collect(self, holdout: Holdout, rank_batch) -> Ranking:

@@ -11,6 +11,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import polars as pl
 
+from pixelrec_jax.data.time_units import OTHER, UNITS
 from pixelrec_jax.ingest import csv_file
 from pixelrec_jax.ingest.csv_file import one_line_errors
 from pixelrec_jax.system.errors import UserError
@@ -19,6 +20,8 @@ COLUMNS = ("item_id", "user_id", "timestamp")
 # Rows sorted at a time: bounds the memory of sorting, whatever the size of the dataset.
 _ROWS_PER_BLOCK = 8_000_000
 _BLOCKS_AT_ONCE = 4
+# 1990-01-01 and the last second of a signed int32, in 2038, in seconds since 1970.
+_EPOCH_SECONDS = (631_152_000, 2**31 - 1)
 
 T = TypeVar("T")
 
@@ -160,6 +163,20 @@ def _by_block(table: Table, offsets: np.ndarray, work: Callable[[np.ndarray], T]
 def _offsets(table: Table) -> np.ndarray:
     counts = np.bincount(table.users, minlength=len(table.user_ids))
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def recognise_unit(timestamps: np.ndarray) -> str:
+    """Returns the unit in which timestamps int64[rows] count from 1970, "other" if they do not.
+
+    They do if all are dates from 1990 to 2038 in seconds, milli-, micro- or nanoseconds.
+    """
+    first, last = int(timestamps.min()), int(timestamps.max())
+    for unit in ("seconds", "milliseconds", "microseconds", "nanoseconds"):
+        per_second = UNITS["seconds"] // UNITS[unit]
+        earliest, latest = (bound * per_second for bound in _EPOCH_SECONDS)
+        if earliest <= first and last <= latest:
+            return unit
+    return OTHER
 
 
 def count_repeats(table: Table) -> int:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from pixelrec_jax.data.images import FOLDER, ROWS
 from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
+from pixelrec_jax.data.time_units import ORDER, OTHER, UNITS
 from pixelrec_jax.ingest import columns, missing_images, official, selection, shards
 from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest.columns import Table
@@ -37,6 +38,7 @@ CHOICES = {
     "missing": ("error", "drop", "placeholder"),
     "store": ("original", "resized"),
     "repeats": ("keep", "first"),
+    "timestamp_unit": ("auto", *UNITS, OTHER, ORDER),
 }
 
 
@@ -53,13 +55,15 @@ def prepare(
     store: str = "original",
     image_size: int | None = None,
     repeats: str = "keep",
+    timestamp_unit: str = "auto",
 ) -> dict[str, Any]:
     """Writes the prepared dataset `out` and returns its manifest.
 
     Everything is built in `<out>.partial` and renamed at the end, so `out` appears complete or not
     at all. An interrupted run leaves there the images that it has finished, which the next run
     takes up. Without `images` the dataset is for ids only. `item_info` is a CSV of what is known of
-    items. `image_size` is of resized images, by default 224.
+    items. `image_size` is of resized images, by default 224. `timestamp_unit` says what timestamps
+    count, "order" that they only order interactions; "auto" recognises those that count from 1970.
 
     Raises `UserError` for wrong input, an `out` that is not empty, and a full disk; images that
     stop the run are listed in `<out>.missing_images.csv`.
@@ -74,6 +78,7 @@ def prepare(
         "store": store,
         "image_size": image_size,
         "repeats": repeats,
+        "timestamp_unit": timestamp_unit,
     }
     _check_options(options)
     source, out = Path(interactions), Path(os.path.realpath(out))
@@ -92,6 +97,8 @@ def prepare(
             "official": official.recognise(source.name, table.counts, sha256),
             "repeats": columns.count_repeats(table),
         }
+        if timestamp_unit == "auto":
+            timestamp_unit = columns.recognise_unit(table.timestamps)
         dropped: selection.Dropped = {}
         table = selection.select(table, options, dropped)
         stored = None
@@ -105,6 +112,7 @@ def prepare(
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "counts": table.counts,
+            "timestamp_unit": timestamp_unit,
             "source": {**facts, "options": options, "dropped": dropped},
             "images": stored,
             "files": _seal(work),
@@ -258,6 +266,7 @@ def _summary(manifest: dict[str, Any], out: str) -> str:
         f"  items         {counts['items']:>13,}",
         f"  interactions  {counts['interactions']:>13,}   "
         f"{counts['interactions'] / counts['users']:.1f} per user",
+        f"  timestamps    {manifest['timestamp_unit']:>13}{_how_known(manifest)}",
     ]
     if stored := manifest["images"]:
         files = manifest["files"].items()
@@ -289,6 +298,14 @@ def _summary(manifest: dict[str, Any], out: str) -> str:
     return "\n".join(lines)
 
 
+def _how_known(manifest: dict[str, Any]) -> str:
+    if manifest["source"]["options"]["timestamp_unit"] != "auto":
+        return ""
+    if manifest["timestamp_unit"] == OTHER:
+        return "   unit not recognised; models of time need --timestamp_unit"
+    return "   since 1970, as recognised"
+
+
 def _define_flags() -> None:
     # Not at import: other programs import `prepare` and have flags of the same names.
     flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
@@ -304,6 +321,9 @@ def _define_flags() -> None:
         "image_size", None, f"pixels per side for --store=resized; default {_IMAGE_SIZE}"
     )
     flags.DEFINE_enum("repeats", "keep", CHOICES["repeats"], "a user's repeats of an item")
+    flags.DEFINE_enum(
+        "timestamp_unit", "auto", CHOICES["timestamp_unit"], "auto recognises times since 1970"
+    )
 
 
 def main(_: Sequence[str]) -> None:
@@ -325,6 +345,7 @@ def main(_: Sequence[str]) -> None:
         store=values.store,
         image_size=values.image_size,
         repeats=values.repeats,
+        timestamp_unit=values.timestamp_unit,
     )
     print(_summary(manifest, values.out))
 

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.system.errors import UserError, nearest, reason
 
-_SECTIONS = ("dataset", "task", "user", "item", "loss", "optim", "train", "eval", "mesh")
+_SECTIONS = ("dataset", "task", "negatives", "user", "item", "loss", "optim", "train", "eval")
+_SECTIONS += ("mesh",)
 
 
 def load_config(file_and_words: str) -> ConfigDict:

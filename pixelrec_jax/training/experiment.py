@@ -14,6 +14,7 @@ from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import task_of
@@ -60,19 +61,22 @@ class Experiment:
     @property
     def data_fingerprint(self) -> str:
         """A hash of what training reads; empty for data in memory."""
-        return self._fingerprint(self.store.fingerprint if self.store else "")
+        times = self.batches.time_offsets
+        return self._fingerprint(
+            self.store.fingerprint if self.store else "", times.fingerprint if times else ""
+        )
 
     @property
     def interactions_fingerprint(self) -> str:
         """The same without images and features: what two runs must share to be compared."""
-        return self._fingerprint("")
+        return self._fingerprint()
 
-    def _fingerprint(self, of_store: str) -> str:
+    def _fingerprint(self, *of_inputs: str) -> str:
         files = self.interactions.manifest.get("files", {})
-        # Times matter to splits by time only: their order is in the items'.
+        # To a split, times matter only if it is by time: their order is in the items'.
         by_time = ("timestamps.npy",) if self.split.settings != LEAVE_ONE_OUT else ()
         hashes = [files[name]["sha256"] for name in (*_INTERACTIONS, *by_time) if name in files]
-        hashes += [of_store] if of_store else []
+        hashes += filter(None, of_inputs)
         return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
 
@@ -105,6 +109,7 @@ def build_experiment(
     batches = TrainBatches(
         task,
         store,
+        negatives=build_negatives(config, task),
         num_items=interactions.num_items + task.masks,
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
@@ -112,6 +117,7 @@ def build_experiment(
         num_shards=num_shards(mesh, BATCH_SPEC),
         local_shards=local_shards(mesh, BATCH_SPEC),
         slot_buckets=config.data.slot_buckets,
+        time_unit=model.user_encoder.needs_time,
     )
     resident = Resident(training_graph(split) if model.user_encoder.uses_graph else None)
     resident = (shapes if compile_only else make_replicated_arrays)(resident, mesh)

@@ -43,6 +43,8 @@ class UserEncoder(nn.Module):
     why_not_others: ClassVar[str] = ""
     # What features have to become, where an item has some: a key of `FEATURE_HEADS`.
     feature_head: ClassVar[str] = "dense"
+    # The unit of `History.time`, one of `data.time_units.UNITS`; None does without times.
+    needs_time: ClassVar[str | None] = None
 
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:

@@ -4,15 +4,17 @@ import pickle
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.negatives import Uniform, build_negatives
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
 from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.split import leave_one_out, training_counts
-from pixelrec_jax.data.tasks import NextItem, sample_negatives
-from pixelrec_jax.data.windows import read_windows, training_windows
+from pixelrec_jax.data.tasks import TASKS, NextItem, Pairs, Rows
+from pixelrec_jax.data.windows import read_items, training_windows, window_events
 from pixelrec_jax.system.errors import UserError
 from tests.tiny import interactions_of
 
@@ -29,8 +31,8 @@ def make_batches(dataset, *, pixels=True, **changes) -> TrainBatches:
         "slot_buckets": 4,
     } | changes
     images = ImageStore(dataset, size=16) if pixels else None
-    task = NextItem(leave_one_out(interactions), history_length=10, negatives=1)
-    return TrainBatches(task, images, **options)
+    task = NextItem(leave_one_out(interactions), history_length=10)
+    return TrainBatches(task, images, negatives=Uniform(task, count=1), **options)
 
 
 def unslot(ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
@@ -44,7 +46,8 @@ def test_windows_by_hand():
     sequences = [100 * n + np.arange(1, length + 1) for n, length in enumerate(lengths)]
     interactions = interactions_of(sequences, 1000)
     windows = training_windows(leave_one_out(interactions), size=4)
-    read = read_windows(interactions, windows, np.arange(len(windows)), size=4)
+    events = window_events(windows, np.arange(len(windows)), size=4)
+    read = read_items(interactions, events)
     expected = [
         [0, 0, 0, 1],
         [101, 102, 103, 104],
@@ -74,23 +77,58 @@ def test_queries_by_hand():
 def test_next_item_rows():
     # Training parts [3, 4, 5], [1, 2, 3, 4, 5] and [6].
     sequences = [np.array(s) for s in ([3, 4, 5, 9, 9], [1, 2, 3, 4, 5, 9, 9], [6, 9, 9])]
-    task = NextItem(leave_one_out(interactions_of(sequences, 40)), history_length=4, negatives=3)
+    task = NextItem(leave_one_out(interactions_of(sequences, 40)), history_length=4)
     rows = task.rows(np.arange(len(task)), np.random.default_rng(0))
     np.testing.assert_array_equal(rows.user, [1, 2, 3])
     np.testing.assert_array_equal(rows.history, [[0, 0, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]])
     np.testing.assert_array_equal(rows.positive, [[0, 0, 4, 5], [2, 3, 4, 5], [0, 0, 0, 0]])
     np.testing.assert_array_equal(rows.weight, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
-    real = rows.weight > 0
-    assert (rows.negative[real] > 0).all()
-    assert (rows.negative[~real] == 0).all()
-    for row, window in enumerate(([3, 4, 5], [1, 2, 3, 4, 5])):
-        assert not np.isin(rows.negative[row], window).any()
+    np.testing.assert_array_equal(rows.exclude, [[0, 0, 3, 4, 5], [1, 2, 3, 4, 5], [0, 0, 0, 0, 6]])
+
+
+def make_task(name: str, sequences: list[np.ndarray], num_items: int, *, history_length: int):
+    options = {"mask_ratio": 0.5} if name == "cloze" else {}
+    split = leave_one_out(interactions_of(sequences, num_items))
+    return TASKS[name](split, history_length=history_length, **options)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_negatives_of_every_task_are_no_items_of_the_row(name):
+    draw = np.random.default_rng(1)
+    sequences = [draw.integers(1, 30, size=size) for size in draw.integers(1, 20, size=40)]
+    task = make_task(name, sequences, 30, history_length=4)
+    rng = np.random.default_rng(0)
+    rows = task.rows(np.arange(len(task)), rng)
+    negative = Uniform(task, count=3).draw(rows, rng)
+    assert negative.shape == (*rows.positive.shape, 3)
+    assert len(rows.positive) == len(task) * task.rows_per_example
+    np.testing.assert_array_equal(negative > 0, np.repeat(rows.weight[..., None] > 0, 3, axis=-1))
+    history = np.where(rows.history < 30, rows.history, 0)  # without the mask item
+    for b in range(len(negative)):
+        assert set(history[b]) | set(rows.positive[b]) <= {0, *rows.exclude[b]}
+        assert not set(negative[b].ravel()) & (set(rows.exclude[b]) - {0})
+    assert np.count_nonzero(rows.exclude, axis=1).max() <= task.most_excluded
+
+
+def test_an_unknown_source_of_negatives_is_refused():
+    task = make_task("pairs", [np.arange(1, 9)], 30, history_length=4)
+    config = ConfigDict({"negatives": {"name": "unifrom", "count": 1}})
+    with pytest.raises(UserError, match=r"unknown negatives\.name=.unifrom"):
+        build_negatives(config, task)
 
 
 def test_negatives_are_uniform_outside_the_window():
-    windows = np.tile(np.array([[2, 5, 7]], np.int32), (4000, 1))
-    rng = np.random.default_rng(0)
-    negative = sample_negatives(rng, (4000, 2, 2), exclude=windows, num_items=11)
+    task = NextItem(leave_one_out(interactions_of([np.arange(1, 6)], 11)), history_length=4)
+    targets = np.ones((4000, 2), np.int32)
+    rows = Rows(
+        user=targets[:, 0],
+        history=targets,
+        positive=targets,
+        weight=targets.astype(np.float32),
+        exclude=np.tile(np.array([[2, 5, 7]], np.int32), (4000, 1)),
+        event=np.zeros((4000, 2), np.int64),
+    )
+    negative = Uniform(task, count=2).draw(rows, np.random.default_rng(0))
     counts = np.bincount(negative.ravel(), minlength=11)
     assert counts[[0, 2, 5, 7]].sum() == 0
     others = counts[[1, 3, 4, 6, 8, 9, 10]]
@@ -101,14 +139,17 @@ def test_negatives_are_uniform_outside_the_window():
 def test_data_without_anything_to_learn_is_refused():
     few_items = leave_one_out(interactions_of([np.arange(1, 6)], 6))
     with pytest.raises(UserError, match="the catalogue has 5 items"):
-        NextItem(few_items, history_length=10, negatives=1)
+        Uniform(NextItem(few_items, history_length=10), count=1)
+    everything = leave_one_out(interactions_of([np.array([1, 2, 3, 1, 2])], 4))
+    with pytest.raises(UserError, match="the catalogue has 3 items"):
+        Uniform(Pairs(everything, history_length=10), count=1)
     short = leave_one_out(interactions_of([np.array([1, 2, 3])] * 4, 50))
     with pytest.raises(UserError, match="no user has two training interactions or more"):
-        NextItem(short, history_length=10, negatives=1)
+        NextItem(short, history_length=10)
 
 
 def test_a_task_travels_without_its_windows(toy_dataset):
-    task = NextItem(leave_one_out(load(toy_dataset)), history_length=10, negatives=1)
+    task = NextItem(leave_one_out(load(toy_dataset)), history_length=10)
     travelled = pickle.dumps(task)
     assert len(travelled) < 2000
     np.testing.assert_array_equal(pickle.loads(travelled).windows.start, task.windows.start)
@@ -135,9 +176,8 @@ def test_deduplicate():
 def test_an_epoch_covers_every_window_once(toy_dataset):
     batches = make_batches(toy_dataset)
     windows = batches.task.windows
-    expected = read_windows(
-        batches.task.split.interactions, windows, np.arange(len(windows)), size=11
-    )
+    events = window_events(windows, np.arange(len(windows)), size=11)
+    expected = read_items(batches.task.split.interactions, events)
     for epoch in range(2):
         seen = []
         for step in range(batches.steps_per_epoch):

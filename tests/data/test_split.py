@@ -87,7 +87,7 @@ def test_nothing_trained_on_is_as_late_as_the_first_target():
     latest = time[split.is_training].max()
     for part in ("valid", "test"):
         assert latest < time[split.targets[part][split.users(part)]].min()
-    task = Pairs(split, history_length=4, negatives=1)
+    task = Pairs(split, history_length=4)
     rows = task.rows(np.arange(len(task)), np.random.default_rng(0))
     trained = set(interactions.items[time < split.settings["valid_from"]])
     assert set(rows.positive.ravel()) == trained
@@ -107,7 +107,7 @@ def test_fractions_are_of_interactions_and_equal_times_stay_together(fraction):
 
 def test_a_split_travels_without_its_arrays(toy_dataset):
     split = build_split(load(toy_dataset), GLOBAL)
-    task = NextItem(split, history_length=10, negatives=1)
+    task = NextItem(split, history_length=10)
     travelled = pickle.dumps(task)
     assert len(travelled) < 2000
     there = pickle.loads(travelled)

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from pixelrec_jax.data.tasks import Rows
 from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE
 from pixelrec_jax.weights.mapping import LINEAR, Rule, Transform, linear, norm
 
@@ -180,11 +180,21 @@ CASES |= {
 TRAINED = [name for name, case in CASES.items() if case.layout]
 
 
-def _rows(history, positive, negative, user=None, weight=None) -> Rows:
+class ReferenceRows(NamedTuple):
+    """A batch of the reference in item ids, with the names and shapes of `data.types.Batch`."""
+
+    user: np.ndarray
+    history: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    weight: np.ndarray
+
+
+def _rows(history, positive, negative, user=None, weight=None) -> ReferenceRows:
     """Rows of item ids; one target each unless there are weights."""
     one_target = positive.ndim == 1
     positive = positive[:, None] if one_target else positive
-    return Rows(
+    return ReferenceRows(
         user=np.ones(len(history), np.int32) if user is None else user.astype(np.int32),
         history=history.astype(np.int32),
         positive=positive.astype(np.int32),
@@ -193,7 +203,7 @@ def _rows(history, positive, negative, user=None, weight=None) -> Rows:
     )
 
 
-def _next_item(file) -> Rows:
+def _next_item(file) -> ReferenceRows:
     ids = file["batch.0"]
     if ids.ndim == 2:  # images of positives and negatives are interleaved
         ids = ids.reshape(len(ids), -1, 2).transpose(0, 2, 1)
@@ -201,7 +211,7 @@ def _next_item(file) -> Rows:
     return _rows(ids[:, 0, :-1], ids[:, 0, 1:], ids[:, 1, 1:], weight=weight)
 
 
-def _pairs(file) -> Rows:
+def _pairs(file) -> ReferenceRows:
     positive, negative = file["batch.1"].T
     history = np.zeros((len(positive), 10))
     return _rows(history, positive, negative, user=file["batch.0"])
@@ -212,22 +222,22 @@ def _ids(file) -> np.ndarray:
     return file["batch"] if "batch" in file else file["batch.1"][file["batch.0"]]
 
 
-def _one_tower(file) -> Rows:
+def _one_tower(file) -> ReferenceRows:
     ids = _ids(file)
     return _rows(ids[:, 0, :-1], ids[:, 0, -1], ids[:, 1, -1])
 
 
-def _two_tower(file) -> Rows:
+def _two_tower(file) -> ReferenceRows:
     ids = _ids(file)
     return _rows(ids[:, :-2], ids[:, -2], ids[:, -1])
 
 
-def _attentive(file) -> Rows:
+def _attentive(file) -> ReferenceRows:
     ids, user = file["batch"][:, :-1], file["batch"][:, -1]
     return _rows(ids[:, :-2], ids[:, -2], ids[:, -1], user=user)
 
 
-def _cloze(file) -> Rows:
+def _cloze(file) -> ReferenceRows:
     if file["batch.0"].ndim == 3:
         history, positive, negative = file["batch.0"].transpose(1, 0, 2)
         weight = file["batch.1"]
@@ -238,7 +248,7 @@ def _cloze(file) -> Rows:
     return _rows(history, positive, negative, weight=weight.astype(np.float32))
 
 
-def _graph(file) -> Rows:
+def _graph(file) -> ReferenceRows:
     """Nodes are the distinct items of a sequence, which is padded on the right."""
     alias = file["batch.0"]
     if "batch.4" in file:

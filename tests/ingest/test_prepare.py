@@ -118,6 +118,53 @@ def test_manifest_describes_source_and_files(place):
         assert file == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "unit"),
+    [
+        (1_600_000_000, 1_700_000_000, "seconds"),
+        (1_600_000_000_000, 1_700_000_000_000, "milliseconds"),
+        (1_600_000_000 * 10**6, 1_700_000_000 * 10**6, "microseconds"),
+        (1_600_000_000 * 10**9, 1_700_000_000 * 10**9, "nanoseconds"),
+        (1_600_000_000, 1_600_000_000_000, "other"),  # not all in one unit
+        (0, 1_700_000_000, "other"),
+        (20_200_101, 20_231_231, "other"),
+        (202_001_010_000, 202_312_312_359, "other"),
+        (-(2**63), 2**63 - 1, "other"),
+    ],
+)
+def test_times_since_1970_are_recognised(place, first, last, unit):
+    (place / "x.csv").write_text(HEADER + lines(("c", "a", time) for time in (first, last, first)))
+    manifest = run(place)
+    assert manifest["timestamp_unit"] == unit
+    stored = interactions.load(place / "out")
+    assert stored.timestamps.tolist() == [first, first, last]
+
+
+@pytest.mark.parametrize("unit", ["days", "other", "order"])
+def test_the_manifest_names_the_unit_that_was_given(place, unit):
+    (place / "x.csv").write_text(HEADER + lines(("c", "a", 1_600_000_000 + n) for n in range(3)))
+    manifest = run(place, timestamp_unit=unit)
+    assert manifest["timestamp_unit"] == unit
+    assert f"timestamps    {unit:>13}\n" in program._summary(manifest, "out") + "\n"
+    assert interactions.load(place / "out").manifest["timestamp_unit"] == unit
+
+
+def test_an_unknown_unit_is_refused(place):
+    refused(
+        place,
+        "--timestamp_unit=secnods is not an option; did you mean 'seconds'",
+        timestamp_unit="secnods",
+    )
+
+
+def test_a_manifest_without_a_unit_is_damaged(place):
+    manifest = run(place)
+    del manifest["timestamp_unit"]
+    (place / "out" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"damaged: manifest.json has no timestamp_unit"):
+        interactions.load(place / "out")
+
+
 def test_record_i_is_item_i_plus_one(place):
     run(place)
     reds = ImageStore(place / "out", size=4).load(np.arange(6))[:, 0, 0, 0]
@@ -420,7 +467,7 @@ def test_load_refuses_what_is_not_whole(place):
     with pytest.raises(UserError, match=r"offsets.npy holds int64\[4\], .*says int64\[7\]"):
         interactions.load(out)
     (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
-    with pytest.raises(UserError, match="has schema version 1, this program reads 2"):
+    with pytest.raises(UserError, match="has schema version 1, this program reads 3"):
         interactions.load(out)
     (out / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest.json cannot be read"):

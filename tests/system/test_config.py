@@ -53,6 +53,7 @@ def test_every_setting_of_a_user_encoder_has_a_range(user):
         ("user=bert4rec", "task.mask_ratio", 1.5, "expected more than 0 and less than 1"),
         ("user=bert4rec", "task.name", "next_item", "'next_item' does not suit user=bert4rec"),
         ("user=sasrec", "task.name", "cloze", "'cloze' does not suit user=sasrec"),
+        ("user=sasrec", "negatives.count", 0, "negatives.count=0; expected 1 or more"),
         ("user=sasrec", "eval.ks", (), "eval.ks is empty; give at least one"),
         ("user=sasrec", "eval.ks", (True,), "eval.ks=(True,); expected whole"),
     ],
@@ -122,7 +123,7 @@ def test_every_default_is_in_its_range():
     [
         ("user.layer", "the config has no key 'user.layer'; did you mean 'user.layers'?"),
         ("item.init_sdt", "no key 'item.init_sdt'; did you mean 'item.init_std'?"),
-        ("task.negative", "no key 'task.negative'; did you mean 'task.negatives'?"),
+        ("negatives.cont", "no key 'negatives.cont'; did you mean 'negatives.count'?"),
         ("optim.weight_decai", "no key 'optim.weight_decai'; did you mean 'optim.weight_decay'?"),
     ],
 )
