@@ -11,6 +11,7 @@ from pixelrec_jax.system.chips import CHIPS, peaks_of
     ("chip", "topology"), [("v5e", "2x2"), ("v5p", "2x2x1"), ("v6e", "2x2"), ("tpu7x", "2x2x1")]
 )
 def test_the_peaks_of_a_running_tpu_are_those_of_the_dry_run(chip, topology):
+    pytest.importorskip("libtpu")
     (kind,) = {device.device_kind for device in describe_pod(f"{chip}:{topology}").devices}
     assert peaks_of(kind) is CHIPS[chip]
 
