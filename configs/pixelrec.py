@@ -54,6 +54,10 @@ def base() -> ConfigDict:
                 "checkpoint_every": 1000,  # steps; there is one after every evaluation, too
                 "log_every": 50,  # steps
             },
+            # Where records go beside metrics.jsonl and TensorBoard: "wandb", "mlflow".
+            "log": {"writers": ()},
+            # An XProf trace of so many steps from that one on, below WORKDIR/profile; 0 is none.
+            "profile": {"start": 0, "steps": 0},
             "eval": {
                 "ks": (5, 10),
                 "monitor": "ndcg@10",  # decides the best checkpoint and early stopping

@@ -64,8 +64,8 @@ CHIPS = {
     "tpu7x": _chip(tflops=1153.5, hbm=96, hbm_gbps=3690, ici_gbps=600, axes=3, dcn_gbit=50),
 }
 
-# By `jax.Device.device_kind`, which on GPUs is the name that the driver gives. A part of a GPU (MIG)
-# has a name of its own and is not here.
+# By `jax.Device.device_kind`, which on GPUs is the name that the driver gives. A part of a GPU
+# (MIG) has a name of its own and is not here.
 _PEAKS: dict[str, Peaks] = {
     # On TPU v2 and v3 a device is half a chip; the pages give a chip.
     "TPU v2": _peaks(tflops=45 / 2, hbm=16 / 2, hbm_gbps=700 / 2),

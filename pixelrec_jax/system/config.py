@@ -17,6 +17,8 @@ _ZERO_ALLOWED = (
     "train.epochs",
     "train.patience",
     "eval.cold_threshold",
+    "profile.start",
+    "profile.steps",
 )
 _CHECKED_ELSEWHERE = ("mesh.", "dataset.split.")  # by mesh_shape and build_split
 
