@@ -54,9 +54,10 @@ class Profiler:
     def _stop(self) -> None:
         if self._local is None:
             return
-        # The last step may still run on the devices.
-        jax.block_until_ready(jax.live_arrays())
-        jax.profiler.stop_trace()
+        try:  # the last step may still run on the devices
+            jax.block_until_ready(jax.live_arrays())
+        finally:
+            jax.profiler.stop_trace()
         if self._local != self._folder:
             for source in sorted(self._local.rglob("*")):
                 if source.is_file():
