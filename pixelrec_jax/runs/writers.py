@@ -116,12 +116,18 @@ TRACKERS: dict[str, Callable[[Path, ConfigDict], Writer]] = {
 }
 
 
-def check_writers(names: Sequence[str]) -> None:
-    """Raises `UserError` for a name in `log.writers` that is not known or not installed."""
+def check_writers(option: Sequence[str]) -> list[str]:
+    """Returns the names in `log.writers`; one of its strings may hold several, by commas.
+
+    Raises:
+      UserError: a name that is not known or not installed.
+    """
+    names = [name for names in option for name in names.split(",")]
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"log.writers: unknown writer {name!r}{nearest(name, TRACKERS)}")
         _module(name)
+    return names
 
 
 def open_trackers(workdir: Path, config: ConfigDict) -> list[Writer]:
@@ -130,8 +136,7 @@ def open_trackers(workdir: Path, config: ConfigDict) -> list[Writer]:
     Raises:
       UserError: as `check_writers`.
     """
-    check_writers(config.log.writers)
-    return [TRACKERS[name](workdir, config) for name in config.log.writers]
+    return [TRACKERS[name](workdir, config) for name in check_writers(config.log.writers)]
 
 
 def _module(name: str) -> ModuleType:

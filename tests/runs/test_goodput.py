@@ -46,10 +46,13 @@ def test_every_second_is_of_one_phase(clock):
 
 
 def test_a_phase_ends_with_an_error(clock):
-    goodput = Goodput({}, {})
-    with pytest.raises(KeyError), goodput.phase("step"):
+    def fail():
         clock.passes(1)
         raise KeyError
+
+    goodput = Goodput({}, {})
+    with pytest.raises(KeyError), goodput.phase("step"):
+        fail()
     clock.passes(2)
     assert goodput.scalars()["time/step"] == 1
     assert goodput.scalars()["time/other"] == 2

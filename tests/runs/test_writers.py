@@ -103,7 +103,7 @@ def test_a_server_that_fails_ends_the_run_in_one_line_that_launchers_repeat(tmp_
 
     mlflow.log_metrics = fail
     with (
-        pytest.raises(TransientError, match="MLflow failed .*503 no server.*start the same"),
+        pytest.raises(TransientError, match=r"MLflow failed .*503 no server.*start the same"),
         MetricsLog(tmp_path, continue_from=0, config=_config("mlflow")) as log,
     ):
         log.write(1, {"train/loss": 0.5})
@@ -115,6 +115,10 @@ def test_a_missing_package_names_its_extra(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"pip install 'pixelrec_jax\[{name}\]'"):
         check_writers([name])
+
+
+def test_a_command_line_names_writers_by_commas(wandb, mlflow):
+    assert check_writers(("wandb,mlflow",)) == check_writers(("wandb", "mlflow"))
 
 
 def test_an_unknown_writer_is_an_error():
