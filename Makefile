@@ -5,22 +5,27 @@ RUN = $(VENV)/bin/python -m
 # Compiled programs are kept here, which makes the second run of anything start faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-numerics lint format clean
 
 demo: $(VENV)/installed
 	rm -rf demo
-	$(RUN) pixelrec_jax.data.toy --out=demo/raw
-	$(RUN) pixelrec_jax.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
+	$(RUN) pixelrec_jax.ingest.toy --out=demo/raw
+	$(RUN) pixelrec_jax.programs.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
 	  --store=resized --image_size=32 --out=demo/data
-	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
+	$(RUN) pixelrec_jax.programs.train --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
 	  --config.dataset.path=demo/data --config.train.epochs=7 --workdir=demo/pixel
-	$(RUN) pixelrec_jax.main --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
+	$(RUN) pixelrec_jax.programs.train --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
 	  --config.dataset.path=demo/data --workdir=demo/id
-	$(RUN) pixelrec_jax.report demo/pixel demo/id
+	$(RUN) pixelrec_jax.programs.report demo/pixel demo/id
 
 # Two processes, each with the tests of whole files, which share what they compile.
 test: $(VENV)/installed-test lint
 	$(RUN) pytest -n 2 --dist loadfile
+
+# The numerical tests as a processor with the oldest of the instructions of x86 rounds.
+ISA ?= SSE4_2
+test-numerics: $(VENV)/installed-test
+	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(RUN) pytest -n 2 -m numerical
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

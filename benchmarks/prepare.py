@@ -4,7 +4,7 @@ python -m benchmarks.prepare --dir=DIR [--users=N] [--items=N] [--interactions=N
 
 Writes a CSV of that size with PixelRec's shape into DIR, unless it is there: long-tail items,
 sessions of 6 to 434, rows in order of time. Then, each in a process of its own:
-  prepare: python -m pixelrec_jax.prepare without images.
+  prepare: python -m pixelrec_jax.programs.prepare without images.
   open: loading the result, checking its hashes, and making the first batch of SASRec on ids.
 """
 
@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from absl import flags
-from pixelrec_jax.launch.dryrun.programs import random_items
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pixelrec_jax.launch.dryrun.programs import random_items
 from pixelrec_jax.system import errors
 
 _DIR = flags.DEFINE_string("dir", None, "Folder of the generated file.", required=True)
@@ -35,8 +35,8 @@ _ROWS = 5_000_000  # written at once
 
 _OPEN = """
 from absl import flags
-from pixelrec_jax.config import load_config
-from pixelrec_jax.experiment import build_experiment
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.training.experiment import build_experiment
 import sys
 flags.FLAGS.mark_as_parsed()
 config = load_config("configs/pixelrec.py:user=sasrec,item=id,dataset=custom").unlock()
@@ -89,7 +89,7 @@ def main(_: Sequence[str]) -> None:
     if not csv.exists():
         write_interactions(csv, _USERS.value, _ITEMS.value, _INTERACTIONS.value)
     out = folder / f"prepared-{os.getpid()}"
-    prepare = [sys.executable, "-m", "pixelrec_jax.prepare"]
+    prepare = [sys.executable, "-m", "pixelrec_jax.programs.prepare"]
     table = Table("program", "seconds", "peak GB", box=box.SIMPLE)
     try:
         for name, command in (

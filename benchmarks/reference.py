@@ -56,7 +56,7 @@ _COLUMNS += ("epoch s", "ratio", "validation s", "ratio")
 
 
 class Ours:
-    """What `pixelrec_jax.train` does in an epoch."""
+    """What `pixelrec_jax.training.train` does in an epoch."""
 
     def __init__(self, users: int, items: int):
         """Args: the size of the random interactions to train on."""
@@ -71,8 +71,8 @@ class Ours:
 
     def _train(self, batch: Any) -> jax.Array:
         batch = make_global_arrays(batch, self.experiment.mesh, BATCH_SPEC)
-        self.state, loss = self.train_step(self.state, batch, self.experiment.graph)
-        return loss
+        self.state, metrics = self.train_step(self.state, batch, self.experiment.resident)
+        return metrics["loss"]
 
     def steps(self, count: int) -> list[float]:
         """Returns the seconds of each of `count` steps on a batch that is ready."""

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from pixelrec_jax.launch.dryrun import programs
-from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 from rich import box
 from rich.table import Table
 
+from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 from pixelrec_jax.parallel.sharding import AXES
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.chips import CHIPS

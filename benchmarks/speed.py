@@ -56,10 +56,10 @@ def measure(item: str) -> dict[str, float]:
         nonlocal state
         batch = batches[len(encoded)]
         encoded.append(np.count_nonzero(batch.items.id))
-        state, loss = train_step(
-            state, make_global_arrays(batch, mesh, BATCH_SPEC), experiment.graph
+        state, metrics = train_step(
+            state, make_global_arrays(batch, mesh, BATCH_SPEC), experiment.resident
         )
-        return loss
+        return metrics["loss"]
 
     for _ in range(8):  # every number of slots that will come up is compiled before the timing
         step()

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from pixelrec_jax.launch.dryrun.programs import random_items
 
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.launch.dryrun.programs import random_items
 
 
 class RandomImages:

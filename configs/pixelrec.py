@@ -10,10 +10,10 @@ future.
 from functools import partial
 
 from ml_collections import ConfigDict
+
 from pixelrec_jax.configs.datasets import DATASETS
 from pixelrec_jax.configs.encoders import ENCODERS
 from pixelrec_jax.configs.recommenders import RECOMMENDERS
-
 from pixelrec_jax.system.errors import UserError, nearest
 
 
@@ -32,6 +32,7 @@ def base() -> ConfigDict:
             "item": {},
             # 0 is the stable form; 1e-8 reproduces the reference's -log(sigmoid(x) + 1e-8).
             "loss": {
+                "name": "bpr",
                 "epsilon": 0.0,
                 "single_row": False,  # True: only the first row of a batch, as the reference's FM
             },

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 from absl import flags
+
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
 from pixelrec_jax.launch.slices import Slice
-
 from pixelrec_jax.system.errors import UserError
 
 _SAVING = 120  # seconds that a run has for saving when its node is drained; Spot VMs have 15 to 30
@@ -47,7 +47,7 @@ def manifest(
     container = {
         "name": "train",
         "image": image,
-        "command": ["python", "-m", "pixelrec_jax.main"],
+        "command": ["python", "-m", "pixelrec_jax.programs.train"],
         "args": arguments,
         # The chips read memory that is locked, more than other containers may lock:
         # https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#privileged-mode

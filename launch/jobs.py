@@ -43,7 +43,7 @@ class Job:
 
     Attributes:
       name: of the run, among those of a sweep.
-      flags: of `pixelrec_jax.main`.
+      flags: of `pixelrec_jax.programs.train`.
       config_file: of the config.
       config: with what the flags override.
       folders: that machines have to share, by flag.
@@ -92,7 +92,7 @@ def encoders(sweep: Sequence[str]) -> tuple[str, ...]:
 
 
 def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
-    """Returns the runs that the flags of pixelrec_jax.main describe.
+    """Returns the runs that the flags of pixelrec_jax.programs.train describe.
 
     Raises:
       UserError: a flag that is missing, has another form than --name=value or is not the user's, or
@@ -170,7 +170,7 @@ def check_devices(every: Iterable[Job], devices: int, *, slices: int = 1) -> Non
 def report(every: Sequence[Job]) -> str:
     """Returns the command that prints the table of these runs."""
     workdirs = [job.workdir for job in every]
-    return shlex.join(["python", "-m", "pixelrec_jax.report", "--unfinished", *workdirs])
+    return shlex.join(["python", "-m", "pixelrec_jax.programs.report", "--unfinished", *workdirs])
 
 
 def _name(name: str, encoder: str) -> str:
@@ -210,21 +210,21 @@ def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
 
 
 def _config(of_run: Sequence[str], given: dict[str, str]) -> ConfigDict:
-    """Returns the config of a run, as pixelrec_jax.main will see it."""
+    """Returns the config of a run, as pixelrec_jax.programs.train will see it."""
     known = flatten(load_config(given["config"]).to_dict())
     overrides = (re.fullmatch(r"(?:no)?config\.(.+)", flag) for flag in given)
     check_keys((override[1] for override in overrides if override), known)
-    # The flags of pixelrec_jax.main, which takes seconds to import.
+    # The flags of pixelrec_jax.programs.train, which takes seconds to import.
     values = flags.FlagValues()
     for name in ("workdir", "verbosity"):
         flags.DEFINE_string(name, None, "", values)
     flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "", values)
     try:
         config = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=list(of_run))
-        values(["pixelrec_jax.main", *of_run])
+        values(["pixelrec_jax.programs.train", *of_run])
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(
-            f"after --, of the run: {error}; see python -m pixelrec_jax.main --help"
+            f"after --, of the run: {error}; see python -m pixelrec_jax.programs.train --help"
         ) from None
     return config.value
 

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
-
 from pixelrec_jax.programs import report
 from pixelrec_jax.system.errors import TransientError, UserError
 
@@ -50,7 +50,7 @@ def main(of_run: Sequence[str]) -> None:
     values = flags.FLAGS
     every = jobs.jobs(of_run, "run", values.sweep)
     commands = {
-        job.workdir: Command((sys.executable, "-m", "pixelrec_jax.main", *job.flags))
+        job.workdir: Command((sys.executable, "-m", "pixelrec_jax.programs.train", *job.flags))
         for job in every
     }
     if values.dry_run:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import (
     Command,
@@ -21,7 +22,6 @@ from pixelrec_jax.launch.commands import (
     execute,
     program,
 )
-
 from pixelrec_jax.system.errors import UserError
 
 _NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
@@ -34,7 +34,7 @@ def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bo
     cases = "\n".join(
         f"  {number}) run=({shlex.join(job.flags)}) ;;" for number, job in enumerate(every)
     )
-    train = f'{shlex.quote(python)} -m pixelrec_jax.main "${{run[@]}}"'
+    train = f'{shlex.quote(python)} -m pixelrec_jax.programs.train "${{run[@]}}"'
     train += " --distributed=auto" if distributed else ""
     return f"""#!/bin/bash
 case "${{SLURM_ARRAY_TASK_ID:-0}}" in

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import (
     Command,
@@ -24,7 +25,6 @@ from pixelrec_jax.launch.commands import (
     run,
 )
 from pixelrec_jax.launch.slices import Slice
-
 from pixelrec_jax.system.errors import UserError
 
 _CODE = Path(".cache/code.tar.gz")  # of the repository

@@ -17,4 +17,4 @@ sudo systemd-run --unit="$unit" --collect --uid="$(id -u)" --gid="$(id -g)" --sa
   --property=RestartSec=30 --property=StartLimitIntervalSec=1d --property=StartLimitBurst=20 \
   --property=KillMode=mixed --property=TimeoutStopSec=120 \
   --property=LimitMEMLOCK=infinity --property=LimitNOFILE=1048576 \
-  "$HOME/venv/bin/python" -m pixelrec_jax.main "${@//\$/\$\$}" # of which systemd makes $ again
+  "$HOME/venv/bin/python" -m pixelrec_jax.programs.train "${@//\$/\$\$}" # of which systemd makes $ again

@@ -1,43 +1,88 @@
-"""Training losses, in float32."""
+"""Training losses, in float32: functions of queries, item vectors and a batch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.data.types import PAD, Batch, gather_slots
+from pixelrec_jax.system.errors import UserError, nearest
+
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Loss(Protocol):
+    """What training minimises."""
+
+    def __call__(
+        self, score: Score, query: jax.Array, item: jax.Array, batch: Batch, **options: Any
+    ) -> jax.Array:
+        """Returns the loss float32[] of a global batch.
+
+        Args:
+          score: gives float32[..., R] for queries [..., D] and items [..., R, E].
+          query: float32[G, B, T, D], one for every target.
+          item: float32[G, U, E], the vectors of the batch's distinct items.
+          batch: says by slots which items are positives and negatives.
+          **options: `config.loss` without its name.
+        """
 
 
 def bpr(
-    positive: jax.Array, negative: jax.Array, weight: jax.Array, rows: jax.Array, *, epsilon: float
+    score: Score,
+    query: jax.Array,
+    item: jax.Array,
+    batch: Batch,
+    *,
+    epsilon: float,
+    single_row: bool,
 ) -> jax.Array:
     """Bayesian personalised ranking (Rendle et al. 2012), summed over targets, mean over rows.
 
+    The losses of a target's K own negatives are averaged.
+
     Args:
-      positive: float[..., T], scores of the targets.
-      negative: float[..., T, K], scores of the sampled negatives; their K losses are averaged.
-      weight: float[..., T], 1 for a target and 0 for padding.
-      rows: float[], the number of rows that are not padding.
+      score, query, item, batch: see `Loss`.
       epsilon: 0 gives -log sigmoid(x), stable for every x. The reference's -log(sigmoid(x) + 1e-8)
         has no gradient left where a negative is far ahead (x below about -20).
-
-    Returns:
-      float32[].
+      single_row: only the first row of the batch counts. So the reference's FM and DSSM train, by
+        an oversight.
     """
-    difference = (positive[..., None] - negative).astype(jnp.float32)
+    batch = _only_first_row(batch) if single_row else batch
+    positive, negative = gather_slots(item, batch.positive, batch.negative)
+    difference = score(query, positive[..., None, :]) - score(query, negative)  # [G, B, T, K]
+    difference = difference.astype(jnp.float32)
     if epsilon:
         loss = -jnp.log(jax.nn.sigmoid(difference) + epsilon)
     else:
         loss = -jax.nn.log_sigmoid(difference)
-    return jnp.sum(jnp.mean(loss, axis=-1) * weight) / rows
+    rows = jnp.count_nonzero(batch.user != PAD)
+    return jnp.sum(jnp.mean(loss, axis=-1) * batch.weight) / rows
 
 
-def only_first_row(batch: Batch) -> Batch:
-    """Returns the batch with all rows but the first turned to padding.
-
-    So the reference's FM and DSSM train, by an oversight: on one row of every batch.
-    """
+def _only_first_row(batch: Batch) -> Batch:
+    """Returns the batch with all rows but the first turned to padding."""
     shards, rows = batch.user.shape
     first = jnp.zeros((shards, rows), bool).at[0, 0].set(True)
     return batch.replace(
         user=jnp.where(first, batch.user, PAD),
         weight=jnp.where(first[..., None], batch.weight, 0),
     )
+
+
+LOSSES: dict[str, Loss] = {"bpr": bpr}
+
+
+def build_loss(loss: ConfigDict) -> Loss:
+    """Returns the loss that `config.loss` names, with its options.
+
+    Raises:
+      UserError: there is not one of this name.
+    """
+    if loss.name not in LOSSES:
+        raise UserError(f"unknown loss.name={loss.name!r}{nearest(loss.name, LOSSES)}")
+    options = {key: value for key, value in loss.items() if key != "name"}
+    return partial(LOSSES[loss.name], **options)

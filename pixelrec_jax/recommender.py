@@ -5,16 +5,15 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.graph import Graph
+from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import Batch, History, Items
+from pixelrec_jax.data.types import Batch, History, Items, gather_slots
 from pixelrec_jax.items import build_item_encoder, id_table
 from pixelrec_jax.items.pixel import PixelEncoder
-from pixelrec_jax.parallel.tables import Lookup, Lookups, split_by_columns
+from pixelrec_jax.parallel.tables import EmbeddingLookup, Lookups, split_by_columns
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import UserEncoder
@@ -31,18 +30,20 @@ class Recommender(nn.Module):
     item_encoder: nn.Module
     user_encoder: UserEncoder
 
-    def propagate(self, variables: dict, graph: Graph | None, mesh: Mesh) -> dict:
+    def propagate(self, variables: dict, resident: Resident, mesh: Mesh) -> dict:
         """Returns the variables to encode with, for those of the state.
 
-        They are the same, but for LightGCN, whose tables pass along the edges of the graph first:
+        They are the same, but for LightGCN: its tables pass along the edges of the graph first,
         once in a training step and once for a ranking of the whole catalogue.
         """
-        if graph is None:
+        if resident.graph is None:
             return variables
         params = split_by_columns(variables["params"], mesh)
-        return {**variables, "params": self.user_encoder.propagate(params, graph)}
+        return {**variables, "params": self.user_encoder.propagate(params, resident.graph)}
 
-    def lookups(self, *, items: Items | None = None, user: jax.Array | None = None) -> Lookups:
+    def embedding_lookups(
+        self, *, items: Items | None = None, user: jax.Array | None = None
+    ) -> Lookups:
         """Returns which rows of which tables items [G, U] and users [...] read."""
         if self.user_encoder.uses_graph:
             return {}  # every row may reach any other
@@ -50,9 +51,9 @@ class Recommender(nn.Module):
         path = id_table(self.item_encoder)
         if items is not None and path is not None:
             # The slots of a shard are distinct items; shards may share some.
-            found["item_encoder", *path] = Lookup(items.id, distinct=len(items.id) == 1)
+            found["item_encoder", *path] = EmbeddingLookup(items.id, unique_ids=len(items.id) == 1)
         if user is not None and self.user_encoder.has_table:
-            found["user_encoder", "table"] = Lookup(user, distinct=False)
+            found["user_encoder", "table"] = EmbeddingLookup(user, unique_ids=False)
         return found
 
     def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:
@@ -70,15 +71,14 @@ class Recommender(nn.Module):
         return self.user_encoder.score(query, item)
 
     def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns the scores of positives float32[G, B, T] and negatives float32[G, B, T, K]."""
+        """Returns a query for every target, float32[G, B, T, D], and item vectors [G, U, E].
+
+        Losses score the ones against the others.
+        """
         item = self.encode_items(batch.items, train=train)
-        history, positive, negative = _take(item, batch.history, batch.positive, batch.negative)
+        (embeddings,) = gather_slots(item, batch.history)
         shards, rows, targets = batch.positive.shape
-        history = History(
-            item_embeddings=history,
-            item=batch.history,
-            user=batch.user,
-        )
+        history = History(item_embeddings=embeddings, item=batch.history, user=batch.user)
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
         query = self.encode_users(flat, train=train)
         if query.shape[1] < targets:
@@ -86,23 +86,7 @@ class Recommender(nn.Module):
                 f"the task has {targets} targets for a history, but this user encoder makes one "
                 "query of it; use task.name=prefixes, rest_of_window or pairs"
             )
-        query = query[:, -targets:].reshape(shards, rows, targets, -1)
-        positive = self.score(query, positive[..., None, :])
-        return positive[..., 0], self.score(query, negative)
-
-
-def _take(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:
-    """Returns the vectors [G, ..., E] at slots int32[G, ...] of items [G, U, E].
-
-    Slots index within a shard, so no shard reads another one's items. All are taken at once, since
-    the gradient then is one sum over the slots of all.
-    """
-    shards = len(item)
-    flat = jnp.concatenate([x.reshape(shards, -1) for x in slots], axis=1)
-    vector = jax.vmap(lambda table, slot: table[slot])(item, flat)
-    ends = np.cumsum([x.size // shards for x in slots])[:-1]
-    parts = jnp.split(vector, ends, axis=1)
-    return [part.reshape(*x.shape, -1) for part, x in zip(parts, slots, strict=True)]
+        return query[:, -targets:].reshape(shards, rows, targets, -1), item
 
 
 def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:

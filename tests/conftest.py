@@ -3,24 +3,35 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+if "device_count" not in (xla_flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_force_host_platform_device_count=8".lstrip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import pytest  # noqa: E402  (after the environment is set)
+import jax  # noqa: E402  (after the environment is set)
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 from pixelrec_jax.ingest import toy  # noqa: E402
 from pixelrec_jax.programs.prepare import prepare  # noqa: E402
+from tests import double  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags():
     # grain reads absl flags, which a test runner never parses.
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The program computes in float64 what it computes in float32; see `tests.double`."""
+    double.compute_in_float64(monkeypatch)
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(scope="session")

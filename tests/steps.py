@@ -9,12 +9,15 @@ from pixelrec_jax.training.state import TrainState
 from pixelrec_jax.training.train import make_train_step
 
 
-def run_steps(experiment: Experiment, steps: int) -> tuple[np.ndarray, TrainState]:
+def run_steps(
+    experiment: Experiment, steps: int, state: TrainState | None = None
+) -> tuple[np.ndarray, TrainState]:
     """Returns the losses of the first steps, over the batches again and again, and the state."""
-    batches, state, step = experiment.batches, init_state(experiment), make_train_step(experiment)
+    batches, step = experiment.batches, make_train_step(experiment)
+    state = init_state(experiment) if state is None else state
     losses = []
     for index in range(steps):
         batch = make_global_arrays(batches[index % len(batches)], experiment.mesh, BATCH_SPEC)
-        state, loss = step(state, batch, experiment.graph)
-        losses.append(float(loss))
+        state, metrics = step(state, batch, experiment.resident)
+        losses.append(float(metrics["loss"]))
     return np.array(losses), state

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from pixelrec_jax.configs import pixelrec
 
+from pixelrec_jax.configs import pixelrec
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, History, Items
 from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
@@ -22,7 +22,7 @@ from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.weights.partition import partition
-from tests.tiny import TINY, items_of, random_store, tiny_config, use_tiny_encoders
+from tests.tiny import TINY, items_of, pair_scores, random_store, tiny_config, use_tiny_encoders
 
 CAUSAL = ("sasrec", "gru4rec", "nextitnet")
 NUM_ITEMS = 30
@@ -51,8 +51,8 @@ def test_every_architecture_has_a_tiny_sibling():
 @pytest.mark.parametrize(
     ("user", "item", "dataset"),
     [(user, items_of(user)[0], name) for user in pixelrec.USERS for name in pixelrec.DATASETS]
-    + [(user, "features", "own") for user in pixelrec.USERS if "features" in items_of(user)]
-    + [("sasrec", item, "own") for item in pixelrec.ITEMS],
+    + [(user, "features", "custom") for user in pixelrec.USERS if "features" in items_of(user)]
+    + [("sasrec", item, "custom") for item in pixelrec.ITEMS],
 )
 def test_every_config_builds(user, item, dataset):
     config = pixelrec.get_config(f"user={user},item={item},dataset={dataset}")
@@ -71,7 +71,7 @@ def test_every_config_builds(user, item, dataset):
 
     def scores(batch):
         variables = model.init(jax.random.key(0), batch, train=False)
-        return model.apply(variables, batch, train=False)
+        return pair_scores(model, variables, batch)
 
     positive, negative = jax.eval_shape(scores, batch)
     assert positive.shape == (1, 3, targets)
@@ -106,7 +106,7 @@ class Case:
         )
         init = jax.jit(lambda: self.model.init(jax.random.key(0), self.batch, train=False))
         self.variables = {"params": {}, **init()}
-        self.scores = jax.jit(partial(self.model.apply, train=False))
+        self.scores = jax.jit(partial(pair_scores, self.model))
         self.encode_items = jax.jit(partial(self.model.apply, method="encode_items"))
         self.entries = self.encode_items(self.variables, self.batch.items).shape[-1]  # E
 
@@ -196,6 +196,7 @@ def test_padding_is_invisible(user):
     np.testing.assert_array_equal(jax.jit(state)(vector), jax.jit(state)(other))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_a_padded_history_is_like_a_short_one(user):
     this = case(user, items_of(user)[0])
@@ -230,12 +231,12 @@ def test_training_scores_are_catalogue_scores(user, item):
     catalog = this.encode_items(this.variables, this.items(np.arange(NUM_ITEMS)[None]))[0]
     history = this.batch.items.id[0][this.batch.history[0]]
     target = this.batch.items.id[0][this.batch.positive[0]]
-    states = this.model.apply(
+    queries = this.model.apply(
         this.variables,
         History(item_embeddings=catalog[history], item=history, user=this.batch.user[0]),
         method="encode_users",
     )
-    last = this.model.apply({}, states[:, -1], catalog[target[:, -1:]], method="score")[:, 0]
+    last = this.model.apply({}, queries[:, -1], catalog[target[:, -1:]], method="score")[:, 0]
     np.testing.assert_allclose(positive[0, :, -1], last, rtol=1e-5, atol=1e-6)
 
 
@@ -256,6 +257,7 @@ def test_bf16_compute_keeps_float32_parameters_and_vectors(item):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.numerical
 def test_remat_changes_nothing_but_memory(toy_dataset):
     def loss_and_gradient(remat):
         config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", toy_dataset)
@@ -267,7 +269,7 @@ def test_remat_changes_nothing_but_memory(toy_dataset):
         @jax.jit
         def value(params):
             variables = {**state.variables, "params": params}
-            positive, negative = experiment.model.apply(variables, batch, train=False)
+            positive, negative = pair_scores(experiment.model, variables, batch)
             return jnp.sum(positive[..., None] - negative)
 
         return jax.value_and_grad(value)(state.params)

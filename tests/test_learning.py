@@ -87,8 +87,8 @@ def train(user: str, *, devices: int, steps: int) -> Run:
     step = make_train_step(experiment)
     for index in range(steps):
         batch = make_global_arrays(experiment.batches[index], experiment.mesh, BATCH_SPEC)
-        state, loss = step(state, batch, experiment.graph)
-        losses.append(loss)
+        state, metrics = step(state, batch, experiment.resident)
+        losses.append(metrics["loss"])
         if index + 1 == FEW:
             early = rank(state.variables, "test")
     late = rank(state.variables, "test")

@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.types import Batch, gather_slots
 from pixelrec_jax.items import ITEM_ENCODERS, vision
 from pixelrec_jax.items.vision.beit import Beit
 from pixelrec_jax.items.vision.clip_resnet import AttentionPool, ClipBottleneck, ClipStem
@@ -16,6 +18,7 @@ from pixelrec_jax.items.vision.mobilenet import MobileNet, layer_by_layer, repea
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.items.vision.swin import Swin
 from pixelrec_jax.items.vision.vit import VisionTransformer
+from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.system.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +94,14 @@ def use_tiny_encoders(monkeypatch):
     """Puts the small siblings in the place of the vision encoders."""
     for name, tiny in TINY.items():
         monkeypatch.setitem(vision.VISION_ENCODERS, name, tiny)
+
+
+def pair_scores(model: Recommender, variables: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores of positives [G, B, T] and of own negatives [G, B, T, K]."""
+    query, item = model.apply(variables, batch, train=False)
+    positive, negative = gather_slots(item, batch.positive, batch.negative)
+    score = partial(model.apply, {}, method="score")
+    return score(query, positive[..., None, :])[..., 0], score(query, negative)
 
 
 def interactions_of(sequences: list[np.ndarray], num_items: int) -> Interactions:

@@ -16,11 +16,11 @@ from typing import Any
 from absl import flags
 from jax.stages import Lowered
 from ml_collections import ConfigDict, config_flags
-from pixelrec_jax.launch.dryrun import programs
-from pixelrec_jax.launch.dryrun.roofline import DoesNotFitError, compile_and_count
 from rich import box
 from rich.table import Table
 
+from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun.roofline import DoesNotFitError, compile_and_count
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import parse_flags
 from pixelrec_jax.system.console import render

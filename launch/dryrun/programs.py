@@ -157,7 +157,7 @@ def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:
     """Lowers the train step; `state` is its `state_template`."""
     if not state.trainable:
         raise UserError(f"user={experiment.config.user.name} has nothing to train")
-    return make_train_step(experiment).lower(state, _batch(experiment), experiment.graph)
+    return make_train_step(experiment).lower(state, _batch(experiment), experiment.resident)
 
 
 def _batch(experiment: Experiment) -> Batch:

@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 from jax.stages import Compiled, Lowered
-from pixelrec_jax.launch.dryrun.hlo import Collective, Program
 
+from pixelrec_jax.launch.dryrun.hlo import Collective, Program
 from pixelrec_jax.system.chips import Chip, spanned_axes
 from pixelrec_jax.system.errors import UserError, reason
 

@@ -1,6 +1,6 @@
 """Dry runs of many configs on many pods, as a Markdown table.
 
-python -m pixelrec_jax.launch.dryrun_table --study=encoders --results=encoders.jsonl
+python -m pixelrec_jax.launch.dryrun.table --study=encoders --results=encoders.jsonl
 
 A compile takes minutes, so every result is a line of --results as soon as it is there, and the same
 command goes on where it was stopped; --compile=False prints the table of what is there.
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
+
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, writable
 from pixelrec_jax.launch.dryrun.roofline import CompilerError
 from pixelrec_jax.launch.slices import Slice
-
-from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError

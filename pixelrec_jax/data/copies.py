@@ -36,7 +36,7 @@ def local_folder(name: str | Path, manifest: str) -> Path:
     url = str(name).rstrip("/")
     content = storage.read(
         f"{url}/{manifest}",
-        missing="no such file, so this is no prepared dataset; run python -m pixelrec_jax.prepare "
+        missing="no such file, so this is no prepared dataset; run pixelrec prepare "
         "to a local folder and copy that",
     )
     key = hashlib.sha256(url.encode() + b"\n" + content).hexdigest()[:12]

@@ -23,6 +23,17 @@ class Graph:
     item_degree: Array
 
 
+@struct.dataclass
+class Resident:
+    """Arrays that live on the devices beside the state; steps and evaluations are given them once.
+
+    Attributes:
+      graph: the edges that LightGCN's vectors pass along, None for all others.
+    """
+
+    graph: Graph | None = None
+
+
 def training_graph(split: Split) -> Graph:
     """Returns the graph of the training interactions, in host memory."""
     interactions, length = split.interactions, split.train_length

@@ -9,6 +9,8 @@ once, S longest list of seen items, M any flat batch of items.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Array = jax.Array | Any  # numpy arrays on the host, jax arrays on the device
@@ -74,3 +76,17 @@ class History:
     def mask(self) -> Array:
         """bool[B, L], False at padding."""
         return self.item != PAD
+
+
+def gather_slots(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:
+    """Returns the vectors [G, ..., E] at slots int32[G, ...] of items [G, U, E].
+
+    Slots index within a shard, so no shard reads another one's items. All are taken at once, since
+    the gradient then is one sum over the slots of all.
+    """
+    shards = len(item)
+    flat = jnp.concatenate([x.reshape(shards, -1) for x in slots], axis=1)
+    vector = jax.vmap(lambda table, slot: table[slot])(item, flat)
+    ends = np.cumsum([x.size // shards for x in slots])[:-1]
+    pieces = jnp.split(vector, ends, axis=1)
+    return [piece.reshape(*x.shape, -1) for piece, x in zip(pieces, slots, strict=True)]

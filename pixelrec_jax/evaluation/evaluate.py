@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.graph import Graph
+from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
 from pixelrec_jax.data.queries import Queries, ranking_queries
 from pixelrec_jax.data.split import Holdout, Split, training_counts
@@ -60,12 +60,12 @@ class Evaluator:
         model: Recommender,
         split: Split,
         store: ItemStore | None,
-        graph: Graph | None,
+        resident: Resident,
         config: ConfigDict,
         mesh: Mesh,
     ):
-        """Args: `store` and `graph` are None for models that need none; see `Experiment`."""
-        self.split, self.graph = split, graph
+        """Args: `store` is None for models that need none; see `Experiment`."""
+        self.split, self.resident = split, resident
         self.config, self.mesh = config, mesh
         self.num_items = split.interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
@@ -81,11 +81,11 @@ class Evaluator:
 
         def with_rows(variables: dict, lookups: tables.Lookups) -> dict:
             params = variables["params"]
-            rows = tables.read_rows(params, lookups, mesh, CATALOG_SPEC)
+            rows = tables.read_embeddings(params, lookups, mesh, CATALOG_SPEC)
             return {**variables, "params": unshard_params(params, mesh), tables.COLLECTION: rows}
 
         def encode_items(variables: dict, items: Items) -> jax.Array:
-            variables = with_rows(variables, model.lookups(items=items))
+            variables = with_rows(variables, model.embedding_lookups(items=items))
             return model.apply(variables, items, method="encode_items")
 
         def encode(variables, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ class Evaluator:
             flat = catalog.reshape(-1, catalog.shape[-1])
             vector = take_rows(flat, history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
             history = History(item_embeddings=vector, item=history, user=user)
-            variables = with_rows(variables, model.lookups(user=user))
+            variables = with_rows(variables, model.embedding_lookups(user=user))
             state = model.apply(variables, history, method="encode_users")[:, -1]
             score = partial(model.apply, {}, method="score")
             return self._retrieve(score, state, catalog, seen, target)
@@ -168,8 +168,8 @@ class Evaluator:
 
     def rank(self, variables: dict, holdout: Holdout) -> Ranking:
         """Ranks the whole catalogue for every user with a target in this holdout."""
-        if self.graph is not None:
-            variables = self._propagate(variables, self.graph)
+        if self.resident.graph is not None:
+            variables = self._propagate(variables, self.resident)
         catalog = self.encode_catalog(variables)
         return self._collect(
             holdout,

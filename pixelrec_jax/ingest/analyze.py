@@ -1,7 +1,7 @@
 """Statistics of prepared datasets: a table side by side, JSON, and pictures.
 
-python -m pixelrec_jax.data.analyze data/custom                        # writes data/custom/analysis
-python -m pixelrec_jax.data.analyze data/a data/b --out=comparison
+pixelrec analyze data/custom                        # writes data/custom/analysis
+pixelrec analyze data/a data/b --out=comparison
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Downloads the official files of PixelRec, which are on Google Drive only.
 
-python -m pixelrec_jax.data.download --dataset=pixel200k --out=DIR
+pixelrec download --dataset=pixel200k --out=DIR
 
 Starting it again goes on where it ended. DIR/download.json holds the SHA-256 of every file.
 """

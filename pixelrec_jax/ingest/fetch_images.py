@@ -1,6 +1,6 @@
 """Fetches the images that a list of URLs names, as <item_id>.jpg, .png or .webp.
 
-python -m pixelrec_jax.data.fetch_images --urls=FILE.csv --out=DIR
+pixelrec fetch_images --urls=FILE.csv --out=DIR
 
 The paper's "special tool to permanently access and download related image data" (section 2.4). The
 URLs are taken for those of strangers: see `addresses`, which says what is connected to at all.

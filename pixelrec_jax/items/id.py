@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
 from pixelrec_jax.initializers import symmetric_uniform
-from pixelrec_jax.parallel.tables import look_up
+from pixelrec_jax.parallel.tables import embedding_lookup
 
 # How tables [N, D] start, as the reference's recommenders have it; "normal" has a deviation.
 TABLE_INITS: dict[str, Callable[[int, int, float], nn.initializers.Initializer]] = {
@@ -41,5 +41,5 @@ class IdEncoder(nn.Module):
         """Returns float32[M, D] for items.id int32[M]."""
         shape = (self.num_items, self.width)
         initializer = TABLE_INITS[self.table_init](*shape, self.init_std)
-        vector = look_up(self, "table", initializer, shape, items.id)
+        vector = embedding_lookup(self, "table", initializer, shape, items.id)
         return jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)

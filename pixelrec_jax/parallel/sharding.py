@@ -101,7 +101,7 @@ def infer_shardings(
                 return NamedSharding(mesh, fit_spec(spec, leaf.shape, mesh, small=small))
         raise UserError(
             f"no sharding rule covers the parameter {name} {list(leaf.shape)}; add one to "
-            "PARAMETER_RULES in pixelrec_jax/sharding.py"
+            "PARAMETER_RULES in pixelrec_jax/parallel/sharding.py"
         )
 
     return jax.tree_util.tree_map_with_path(choose, tree)

@@ -1,95 +1,143 @@
-"""Tables of which a batch reads a few rows: they are differentiated by row.
+"""Tables of which a batch reads a few rows, and gradients of tables that hold those rows only.
 
 As an array the gradient of such a table is zeros but for those rows. Filling and reading it would
 take much of the time of a step on ids, and sending it to other devices even more.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pixelrec_jax.parallel.sharding import REPLICATED, TABLE_SPEC, fit_spec, num_shards, replicate
+from pixelrec_jax.parallel.sharding import (
+    BATCH_SPEC,
+    REPLICATED,
+    TABLE_SPEC,
+    fit_spec,
+    num_shards,
+    replicate,
+)
 
-COLLECTION = "rows"  # of variables: the rows that a train step has looked up already
+COLLECTION = "embeddings"  # of variables: the rows that a train step has looked up already
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
 
-class Lookup(NamedTuple):
-    """The ids int32[...] of the rows that a batch reads.
+@struct.dataclass
+class IndexedSlices:
+    """The gradient of a table [N, D] that is zero but for some rows.
 
-    distinct: whether no id but PAD occurs twice, and PAD with a gradient only once.
+    Attributes:
+      ids: int32[M], distinct rows; one past the table stands for no row. PAD may repeat, with
+        values of zero.
+      values: float32[M, D], the gradients of these rows.
     """
 
     ids: jax.Array
-    distinct: bool
+    values: jax.Array
 
 
-Lookups = Mapping[Path, Lookup]  # by the path of the table in the parameters
+class EmbeddingLookup(NamedTuple):
+    """The rows of a table that a batch reads.
+
+    Attributes:
+      ids: int32[...].
+      unique_ids: whether no id but PAD occurs twice, and PAD with a gradient only once.
+    """
+
+    ids: jax.Array
+    unique_ids: bool
 
 
-def look_up(
+Lookups = Mapping[Path, EmbeddingLookup]  # by the path of the table in the parameters
+
+
+def embedding_lookup(
     module: nn.Module, name: str, init: nn.initializers.Initializer, shape: Shape, ids: jax.Array
 ) -> jax.Array:
-    """Returns float32[..., D], rows of a module's parameter; `Lookups` must say the same ids."""
+    """Returns float32[..., D], rows ids int32[...] of a module's table.
+
+    The model declares the same ids as `Recommender.embedding_lookups`; a train step hands their
+    rows in, so that it can differentiate them and not the table.
+    """
     if module.has_variable(COLLECTION, name):
         return module.get_variable(COLLECTION, name).reshape(*ids.shape, -1)
-    if module.has_variable("params", name):  # perhaps with rows more than `shape`, see `pad_rows`
+    if module.has_variable("params", name):  # perhaps with more rows than `shape`, see `pad_rows`
         return module.get_variable("params", name)[ids]
     return module.param(name, init, shape, jnp.float32)[ids]
 
 
-def read_rows(params: dict, lookups: Lookups, mesh: Mesh, batch: PartitionSpec) -> dict:
-    """Returns the rows that lookups read, as variables of the collection.
+def read_embeddings(params: dict, lookups: Lookups, mesh: Mesh, spec: PartitionSpec) -> dict:
+    """Returns the rows that lookups read, as variables of `COLLECTION`.
 
     Args:
-      params: whose tables are split over the mesh by rows.
-      lookups: whose ids are split by `batch`.
+      params: parameters, with tables split over the mesh by rows.
+      lookups: their ids are split by `spec`.
       mesh: the device mesh.
-      batch: a spec of one entry, which the rows have, too.
+      spec: of one entry, for the leading axis of ids and rows.
     """
     flat = flatten_dict(params)
     return unflatten_dict(
         {
-            path: take_rows(flat[path], lookup.ids, mesh, rows=TABLE_SPEC, batch=batch)
+            path: take_rows(flat[path], lookup.ids, mesh, rows=TABLE_SPEC, batch=spec)
             for path, lookup in lookups.items()
         }
     )
 
 
-def by_row(gradient: dict, rows: dict, lookups: Lookups, mesh: Mesh) -> tuple[dict, dict]:
-    """Puts the gradients of rows in the place of their tables'.
+def value_and_sparse_grad(
+    loss: Callable[[dict, dict], tuple[jax.Array, Any]],
+    params: dict,
+    lookups: Lookups,
+    mesh: Mesh,
+    shardings: dict,
+) -> tuple[tuple[jax.Array, Any], dict]:
+    """Returns the loss with what comes with it, and its gradient, sparse where rows are looked up.
 
     Args:
-      gradient: of the parameters.
-      rows: gradient of the result of `read_rows`.
-      lookups: as for it. Gradients of a row that is read repeatedly are summed.
+      loss: of the parameters and the rows that were looked up, variables of `COLLECTION`.
+      params: what is differentiated.
+      lookups: which rows are read; a table that is not among them has a dense gradient.
       mesh: the device mesh.
+      shardings: of the parameters.
 
     Returns:
-      The gradient with float32[M, D] in the place of tables, and a tree of the same paths that has
-      the rows' ids int32[M] there and None elsewhere, both whole on every device. An id past the
-      table stands for no row.
+      ((loss, aux), gradient): a tree like `params`, with `IndexedSlices` for tables of `lookups`.
     """
-    gradient, ids = flatten_dict(gradient), dict.fromkeys(flatten_dict(gradient))
-    for path, row in flatten_dict(rows).items():
-        table, lookup = gradient[path], lookups[path]
-        row = replicate(row.reshape(-1, table.shape[-1]), mesh)
-        gradient[path], ids[path] = row, replicate(lookup.ids.reshape(-1), mesh)
-        if not lookup.distinct:
-            ids[path], place = jnp.unique(
-                ids[path], return_inverse=True, size=ids[path].size, fill_value=len(table)
-            )
-            gradient[path] = jax.ops.segment_sum(
-                gradient[path], place.reshape(-1), num_segments=len(place)
-            )
-    return unflatten_dict(gradient), unflatten_dict(ids)
+    rows = read_embeddings(params, lookups, mesh, BATCH_SPEC)
+    differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    value, (dense, of_rows) = differentiate(params, rows)
+    # Constrain here: otherwise XLA all-reduces the whole gradient although each device updates
+    # only its shard.
+    dense = jax.lax.with_sharding_constraint(dense, shardings)
+    gradient = flatten_dict(dense)
+    for path, row in flatten_dict(of_rows).items():
+        gradient[path] = _slices(row, lookups[path], len(gradient[path]), mesh)
+    return value, unflatten_dict(gradient)
+
+
+def _slices(rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh) -> IndexedSlices:
+    """Returns the gradient of a table for those of its looked-up rows, whole on every device.
+
+    Gradients of a row that is read repeatedly are summed.
+    """
+    values = replicate(rows.reshape(-1, rows.shape[-1]), mesh)
+    ids = replicate(lookup.ids.reshape(-1), mesh)
+    if lookup.unique_ids:
+        return IndexedSlices(ids, values)
+    ids, place = jnp.unique(ids, return_inverse=True, size=ids.size, fill_value=num_rows)
+    return IndexedSlices(ids, jax.ops.segment_sum(values, place.reshape(-1), len(ids)))
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether a node of a gradient is `IndexedSlices`: the `is_leaf` of maps over gradients."""
+    return isinstance(x, IndexedSlices)
 
 
 def pad_rows(params: dict, mesh: Mesh) -> dict:

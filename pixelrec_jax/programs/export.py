@@ -1,6 +1,6 @@
 """Writes the vision encoder of a trained model as a file that other programs load.
 
-python -m pixelrec_jax.export --workdir=runs/pixel --out=encoder.safetensors [--names=torchvision]
+pixelrec export --workdir=runs/pixel --out=encoder.safetensors [--names=torchvision]
 
 The tensors carry the names of the architecture's published checkpoints, so that PyTorch code loads
 them, and so does another run with --config.item.weights=encoder.safetensors.

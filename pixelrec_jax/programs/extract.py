@@ -1,7 +1,7 @@
 """Writes the features of a frozen vision encoder, at any layer, as a matrix by item.
 
-python -m pixelrec_jax.extract --data=data/custom --item=efficientnet_lite0 [--layer=stage_5]
-python -m pixelrec_jax.extract --data=data/custom --workdir=runs/pixel [--layer=vector]
+pixelrec extract --data=data/custom --item=efficientnet_lite0 [--layer=stage_5]
+pixelrec extract --data=data/custom --workdir=runs/pixel [--layer=vector]
 
 The first takes published weights, the second the encoder of a trained run. What is written to
 DATA/features.npy is what `item=features` reads.
@@ -64,7 +64,7 @@ def extract(
       encoder: what looks at its images.
       out: an .npy file of N rows, row n that of item n and row 0 (padding) zeros. It appears
         complete or not at all, in the place of one that is there.
-      layer: see `encoder.features`.
+      layer: see `vision_encoder.features`.
       average: whether a row is the mean over tokens or pixels.
       dtype: of the file.
       batch_size: images encoded at once on each device.

@@ -1,6 +1,6 @@
 """Prepares a dataset for training: interactions CSV + images -> one directory.
 
-python -m pixelrec_jax.prepare --interactions=X.csv --images=DIR --out=DIR --min_interactions=5
+pixelrec prepare --interactions=X.csv --images=DIR --out=DIR --min_interactions=5
 
 Order of work: repeats, then users below --min_interactions, then --sample, which tells the items
 whose images are needed; those images are checked; if --missing=drop removes items,

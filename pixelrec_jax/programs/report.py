@@ -1,7 +1,7 @@
 """Prints the test metrics of one run or of several side by side, with their baselines.
 
-python -m pixelrec_jax.report runs/pixel runs/id --examples=3
-python -m pixelrec_jax.report --unfinished runs/figure9/*
+pixelrec report runs/pixel runs/id --examples=3
+pixelrec report --unfinished runs/figure9/*
 """
 
 import json
@@ -32,13 +32,13 @@ def read_result(workdir: Path) -> dict:
         return result
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{workdir} holds no result.json; finish its run with python -m pixelrec_jax.main "
+            f"{workdir} holds no result.json; finish its run with pixelrec train "
             f"--workdir={workdir}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{workdir}/result.json is no result of this program ({error}); write it again with "
-            f"python -m pixelrec_jax.main --mode=evaluate --workdir={workdir}"
+            f"pixelrec train --mode=evaluate --workdir={workdir}"
         ) from None
 
 
@@ -121,7 +121,7 @@ def _cell(estimate: dict) -> str:
 
 
 def _define_flags() -> None:
-    # Not at import: pixelrec_jax.main imports `table` and has flags of its own.
+    # Not at import: pixelrec_jax.programs.train imports `table` and has flags of its own.
     flags.DEFINE_bool("unfinished", False, "show runs without a result, too, instead of stopping")
     flags.DEFINE_integer("examples", 0, "users to show with histories and recommendations", 0)
     flags.DEFINE_integer("seed", 0, "which users these are", 0)

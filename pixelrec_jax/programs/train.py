@@ -1,6 +1,6 @@
 """Trains a recommender, or evaluates a trained one.
 
-python -m pixelrec_jax.main --workdir=DIR \
+pixelrec train --workdir=DIR \
     --config=configs/pixelrec.py:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 """
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     if _MODE.value == "describe":
         print(describe(_config(workdir)))
         return
-    # While nothing can be saved, SIGTERM ends the run as Ctrl-C does; see `signals.stop_request`.
+    # While nothing can be saved, SIGTERM ends the run as Ctrl-C does, see `stop_request`.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate
     with distributed.joined(

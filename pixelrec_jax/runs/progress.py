@@ -69,15 +69,17 @@ class Speed:
     A process sees its part of a batch, which stands for the others: an estimate, without asking.
     """
 
-    def __init__(self, *, parts: float = 1, devices: int = 1, peak: float | None = None):
+    def __init__(
+        self, *, batches_per_local: float = 1, devices: int = 1, peak: float | None = None
+    ):
         """Starts to count.
 
         Args:
-          parts: such as this process's that make a whole batch.
-          devices: that share a step.
-          peak: operations a second of one of them, None if not known.
+          batches_per_local: how many times a process's own batch the global one is.
+          devices: how many share a step.
+          peak: operations a second of one device, None if not known.
         """
-        self._parts, self._devices, self._peak = parts, devices, peak
+        self._factor, self._devices, self._peak = batches_per_local, devices, peak
         self._reset()
 
     def _reset(self) -> None:
@@ -100,10 +102,10 @@ class Speed:
         seconds = time.perf_counter() - self._start
         rates = {
             "train/steps_per_second": self._steps / seconds,
-            "train/sequences_per_second": self._parts * self._sequences / seconds,
+            "train/sequences_per_second": self._factor * self._sequences / seconds,
         }
         if self._images:
-            rates["train/images_per_second"] = self._parts * self._images / seconds
+            rates["train/images_per_second"] = self._factor * self._images / seconds
         if self._flops:
             a_device = self._flops / seconds / self._devices
             rates["train/tflops_per_device"] = a_device / 1e12

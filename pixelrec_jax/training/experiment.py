@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.features import FeatureStore, locate
-from pixelrec_jax.data.graph import Graph, training_graph
+from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
@@ -39,14 +39,14 @@ class Experiment:
 
     Attributes:
       store: what the item encoder looks at beside ids, if anything.
-      graph: the edges that LightGCN's vectors pass along, None for all others.
+      resident: arrays that live on the devices beside the state.
     """
 
     config: ConfigDict
     mesh: Mesh
     split: Split
     store: ItemStore | None
-    graph: Graph | None
+    resident: Resident
     model: Recommender
     optimizer: optax.GradientTransformation
     batches: TrainBatches
@@ -91,7 +91,7 @@ def build_experiment(
       devices: default all.
       interactions: default those of `config.dataset.path`.
       store: default the images or features of the same folder that the item encoder looks at.
-      compile_only: the devices are a topology's, which hold nothing: the graph is its shapes.
+      compile_only: the devices are a topology's, which hold nothing: resident arrays are shapes.
     """
     check_values(config)
     mesh = build_mesh(config.mesh, devices)
@@ -113,19 +113,18 @@ def build_experiment(
         local_shards=local_shards(mesh, BATCH_SPEC),
         slot_buckets=config.data.slot_buckets,
     )
-    graph = None
-    if model.user_encoder.uses_graph:
-        graph = (shapes if compile_only else make_replicated_arrays)(training_graph(split), mesh)
+    resident = Resident(training_graph(split) if model.user_encoder.uses_graph else None)
+    resident = (shapes if compile_only else make_replicated_arrays)(resident, mesh)
     return Experiment(
         config=config,
         mesh=mesh,
         split=split,
         store=store,
-        graph=graph,
+        resident=resident,
         model=model,
         optimizer=optimizer,
         batches=batches,
-        evaluator=Evaluator(model, split, store, graph, config, mesh),
+        evaluator=Evaluator(model, split, store, resident, config, mesh),
     )
 
 

@@ -1,5 +1,6 @@
 """Floating-point operations of a training step: the work that the model asks for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,6 @@ from pixelrec_jax.data.types import Batch
 from pixelrec_jax.recommender import build
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.state import state_template
-from pixelrec_jax.training.train import make_train_step
 
 
 class StepFlops:
@@ -21,9 +21,11 @@ class StepFlops:
     2022, appendix B).
     """
 
-    def __init__(self, experiment: Experiment):
-        """Args: the experiment whose step is counted; nothing is traced before the first batch."""
-        self._experiment = _without_remat(experiment)
+    def __init__(
+        self, experiment: Experiment, make_train_step: Callable[[Experiment], jax.stages.Wrapped]
+    ):
+        """Args: what builds the jitted step; nothing is traced before the first batch."""
+        self._experiment, self._make_train_step = _without_remat(experiment), make_train_step
         self._step = self._state = None
         self._known: dict[tuple, float] = {}
 
@@ -32,9 +34,9 @@ class StepFlops:
         key = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
         if key not in self._known:
             if self._step is None:
-                self._step = make_train_step(self._experiment)
+                self._step = self._make_train_step(self._experiment)
                 self._state = state_template(self._experiment)
-            traced = self._step.trace(self._state, batch, self._experiment.graph)
+            traced = self._step.trace(self._state, batch, self._experiment.resident)
             once = _operations(traced.lower())
             self._known[key] = once + _further_rounds(traced.jaxpr.jaxpr)
         return self._known[key]

@@ -1,6 +1,8 @@
 """The optimizer: AdamW with one group for what looks at images or features, one for the rest."""
 
+import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pixelrec_jax.parallel.tables import add_rows
+from pixelrec_jax.parallel.tables import add_rows, is_sparse
 from pixelrec_jax.system.errors import UserError
 
 # What is looked up by ids or codes, not seen.
@@ -31,53 +33,98 @@ def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformati
         if name in ("b1", "b2") and value >= 1:
             raise UserError(f"optim.{name}={value}; expected less than 1")
 
-    def decay_and_rate(lr: float, weight_decay: float) -> optax.GradientTransformation:
-        rate = optax.linear_schedule(lr / max(optim.warmup_steps, 1), lr, optim.warmup_steps)
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(rate if optim.warmup_steps else lr),
-        )
-
+    decays = {"lr": optim.weight_decay, "visual_lr": optim.visual_weight_decay}
     groups = {
-        "visual": decay_and_rate(optim.visual_lr, optim.visual_weight_decay),
-        "other": decay_and_rate(optim.lr, optim.weight_decay),
+        name: optax.chain(
+            optax.add_decayed_weights(decays[name]), optax.scale_by_learning_rate(rate)
+        )
+        for name, rate in _schedules(optim).items()
     }
+    # Gradients of tables are sparse up to Adam, which makes them dense: optax's parts come after.
     return optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        _scale_by_adam(optim.b1, optim.b2, optim.eps, mesh),
+        clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        scale_by_adam(optim.b1, optim.b2, optim.eps, mesh),
         optax.partition(groups, _labels),
     )
 
 
-def _scale_by_adam(
-    b1: float, b2: float, eps: float, mesh: Mesh
-) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam` that takes tables' gradients by row, as `tables.by_row` makes them.
+def learning_rates(optim: ConfigDict, step: jax.Array) -> dict[str, jax.Array]:
+    """Returns the rates float32[] of the update after `step` updates, by their key in `optim`."""
+    return {
+        name: jnp.asarray(rate(step) if callable(rate) else rate, jnp.float32)
+        for name, rate in _schedules(optim).items()
+    }
 
-    It does the same to every row of a table, but reads the gradient's rows only.
+
+def _schedules(optim: ConfigDict) -> dict[str, float | optax.Schedule]:
+    def schedule(lr: float) -> float | optax.Schedule:
+        if not optim.warmup_steps:
+            return lr
+        return optax.linear_schedule(lr / optim.warmup_steps, lr, optim.warmup_steps)
+
+    return {name: schedule(optim[name]) for name in ("lr", "visual_lr")}
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Returns the Euclidean norm float32[] of a gradient, or of updates, over all entries."""
+    leaves = jax.tree.leaves(tree, is_leaf=is_sparse)
+    squares = (jnp.sum(jnp.square(_values(x).astype(jnp.float32))) for x in leaves)
+    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` for gradients that may hold `IndexedSlices`."""
+
+    def update(gradient: Any, state: optax.EmptyState, params: Any = None):
+        norm = global_norm(gradient)
+        scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+
+        def clip(x: Any) -> Any:
+            return x.replace(values=x.values * scale) if is_sparse(x) else x * scale
+
+        return jax.tree.map(clip, gradient, is_leaf=is_sparse), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float, mesh: Mesh) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` for gradients that may hold `IndexedSlices`; returns dense updates.
+
+    It does to every row of a table what it would with a dense gradient, but reads the gradient's
+    rows only.
     """
 
-    def moment(decay: float, order: int, old: jax.Array, gradient: jax.Array, ids) -> jax.Array:
-        new = (1 - decay) * gradient**order
-        return decay * old + new if ids is None else add_rows(decay * old, ids, new, mesh)
+    def moment(decay: float, order: int, gradient: Any, old: jax.Array) -> jax.Array:
+        new = (1 - decay) * _values(gradient) ** order
+        old = decay * old
+        return add_rows(old, gradient.ids, new, mesh) if is_sparse(gradient) else old + new
 
-    def update(gradient, state, params=None, *, ids=None):
+    def update(gradient: Any, state: optax.ScaleByAdamState, params: Any = None):
         count = state.count + 1
-        ids = jax.tree.map(lambda _: None, gradient) if ids is None else ids
-        mu = jax.tree.map(partial(moment, b1, 1), state.mu, gradient, ids)
-        nu = jax.tree.map(partial(moment, b2, 2), state.nu, gradient, ids)
+        mu = jax.tree.map(partial(moment, b1, 1), gradient, state.mu, is_leaf=is_sparse)
+        nu = jax.tree.map(partial(moment, b2, 2), gradient, state.nu, is_leaf=is_sparse)
+        first, second = (_sum_of_weights(decay, count) for decay in (b1, b2))
 
         def direction(mu: jax.Array, nu: jax.Array) -> jax.Array:
-            return mu / (1 - b1**count) / (jnp.sqrt(nu / (1 - b2**count)) + eps)
+            return mu / first / (jnp.sqrt(nu / second) + eps)
 
         return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def _sum_of_weights(decay: float, count: jax.Array) -> jax.Array:
+    """Returns 1 - decay**count, of a moment's weights, without the cancellation of first steps."""
+    return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones(())
+
+
+def _values(x: Any) -> jax.Array:
+    return x.values if is_sparse(x) else x
 
 
 def _labels(params: dict) -> dict:
     def label(path: tuple, _: jax.Array) -> str:
         names = [key.key for key in path]
-        return "visual" if names[0] == "item_encoder" and names[-1] not in _TABLES else "other"
+        return "visual_lr" if names[0] == "item_encoder" and names[-1] not in _TABLES else "lr"
 
     return jax.tree_util.tree_map_with_path(label, params)

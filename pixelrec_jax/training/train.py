@@ -4,7 +4,9 @@ import json
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,70 +14,78 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.graph import Graph
+from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.pipeline import iterate
-from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.data.types import Batch
 from pixelrec_jax.evaluation.recommendations import write_recommendations
-from pixelrec_jax.losses import bpr, only_first_row
+from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.parallel.preemption import stop_request
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
-from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
+from pixelrec_jax.runs.progress import TrainingProgress, one_line
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.optim import global_norm, learning_rates
+from pixelrec_jax.training.record import StepRecord, diverged
 from pixelrec_jax.training.state import TrainState, count_parameters, describe, state_template
 
 
 def make_train_step(experiment: Experiment):
-    """Returns the jitted step: (donated state, global batch, graph) -> (state, loss float32[])."""
+    """Returns the jitted step: (donated state, global batch, resident) -> (state, metrics).
+
+    Metrics are float32[]: `loss`, its mean since the last log line `mean_loss`, the global norms
+    `gradient_norm` (before clipping) and `update_norm`, and the learning rates `lr`, `visual_lr`.
+    """
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
-    mesh = experiment.mesh
+    mesh, compute_loss = experiment.mesh, build_loss(experiment.config.loss)
     shardings = jax.tree.map(lambda x: x.sharding, state_template(experiment))
 
     def train_step(
-        state: TrainState, batch: Batch, graph: Graph | None
-    ) -> tuple[TrainState, jax.Array]:
-        batch = only_first_row(batch) if config.loss.single_row else batch
+        state: TrainState, batch: Batch, resident: Resident
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        lookups = model.lookups(items=batch.items, user=batch.user)
-
-        def loss_of(trainable: dict, rows: dict) -> tuple[jax.Array, dict]:
+        def loss_of(trainable: dict, embeddings: dict) -> tuple[jax.Array, dict]:
             variables = state.replace(trainable=trainable).variables
             variables["params"] = unshard_params(variables["params"], mesh)
-            variables = model.propagate(variables, graph, mesh)
-            (positive, negative), model_state = model.apply(
-                {**variables, tables.COLLECTION: rows},
+            variables = model.propagate(variables, resident, mesh)
+            (query, item), model_state = model.apply(
+                {**variables, tables.COLLECTION: embeddings},
                 batch,
                 train=True,
                 rngs={"dropout": dropout},
                 mutable=list(state.model_state),
             )
-            count = jnp.sum(batch.user != PAD)
-            loss = bpr(positive, negative, batch.weight, count, epsilon=config.loss.epsilon)
-            return loss, model_state
+            score = partial(model.apply, {}, method="score")
+            return compute_loss(score, query, item, batch), model_state
 
-        differentiate = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        rows = tables.read_rows(state.trainable, lookups, mesh, BATCH_SPEC)
-        (loss, model_state), (gradient, of_rows) = differentiate(state.trainable, rows)
-        # Asked for here, since a device is else sent all of a sum of which it updates a share.
-        gradient = jax.lax.with_sharding_constraint(gradient, shardings.trainable)
-        gradient, ids = tables.by_row(gradient, of_rows, lookups, mesh)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, ids=ids)
-        first_of_interval = state.step % config.train.log_every == 0
+        lookups = model.embedding_lookups(items=batch.items, user=batch.user)
+        (loss, model_state), gradient = tables.value_and_sparse_grad(
+            loss_of, state.trainable, lookups, mesh, shardings.trainable
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        position = state.step % config.train.log_every
+        loss_sum = jnp.where(position == 0, 0, state.loss_sum) + loss
+        metrics = {
+            "loss": loss,
+            "mean_loss": loss_sum / (position + 1),
+            "gradient_norm": global_norm(gradient),
+            "update_norm": global_norm(updates),
+            **learning_rates(config.optim, state.step),
+        }
         new_state = state.replace(
             step=state.step + 1,
             trainable=optax.apply_updates(state.trainable, updates),
             model_state=model_state,
             opt_state=opt_state,
-            loss_sum=jnp.where(first_of_interval, 0, state.loss_sum) + loss,
+            loss_sum=loss_sum,
         )
-        return new_state, loss
+        return new_state, metrics
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
@@ -195,46 +205,26 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         ) as iterator,
     ):
         progress.say(describe(experiment, start))
-        parts = batches.num_shards / len(batches.local_shards)
-        speed, previous = Speed(parts=parts), None
+        record = StepRecord(config, batches, progress, log)
         for step, local in enumerate(iterator, start=start + 1):
-            state, loss = train_step(
-                state, make_global_arrays(local, experiment.mesh, BATCH_SPEC), experiment.graph
-            )
-            # One step may run ahead: enough to keep the device busy, without a queue of batches.
-            jax.block_until_ready(previous)
-            previous = loss
-            epoch, in_epoch = divmod(step, batches.steps_per_epoch)
-            speed.count(local)
-            progress.step(step, epoch)
+            batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
+            state, metrics = train_step(state, batch, experiment.resident)
+            record.fetch()  # metrics of the step before, while the devices work on this one
+            record.put(step, metrics, local)
 
             interrupted = stop.applies_to(step)  # read once: it may change further down this step
-            logged = step % config.train.log_every == 0
+            epoch, in_epoch = divmod(step, batches.steps_per_epoch)
             end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
             evaluated = end_of_epoch or step == len(batches)
-            saved = evaluated or step % config.train.checkpoint_every == 0 or interrupted
-            if not (logged or saved):
+            if not (evaluated or interrupted or step % config.train.checkpoint_every == 0):
                 continue
-            _check_finite(float(loss), step, checkpoints)
-            scalars, values = {}, None
-            if logged or evaluated:
-                summed = (step - 1) % config.train.log_every + 1
-                scalars["train/loss"] = float(state.loss_sum) / summed
-                scalars |= speed.read()
-                progress.status(one_line(step, scalars))
+            values = None
+            _check_finite(metrics, state, step)
             if evaluated:
                 values = _validate(experiment, state, stopping)
-                scalars |= {f"valid/{name}": value for name, value in values.items()}
-                progress.say(f"epoch {epoch}: " + one_line(step, scalars, prefix="valid/"))
-                speed = Speed(parts=parts)  # the evaluation's time is not the training's
-            if scalars and log:
-                log.write(step, {"epoch": step / batches.steps_per_epoch, **scalars})
-            if saved and log:
-                log.flush()  # what is recorded before a checkpoint is not recorded again
-            if saved:
-                checkpoints.save(
-                    step, state, _metadata(experiment, stopping, next_batch=step), values
-                )
+            record.fetch(values)
+            record.flush()  # what is recorded before a checkpoint is not recorded again
+            checkpoints.save(step, state, _metadata(experiment, stopping, next_batch=step), values)
             if interrupted:
                 checkpoints.wait()
                 wait_for_all("saved")
@@ -316,10 +306,15 @@ def _metadata(experiment: Experiment, stopping: EarlyStopping, *, next_batch: in
     }
 
 
-def _check_finite(loss: float, step: int, checkpoints: Checkpoints) -> None:
-    if not math.isfinite(loss):
-        latest = "none" if checkpoints.latest is None else checkpoints.latest
-        raise UserError(
-            f"the loss is {loss} at step {step}; lower optim.lr or set optim.clip_norm, in a new "
-            f"workdir (the latest checkpoint here is of step {latest})"
-        )
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(finite))
+
+
+def _check_finite(metrics: dict[str, jax.Array], state: TrainState, step: int) -> None:
+    """Raises `UserError` if the loss or a parameter of a step is NaN or infinite; waits for it."""
+    if not math.isfinite(loss := float(metrics["loss"])):
+        raise diverged(f"the loss is {loss} at step {step}")
+    if not _all_finite((state.trainable, state.model_state)):
+        raise diverged(f"a parameter is not finite after step {step}")

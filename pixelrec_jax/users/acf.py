@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.parallel.tables import look_up
+from pixelrec_jax.parallel.tables import embedding_lookup
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import UserEncoder, check_feature_head, visible_embeddings
 
@@ -45,7 +45,7 @@ class ACF(UserEncoder):
 
         table_init = nn.initializers.normal((2 / self.width) ** 0.5)
         shape = (self.num_users, self.width)
-        row = look_up(self, "table", table_init, shape, history.user)  # [B, D]
+        row = embedding_lookup(self, "table", table_init, shape, history.user)  # [B, D]
 
         vector = visible_embeddings(history, show_padding=False)
         item, locations = vector[..., : self.width], vector[..., self.width :]

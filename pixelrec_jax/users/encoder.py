@@ -28,7 +28,7 @@ class UserEncoder(nn.Module):
 
     # Whether `Recommender.propagate` passes vectors along the edges of users and items.
     uses_graph: ClassVar[bool] = False
-    # Whether a parameter "table" has a row for every user, which `look_up` reads.
+    # Whether a parameter "table" has a row for every user, which `embedding_lookup` reads.
     has_table: ClassVar[bool] = False
 
     @classmethod

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.parallel.tables import look_up
+from pixelrec_jax.parallel.tables import embedding_lookup
 from pixelrec_jax.users.encoder import UserEncoder
 
 
@@ -18,4 +18,4 @@ class MF(UserEncoder):
         """Returns float32[B, 1, D]."""
         shape = (self.num_users, self.width)
         init = nn.initializers.xavier_normal()
-        return look_up(self, "table", init, shape, history.user)[:, None]
+        return embedding_lookup(self, "table", init, shape, history.user)[:, None]

@@ -1,7 +1,6 @@
 """The benchmark of pretrained features."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from benchmarks import neighbours
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.tiny import ROOT
 
 
@@ -41,7 +41,7 @@ def catalogue(tmp_path):
 def test_a_catalogue_of_two_colours(catalogue):
     command = [sys.executable, "-m", "benchmarks.neighbours", "--item=vit_toy", "--label=colour"]
     command += [f"--images={catalogue}", f"--labels={catalogue / 'labels.csv'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocesses.run(command, cwd=ROOT, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["features"] for line in lines] == ["vit_toy, random", "16 x 16 pixels"]
     assert {line["photos"] for line in lines} == {8}

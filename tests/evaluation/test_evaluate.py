@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from pixelrec_jax.launch.dryrun.hlo import Program
 
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.retrieval import retrieve
+from pixelrec_jax.launch.dryrun.hlo import Program
 from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state

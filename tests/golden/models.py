@@ -117,9 +117,8 @@ class Case:
       ignored: tensors that the reference keeps and does not use, see `WeightMapping`.
       noise: regular expression of parameters whose gradient is zero but for rounding. A key's bias
         adds the same to all logits of a query, which softmax ignores.
-      rounding: how far the file's gradients, or parameters after the step, are from the same
-        computed in float64, relative to the largest magnitude, for parameters where that is nearly
-        the tolerance or above it.
+      rounding: how far the file's gradients are from the same computed in float64, relative to the
+        largest magnitude, where that is more than two thirds of the tolerance.
     """
 
     user: str
@@ -156,8 +155,11 @@ CASES["LightGCN"] = Case("lightgcn", MF, "pairs", {"layers": 2})
 CASES["MOFM"] = replace(
     CASES["MOFM"],
     rounding={
-        "item_encoder/backbone/block_1/norm_1/scale": 9.2e-6,
-        "item_encoder/backbone/block_2/value/kernel": 9.4e-6,
+        "item_encoder/backbone/block_1/key/kernel": 7.35e-6,
+        "item_encoder/backbone/block_1/norm_1/scale": 9.29e-6,
+        "item_encoder/backbone/block_2/norm_1/scale": 8.24e-6,
+        "item_encoder/backbone/block_2/out/kernel": 6.78e-6,
+        "item_encoder/backbone/block_2/value/kernel": 1.01e-5,
     },
 )
 # Models on features. A softmax ignores the biases of ACF's logits.
@@ -173,14 +175,7 @@ CASES |= {
     "VISRANK": Case("visrank", (), None, item="features", ignored=("placeholder",)),
     "FSASRec_v": Case("sasrec", SASREC, "next_item", item="features"),
     "FSASRec_vid": Case("sasrec", SASREC, "next_item", item="id+features"),
-    # One gradient is so near the epsilon of Adam that the step shows its rounding.
-    "FSASRec_sid": Case(
-        "sasrec",
-        SASREC,
-        "next_item",
-        item="semantic_ids",
-        rounding={"user_encoder/layer_0/feed_in/kernel": 8.9e-6},
-    ),
+    "FSASRec_sid": Case("sasrec", SASREC, "next_item", item="semantic_ids"),
 }
 TRAINED = [name for name, case in CASES.items() if case.layout]
 

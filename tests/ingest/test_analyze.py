@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 
 import numpy as np
@@ -19,16 +18,13 @@ from pixelrec_jax.ingest import analyze
 from pixelrec_jax.ingest import statistics as measured
 from pixelrec_jax.ingest.statistics import Distribution
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.described import describe
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pixelrec_jax.data.analyze", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    argv = [sys.executable, "-m", "pixelrec_jax.ingest.analyze", *map(str, arguments)]
+    return subprocesses.run(argv)
 
 
 @pytest.fixture

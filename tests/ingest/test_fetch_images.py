@@ -3,7 +3,6 @@ import contextlib
 import csv
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from pixelrec_jax.ingest import fetch_images, web
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.conftest import ROOT
 from tests.ingest.badserver import BadServer, picture
 
@@ -278,13 +278,8 @@ def test_wrong_lists_are_one_line(tmp_path, text, reason):
 
 
 def start(*options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "pixelrec_jax.data.fetch_images", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    argv = [sys.executable, "-m", "pixelrec_jax.ingest.fetch_images", *options]
+    return subprocesses.started(argv, cwd=ROOT)
 
 
 def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tmp_path, server):
@@ -292,25 +287,21 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tmp_path, server):
     paths = {f"i{n}": f"{root}/image" for n in range(4)}
     file = write_urls(tmp_path, server, paths | {"i4": f"{root}/drip"})
     options = [f"--urls={file}", f"--out={tmp_path / 'out'}", "--allow_hosts=127.0.0.1"]
-    process = start(*options, "--rate=1000")
-    try:
-        deadline = time.monotonic() + 30
+    with start(*options, "--rate=1000") as process:
         while len(os.listdir(tmp_path / "out") if (tmp_path / "out").exists() else []) < 4:
-            assert time.monotonic() < deadline, process.communicate(timeout=1)
+            assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
         while not server.hits["drip"]:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=10)
-    finally:
-        process.kill()
+        _, error = process.communicate()
     expected = "error: interrupted; start the same command again to go on\n"
     assert (process.returncode, error) == (130, expected)
     assert sorted(os.listdir(tmp_path / "out")) == [f"i{n}.jpg" for n in range(4)]
 
     write_urls(tmp_path, server, paths | {"i4": f"{root}/png", "i5": f"{root}/gone"})
-    process = start(*options)
-    output, error = process.communicate(timeout=30)
+    with start(*options) as process:
+        output, error = process.communicate()
     assert process.returncode == 2
     assert error.startswith("error: 1 of 6 images could not be fetched, such as that of 'i5'")
     assert error.count("\n") == 1

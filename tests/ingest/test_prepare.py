@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +18,7 @@ from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.ingest import columns, selection, shards
 from pixelrec_jax.programs import prepare as program
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 
 HEADER = "item_id,user_id,timestamp\n"
 # User b appears first; a has two ties at 5, written c before d; item d appears third.
@@ -402,7 +402,7 @@ def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monke
 
 
 def test_load_refuses_what_is_not_whole(place):
-    with pytest.raises(UserError, match=r"is not a prepared dataset.*run python -m pixelrec_jax"):
+    with pytest.raises(UserError, match=r"is not a prepared dataset.*run pixelrec prepare"):
         interactions.load(place)
     run(place)
     out = place / "out"
@@ -517,12 +517,7 @@ def test_ids_are_readable_arrow_files(place):
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pixelrec_jax.prepare", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocesses.run([sys.executable, "-m", "pixelrec_jax.programs.prepare", *arguments])
 
 
 def test_command_line(place):

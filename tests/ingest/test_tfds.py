@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pixelrec_jax.ingest.tfds import histories, pieces
 from pixelrec_jax.ingest.tfds.build import build
 from pixelrec_jax.ingest.tfds.pixelrec import Pixelrec
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 
 # Users and items in no order; two ties of u2 at 7, b before a; quotes, a blank line, no newline at
 # the end; u3 has a name that is not ASCII.
@@ -327,14 +327,14 @@ def test_the_program_needs_neither_jax_nor_tensorflow_and_writes_the_same_bytes(
     arguments = [f"--out={tmp_path}", f"--images={raw / 'images'}", "--config=pixel1m_items"]
     code = (
         "import runpy, sys\n"
-        "import pixelrec_jax.data.sources.tfds\n"
+        "import pixelrec_jax.ingest.sources.tfds\n"
         "try:\n"
-        "    runpy.run_module('pixelrec_jax.data.tfds.build', run_name='__main__')\n"
+        "    runpy.run_module('pixelrec_jax.ingest.tfds.build', run_name='__main__')\n"
         "finally:\n"
         "    print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])\n"
     )
     program = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    done = subprocesses.run(program, check=True)
     assert "1.0.0: 5 items\n" in done.stdout
     assert "has 100,541: these are other files" in done.stdout
     assert done.stdout.endswith("\n[]\n")

@@ -1,7 +1,5 @@
 """The toy dataset: format, determinism, refusals, and a signal that pixels carry everywhere."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 
 from pixelrec_jax.ingest import toy
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 
 SMALL = {"users": 60, "items": 120, "image_size": 32}
 
@@ -153,8 +152,8 @@ def test_wrong_sizes_are_refused(tmp_path, name, value):
 
 def test_program(tmp_path):
     def call(*options):
-        command = [sys.executable, "-m", "pixelrec_jax.data.toy", *options]
-        return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+        command = [sys.executable, "-m", "pixelrec_jax.ingest.toy", *options]
+        return subprocesses.run(command)
 
     sizes = [f"--{name}={value}" for name, value in SMALL.items()]
     assert call(f"--out={tmp_path / 'set'}", *sizes).returncode == 0

@@ -46,6 +46,7 @@ def loaded() -> tuple[BeitModel, dict, parity.Backbone]:
     return module, tensors, parity.Backbone(BACKBONE, (HUGGINGFACE,), tensors, size=32)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_pytorch():
     module, _, backbone = loaded()
     image = parity.random_image(32)
@@ -69,6 +70,7 @@ def test_other_pools_are_those_of_a_model_without_mean_pooling(pool):
     parity.assert_close(ours, expected)
 
 
+@pytest.mark.numerical
 def test_gradients_equal_pytorch(tmp_path):
     _, _, backbone = loaded()
     module = make().train()
@@ -165,6 +167,7 @@ def test_evaluation_and_frozen_blocks_drop_nothing():
     parity.assert_close(jax.jit(dropping.apply)(backbone.variables, image), expected[:1])
 
 
+@pytest.mark.numerical
 def test_recomputing_activations_changes_no_gradient():
     _, tensors, _ = loaded()
     kept, recomputed = (

@@ -43,6 +43,7 @@ def pair():
     return module, parity.Backbone(BACKBONE, (OPENAI,), parity.state_dict(module), size=SIZE)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_pytorchs(pair):
     module, backbone = pair
     image = parity.random_image(SIZE)
@@ -56,6 +57,7 @@ def test_every_block_equals_pytorchs(pair):
     parity.assert_close(backbone(image), vector)
 
 
+@pytest.mark.numerical
 def test_a_training_step_equals_pytorchs(pair):
     module, backbone = pair
     image = parity.random_image(SIZE, count=4, seed=1)

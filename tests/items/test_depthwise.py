@@ -17,6 +17,7 @@ FORMS = {
 }
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 6), (3, 2, 8), (5, 2, 7)])
 @pytest.mark.parametrize("padding", ["torch", "same"])

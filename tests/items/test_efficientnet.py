@@ -55,6 +55,7 @@ def backbone(network):
     return parity.Backbone(BACKBONE, (TIMM,), parity.state_dict(network), size=32)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_timm(network, backbone):
     image = parity.random_image(32)
     layers = backbone.layers(image)
@@ -75,6 +76,7 @@ def test_pooling_equals_timm_at_any_size(network, backbone, size):
     parity.assert_close(backbone(image), theirs)
 
 
+@pytest.mark.numerical
 def test_gradients_and_running_statistics_of_training_equal_timm(backbone):
     network = tiny_network().train()
     image = parity.random_image(32, count=4, seed=1)

@@ -21,6 +21,7 @@ def _images(count):
     return (3 + rng.normal(size=(count, 4, 4, 5)) * rng.uniform(0.5, 2, 5)).astype(np.float32)
 
 
+@pytest.mark.numerical
 def test_batch_norm_is_pytorchs():
     x = _images(3)
     norm = torch.nn.BatchNorm2d(5)
@@ -31,6 +32,7 @@ def test_batch_norm_is_pytorchs():
     np.testing.assert_allclose(changed["batch_stats"]["var"], norm.running_var, rtol=1e-5)
 
 
+@pytest.mark.numerical
 def test_an_image_of_weight_two_counts_like_two_and_one_of_weight_zero_not_at_all():
     x = _images(3)
     once = np.concatenate([x, 100 + x[:1]])

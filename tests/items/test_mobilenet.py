@@ -35,6 +35,7 @@ def backbone(network):
     return parity.Backbone(BACKBONE, (PORT,), parity.state_dict(network), size=32)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_pytorch(network, backbone):
     image = parity.random_image(32)
     layers = backbone.layers(image)
@@ -51,6 +52,7 @@ def test_pooling_equals_pytorch_at_any_size(network, backbone, size):
     parity.assert_close(backbone(image), network.features(parity.as_torch(image)).mean((2, 3)))
 
 
+@pytest.mark.numerical
 def test_gradients_and_running_statistics_of_training_equal_pytorch(backbone):
     network = parity.randomise(MobileNetV2(num_classes=5, inverted_residual_setting=TABLE)).train()
     # The gradient jumps at a relu6's kinks: here no input of one is within five roundings of them.
@@ -88,6 +90,7 @@ def test_only_live_blocks_change_their_statistics(backbone):
     )
 
 
+@pytest.mark.numerical
 def test_recomputation_changes_no_gradient(network, backbone):
     image = parity.random_image(32)
     direction = np.random.default_rng(0).normal(size=(2, 1280)).astype(np.float32)

@@ -32,6 +32,7 @@ def test_the_padding_image_is_grey_after_normalisation():
     assert not np.allclose(vectors[0, 1], changed[0, 1])
 
 
+@pytest.mark.numerical
 def test_the_head_projects_tokens_and_averages_them_or_projects_a_pooled_vector():
     items = _items()
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy")

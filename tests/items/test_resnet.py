@@ -61,6 +61,7 @@ def _map(x):
     return x.detach().permute(0, 2, 3, 1)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_every_block_equals_torchvisions(kind):
     module, backbone = _of_torchvision(kind)
@@ -74,6 +75,7 @@ def test_every_block_equals_torchvisions(kind):
     parity.assert_close(backbone(image), module.avgpool(x).flatten(1))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
     module, backbone = _of_transformers(kind, size=45)
@@ -84,6 +86,7 @@ def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
     parity.assert_close(backbone(image), theirs.pooler_output.flatten(1))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_a_training_step_equals_pytorchs(kind):
     # With 32 pixels the last batch norm would see few values and amplify rounding, in PyTorch, too.
@@ -148,6 +151,7 @@ def _step(backbone, dtype=jnp.float32):
     return output, grads, changed, variables["batch_stats"]
 
 
+@pytest.mark.numerical
 def test_recomputation_changes_nothing():
     plain, recomputed = (
         _step(SMALL.clone(train_mode_blocks=SMALL.blocks, remat=remat)) for remat in (False, True)

@@ -47,6 +47,7 @@ def loaded() -> tuple[SwinModel, dict, parity.Backbone]:
     return module, tensors, parity.Backbone(BACKBONE, (HUGGINGFACE,), tensors, size=32)
 
 
+@pytest.mark.numerical
 def test_every_block_equals_pytorch():
     module, _, backbone = loaded()
     image = parity.random_image(32)
@@ -83,6 +84,7 @@ def test_a_map_smaller_than_the_window_is_one_window():
     parity.assert_close(backbone(image), module(parity.as_torch(image)).pooler_output)
 
 
+@pytest.mark.numerical
 def test_gradients_equal_pytorch(tmp_path):
     _, _, backbone = loaded()
     module = make().train()
@@ -141,6 +143,7 @@ def test_frozen_blocks_drop_nothing():
     parity.assert_close(_items(backbone, np.arange(4), ("stem", "norm")), expected)
 
 
+@pytest.mark.numerical
 def test_recomputing_activations_changes_no_gradient():
     _, tensors, _ = loaded()
     kept, recomputed = (

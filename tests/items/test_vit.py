@@ -153,6 +153,7 @@ def hidden_states(family: Family, module: torch.nn.Module, image: torch.Tensor) 
     return states
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_block_equals_pytorch(name):
     family, module, _, backbone = loaded(name)
@@ -176,6 +177,7 @@ def test_tokens_are_the_last_hidden_state(name):
         parity.assert_close(ours, pooled)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_equal_pytorch(name, tmp_path):
     family, _, _, backbone = loaded(name)
@@ -283,6 +285,7 @@ def test_positions_are_interpolated_to_another_resolution(name):
     parity.assert_close(backbone(image), theirs, 1e-4)
 
 
+@pytest.mark.numerical
 def test_recomputing_activations_changes_no_gradient():
     family, _, tensors, backbone = loaded("vit")
     remat = parity.Backbone(family.backbone.clone(remat=True), (family.mapping,), tensors, size=32)

@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
 from absl import flags
-from pixelrec_jax.launch.commands import program
 
+from pixelrec_jax.launch.commands import program
+from tests import subprocesses
 from tests.tiny import ROOT
 
 _FAKE = """#!{python} -SE
@@ -23,6 +25,24 @@ with open({record!r}, "a") as file:
     file.write(json.dumps([[name, *sys.argv[1:]], stdin]) + "\\n")
 sys.exit({codes!r}.get(next((a for a in sys.argv if a in {codes!r}), ""), {code}))
 """
+
+
+@contextmanager
+def _nothing_to_read() -> Iterator[None]:
+    """What is started here has an empty input, whatever this process has, even none."""
+    with ExitStack() as stack:
+        try:
+            before = os.dup(0)
+        except OSError:  # closed
+            stack.callback(os.close, 0)
+        else:
+            stack.callback(os.close, before)
+            stack.callback(os.dup2, before, 0)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        if nothing:
+            os.close(nothing)
+        yield
 
 
 class Fakes:
@@ -55,15 +75,8 @@ class Fakes:
         self, *argv: str, folder: Path = ROOT, **environment: str
     ) -> subprocess.CompletedProcess:
         """Runs a program in a folder; it finds these programs first."""
-        return subprocess.run(
-            argv,
-            cwd=folder,
-            env=os.environ | {"PATH": f"{self._folder}:{os.environ['PATH']}"} | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        path = {"PATH": f"{self._folder}:{os.environ['PATH']}"}
+        return subprocesses.run(argv, cwd=folder, env=os.environ | path | environment)
 
     def launch(self, module: str, *arguments: str) -> subprocess.CompletedProcess:
         """Runs a launcher in this process, which is faster, with these programs only."""
@@ -73,6 +86,7 @@ class Fakes:
         out, err = io.StringIO(), io.StringIO()
         try:
             with (
+                _nothing_to_read(),
                 mock.patch.object(sys, "argv", argv),
                 mock.patch.dict(os.environ, {"PATH": str(self._folder)}),
                 redirect_stdout(out),

@@ -1,8 +1,8 @@
 """Runs of a launcher: names, folders, and what is refused."""
 
 import pytest
-from pixelrec_jax.launch import jobs
 
+from pixelrec_jax.launch import jobs
 from pixelrec_jax.system.errors import UserError
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT

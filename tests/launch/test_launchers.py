@@ -2,14 +2,14 @@
 
 import shlex
 import shutil
-import subprocess
 import sys
 import tarfile
 
 import pytest
-from pixelrec_jax.launch.slices import Slice
 
+from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 
@@ -24,7 +24,7 @@ SWEEP = "--sweep=swin_t,clip_vit_b32"
 
 
 def flags_of(encoder=""):
-    """The flags of a run, as pixelrec_jax.main has to get them."""
+    """The flags of a run, as pixelrec_jax.programs.train has to get them."""
     if not encoder:
         return RUN[1:]
     return [f"{CONFIG},item={encoder}", RUN[2], f"--workdir=gs://b/runs/{encoder}", HARD]
@@ -49,7 +49,8 @@ case "${{SLURM_ARRAY_TASK_ID:-0}}" in
   0) run=({first}) ;;
   1) run=({second}) ;;
 esac
-srun --kill-on-bad-exit=1 --cpus-per-task=8 /env/bin/python -m pixelrec_jax.main "${{run[@]}}" \
+srun --kill-on-bad-exit=1 --cpus-per-task=8 \
+/env/bin/python -m pixelrec_jax.programs.train "${{run[@]}}" \
 --distributed=auto
 code=$?
 case "$code" in
@@ -60,7 +61,7 @@ esac
 [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$times" ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 END
-# The table, when they have finished: python -m pixelrec_jax.report --unfinished \
+# The table, when they have finished: python -m pixelrec_jax.programs.report --unfinished \
 gs://b/runs/swin_t gs://b/runs/clip_vit_b32
 """
     )
@@ -117,7 +118,7 @@ spec:
               command:
               - python
               - -m
-              - pixelrec_jax.main
+              - pixelrec_jax.programs.train
               args:
               - {CONFIG}
               - --config.dataset.path=gs://b/data
@@ -143,7 +144,7 @@ spec:
               value: 'true'
               effect: NoSchedule
 END
-# The table, when they have finished: python -m pixelrec_jax.report --unfinished gs://b/runs
+# The table, when they have finished: python -m pixelrec_jax.programs.report --unfinished gs://b/runs
 """
     )
 
@@ -166,7 +167,7 @@ git archive --format=tar.gz --output=.cache/code.tar.gz HEAD || exit
 {gcloud} ssh first --node=all --worker=all '--command=sudo systemctl stop pixelrec 2> /dev/null; \
 rm -rf pixelrec && mkdir pixelrec && tar -xzf code.tar.gz -C pixelrec && \
 bash pixelrec/launch/tpu_vm.sh pixelrec {shlex.join(RUN[1:-1])} --distributed=auto' {where}
-# The table, when they have finished: python -m pixelrec_jax.report --unfinished gs://b/runs
+# The table, when they have finished: python -m pixelrec_jax.programs.report --unfinished gs://b/runs
 """
     expected = {
         "create": committed + create + reminder,
@@ -186,7 +187,7 @@ bash pixelrec/launch/tpu_vm.sh pixelrec {shlex.join(RUN[1:-1])} --distributed=au
 def test_local_prints_what_it_starts(fakes):
     process = fakes.launch("local", "--dry_run", SWEEP, *RUN)
     assert [shlex.split(line) for line in process.stdout.splitlines()] == [
-        [sys.executable, "-m", "pixelrec_jax.main", *flags_of(encoder)]
+        [sys.executable, "-m", "pixelrec_jax.programs.train", *flags_of(encoder)]
         for encoder in ("swin_t", "clip_vit_b32")
     ]
 
@@ -228,7 +229,7 @@ def test_a_job_of_slurm_is_queued_again_if_that_can_help(fakes, code, restarts, 
     slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": restarts}
     assert fakes.run("bash", "-c", script, **slurm).returncode == code
     (srun, _), *others = fakes.calls()
-    python = ["/env/bin/python", "-m", "pixelrec_jax.main"]
+    python = ["/env/bin/python", "-m", "pixelrec_jax.programs.train"]
     step = ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
     assert srun == ["srun", *step, *python, *flags_of("clip_vit_b32"), "--distributed=auto"]
     assert [call for call, _ in others] == ([["scontrol", "requeue", "77"]] if requeued else [])
@@ -261,7 +262,7 @@ def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
     assert {"--property=LimitMEMLOCK=infinity"} < set(calls[-1][:started])
     # systemd takes $NAME for a variable, and $$ for $.
     assert "--config.warm_start.run=gs://b/it's $$HOME" in calls[-1][-2]
-    program = ["-m", "pixelrec_jax.main", *RUN[1:], "--distributed=auto"]
+    program = ["-m", "pixelrec_jax.programs.train", *RUN[1:], "--distributed=auto"]
     assert [flag.replace("$$", "$") for flag in calls[-1][started + 1 :]] == program
 
 
@@ -308,7 +309,7 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     (clone / ".gitignore").write_text(f"{ignored}mine/\n")
     me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
     for arguments in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "first")):
-        subprocess.run(["git", *arguments], cwd=clone, check=True)
+        subprocesses.run(["git", *arguments], cwd=clone, check=True)
     command = [sys.executable, "-m", "pixelrec_jax.launch.tpu", *TPU[1:], "--do=run"]
 
     def launch(*options):

@@ -2,15 +2,15 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
+
 from pixelrec_jax.launch.commands import Command
 from pixelrec_jax.launch.local import INTERRUPTED, train
-
+from tests import subprocesses
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 
@@ -30,21 +30,25 @@ got = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: got.append(number))
 pathlib.Path({str(tmp_path / "ready")!r}).touch()
-while not got:
+end = time.monotonic() + 60
+while not got and time.monotonic() < end:
     time.sleep(0.01)
 time.sleep(0.2)
 sys.exit(130 if got == [{int(arrives)}] else 1)
 """
-    before = signal.getsignal(number)
 
     def interrupt():
         while not (tmp_path / "ready").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    assert train(Command((sys.executable, "-c", program))) == INTERRUPTED
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, from the start
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        assert train(Command((sys.executable, "-c", program))) == INTERRUPTED
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_nohup_keeps_a_run_from_the_end_of_its_terminal():
@@ -80,7 +84,7 @@ def test_a_run_that_a_signal_ends_is_interrupted_not_failed():
 # Makes the runs that a launcher starts use the small siblings of encoders.
 _TINY = """
 import sys
-if "pixelrec_jax.main" in sys.orig_argv:
+if "pixelrec_jax.programs.train" in sys.orig_argv:
     from pixelrec_jax.items import vision
     from tests.tiny import TINY
     vision.VISION_ENCODERS.update(TINY)
@@ -115,22 +119,24 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
         *("--config.item.weights=", "--config.item.trainable=last:1", "--config.width=16"),
         *("--config.train.epochs=6", "--config.train.eval_every=6", "--config.train.log_every=1"),
     ]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "XLA_FLAGS": ""}
-    start = {"cwd": ROOT, "env": environment, "text": True}
-    start |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **start)
+    environment = os.environ | {
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "XLA_FLAGS": subprocesses.xla_flags(1),
+    }
+    start = {"cwd": ROOT, "env": environment}
     metrics = root / "vit_toy" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
+    with subprocesses.started(command, **start) as process:
+        while not (metrics.exists() and metrics.read_text()):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
     assert process.returncode == INTERRUPTED, error
     assert os.listdir(root) == ["vit_toy"]
     saved = len(metrics.read_text().splitlines())
     assert f"step {saved} is saved" in error
 
-    finished = subprocess.run(command, **start, check=False)
+    finished = subprocesses.run(command, **start)
     assert finished.returncode == 2
     assert f"continuing from step {saved}" in finished.stderr
     assert finished.stderr.splitlines()[-1] == (

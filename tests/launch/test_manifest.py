@@ -5,10 +5,11 @@ import re
 import pytest
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from ml_collections import ConfigDict
+from pydantic import ValidationError
+
 from pixelrec_jax.launch.gke import manifest
 from pixelrec_jax.launch.jobs import Job
 from pixelrec_jax.launch.slices import Slice
-from pydantic import ValidationError
 
 FOLDERS = {"--workdir": "gs://b/r"}
 JOB = Job("first", ("--config=c.py:item=id", "--workdir=gs://b/r"), "c.py", ConfigDict(), FOLDERS)

@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from pixelrec_jax.runs import run_folder
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
+from tests import subprocesses
 from tests.tiny import ROOT, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ OPTIONS = {
     "mesh.data": 4,
     "mesh.fsdp": 2,
 }
-MAIN = ("-m", "pixelrec_jax.main")
+MAIN = ("-m", "pixelrec_jax.programs.train")
 # The same program, which gets a signal at a step; the next steps are slow enough for the others to
 # hear of it before the run is over. Silence counts as a loss sooner than for users.
 SIGNALLED = """
@@ -55,7 +56,7 @@ def signalled(self, step):
     return applies_to(self, step)
 
 preemption.StopRequest.applies_to = signalled
-runpy.run_module("pixelrec_jax.main", run_name="__main__", alter_sys=True)
+runpy.run_module("pixelrec_jax.programs.train", run_name="__main__", alter_sys=True)
 """
 
 
@@ -84,28 +85,18 @@ def _start(programs, arguments, devices=4):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    many = len(programs)
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *program, *arguments, f"--distributed={address},{number},{many}"],
-            cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, program in enumerate(programs)
-    ]
-    try:
+    options = {"cwd": ROOT, "env": {**os.environ, "XLA_FLAGS": subprocesses.xla_flags(devices)}}
+    with ExitStack() as stack:
+        processes = []
+        for number, program in enumerate(programs):
+            place = f"--distributed={address},{number},{len(programs)}"
+            argv = [sys.executable, *program, *arguments, place]
+            processes.append(stack.enter_context(subprocesses.started(argv, **options)))
         return [
             Ended(process.returncode, output, errors)
             for process in processes
-            for output, errors in [process.communicate(timeout=300)]
+            for output, errors in [process.communicate()]
         ]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 def _arguments(dataset, folder, words=WORDS, **changes):
@@ -264,16 +255,13 @@ def test_what_one_process_alone_finds_wrong_ends_all(whole, toy_dataset, tmp_pat
 
 
 def test_processes_that_never_come_are_not_waited_for_forever(tmp_path):
-    program = "import runpy; from pixelrec_jax import distributed; distributed.JOIN_SECONDS = 1;"
-    program += "runpy.run_module('pixelrec_jax.main', run_name='__main__', alter_sys=True)"
-    ended = subprocess.run(
-        [sys.executable, "-c", program, f"--workdir={tmp_path}", "--distributed=localhost:1,1,2"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    program = "import runpy; from pixelrec_jax.parallel import distributed;"
+    program += "distributed.JOIN_SECONDS = 1;"
+    program += (
+        "runpy.run_module('pixelrec_jax.programs.train', run_name='__main__', alter_sys=True)"
     )
+    argv = [sys.executable, "-c", program, f"--workdir={tmp_path}", "--distributed=localhost:1,1,2"]
+    ended = subprocesses.run(argv, cwd=ROOT)
     assert ended.returncode == 1
     assert "all must come within 1 seconds" in ended.stderr.splitlines()[-1]
 
@@ -294,9 +282,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from pixelrec_jax import distributed
-from pixelrec_jax.experiment import build_experiment
-from pixelrec_jax.sharding import BATCH, make_global_arrays
+from pixelrec_jax.parallel import distributed
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
+from tests import subprocesses
 from tests.tiny import tiny_config
 
 dataset, folder, address = sys.argv[1:]
@@ -306,7 +295,7 @@ with distributed.joined(address.removeprefix("--distributed="), resume_hint=str)
         config.mesh.update(dict(zip(("data", "fsdp", "tensor"), axes)))
         experiment = build_experiment(config)
         local = experiment.batches[3]
-        together = make_global_arrays(local, experiment.mesh, BATCH)
+        together = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
         together = multihost_utils.process_allgather(together, tiled=True)
         name = "-".join(map(str, axes))
         leaves = {f"together_{n}": x for n, x in enumerate(jax.tree.leaves(together))}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from functools import partial
 
@@ -21,6 +20,7 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import train_and_evaluate
+from tests import double, subprocesses
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 CONFIG = str(ROOT / "configs" / "pixelrec.py")
@@ -45,17 +45,24 @@ def _assert_close(actual, expected, relative):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
-def _trunk(encoder, interactions):
+def _in_float64(encoder):
+    module, variables = double.module(encoder.module), double.cast(encoder.variables)
+    return dataclasses.replace(encoder, module=module, variables=variables)
+
+
+def _backbone(encoder, interactions):
     """The backbone applied to all images by itself: its output, and the outputs of its modules."""
     images = ImageStore(interactions.directory, size=16).load(np.arange(1, interactions.num_items))
     mean, std = map(np.asarray, NORMALISATIONS[encoder.module.normalisation])
-    images = ((images / 255 - mean) / std).astype(np.float32)
+    images = (images / 255 - mean) / std
     variables = {name: tree["backbone"] for name, tree in encoder.variables.items()}
     options = {"mutable": "intermediates", "capture_intermediates": True}
     x, captured = jax.jit(partial(encoder.module.backbone.apply, **options))(variables, images)
     return x, captured["intermediates"]
 
 
+@pytest.mark.numerical
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(
     ("item", "pool", "shape", "layer", "layer_shape"),
     [
@@ -63,14 +70,14 @@ def _trunk(encoder, interactions):
         ("vit_b16", "tokens", (5, 16), "block_0", (5, 16)),
     ],
 )
-def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
+def test_rows_are_what_the_backbone_and_its_layers_make_of_images(
     interactions, tmp_path, item, pool, shape, layer, layer_shape
 ):
-    encoder, out = _choose(interactions, item, pool=pool), tmp_path / "features.npy"
-    backbone, modules = _trunk(encoder, interactions)
+    encoder, out = _in_float64(_choose(interactions, item, pool=pool)), tmp_path / "features.npy"
+    backbone, modules = _backbone(encoder, interactions)
 
     def rows(**options):
-        options = {"devices": jax.devices()[:1]} | options
+        options = {"devices": jax.devices()[:1], "dtype": "float64"} | options
         description = extract(interactions, encoder, out, **options)
         matrix = np.load(out)
         assert matrix.shape == description["shape"]
@@ -79,16 +86,16 @@ def test_rows_are_what_the_trunk_and_its_layers_make_of_images(
 
     output = rows()
     assert output.shape[1:] == shape
-    assert output.dtype == np.float32
-    _assert_close(output, backbone, 1e-6)
+    double.assert_close(output, backbone)
     output = rows(layer=layer)
     assert output.shape[1:] == layer_shape
-    _assert_close(output, modules[layer]["__call__"][0], 1e-6)
+    double.assert_close(output, modules[layer]["__call__"][0])
     mean = rows(layer=layer, average=True, dtype="float16")
     assert mean.dtype == np.float16
     _assert_close(mean, output.reshape(len(output), -1, layer_shape[-1]).mean(1), 1e-3)
 
 
+@pytest.mark.numerical
 def test_rows_depend_on_no_batch_and_no_device(interactions, tmp_path):
     encoder, out = _choose(interactions, "efficientnet_lite0"), tmp_path / "features.npy"
     results = []
@@ -190,5 +197,5 @@ def test_the_program(interactions, tmp_path):
     command = [sys.executable, "-m", "pixelrec_jax.programs.extract", "--item=vit_toy", "--average"]
     command += ["--weights="]  # random ones, but only on request
     command += [f"--data={interactions.directory}", "--image_size=16", f"--out={out}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocesses.run(command, cwd=ROOT, check=True)
     assert f"{out}: {interactions.num_items - 1} items, 64 float32 each, 0.0 MB" in done.stdout

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import polars as pl
@@ -13,19 +12,15 @@ from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.programs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.errors import UserError, nearest
+from tests import subprocesses
 from tests.tiny import ROOT
 
 CONFIG = f"--config={ROOT / 'configs' / 'pixelrec.py'}:user=sasrec,item=id,dataset=toy"
 
 
 def run(*arguments, module="train"):
-    return subprocess.run(
-        [sys.executable, "-m", f"pixelrec_jax.programs.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    argv = [sys.executable, "-m", f"pixelrec_jax.programs.{module}", *map(str, arguments)]
+    return subprocesses.run(argv, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +221,7 @@ train.train.evaluate = evaluate
 errors.run(train.main, parse_flags=train.parse_flags)
 """
     config = f"--config={ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
-    done = subprocess.run(
-        [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    argv = [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"]
+    done = subprocesses.run(argv, cwd=ROOT)
     assert done.returncode == 130
     assert done.stderr == "error: interrupted; start the same command again to go on\n"

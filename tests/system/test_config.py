@@ -5,8 +5,8 @@ import re
 import jax
 import numpy as np
 import pytest
-from pixelrec_jax.configs import pixelrec
 
+from pixelrec_jax.configs import pixelrec
 from pixelrec_jax.system.config import check_values
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from pixelrec_jax.system import files, storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.weights.files import locate
+from tests import subprocesses
 from tests.tiny import tiny_config
 
 
@@ -75,12 +75,10 @@ def test_processes_that_start_together_copy_once(remote, capfd):
     url, _ = remote
     script = f"from pixelrec_jax.data.interactions import load; print(load({url!r}).num_items)"
     command = [sys.executable, "-c", script]
-    with ThreadPoolExecutor(2) as pool:
-        done = list(
-            pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(2))
-        )
-    assert {process.stdout for process in done} == {f"{load(url).num_items}\n"}
-    assert sum(process.stderr.count("copying") for process in done) == 1
+    with subprocesses.started(command) as one, subprocesses.started(command) as other:
+        outputs, errors = zip(one.communicate(), other.communicate(), strict=True)
+    assert set(outputs) == {f"{load(url).num_items}\n"}
+    assert "".join(errors).count("copying") == 1
 
 
 def test_another_content_is_another_copy(remote):
@@ -175,12 +173,10 @@ def test_what_cannot_be_reached_is_one_line(call, message, monkeypatch):
     ],
 )
 def test_programs_that_write_datasets_say_how_to_copy(module, options, tmp_path):
-    process = subprocess.run(
+    process = subprocesses.run(
         [sys.executable, "-m", f"pixelrec_jax.{module}", *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
     )
     assert process.returncode == 2
     assert "gcloud storage cp --recursive" in process.stderr
@@ -198,32 +194,25 @@ def bucket():
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     command = [server._get_binary_path(), "-scheme=http", "-backend=memory", "-host=127.0.0.1"]
-    process = subprocess.Popen(
-        [*command, f"-port={port}", f"-external-url={address}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    argv = [*command, f"-port={port}", f"-external-url={address}"]
+    silent = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
     request = urllib.request.Request(
         f"{address}/storage/v1/b?project=p",
         data=json.dumps({"name": "bucket"}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, subprocesses.started(argv, **silent):
         patch.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for kinds of buckets
-        try:
-            for _ in range(100):
-                try:
-                    urllib.request.urlopen(request).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            yield "gs://bucket"
-        finally:
-            process.terminate()
-            process.wait()
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(request, timeout=10).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield "gs://bucket"
 
 
 def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_path, capsys):

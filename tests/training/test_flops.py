@@ -29,12 +29,12 @@ def _batch(experiment, index=0):
 
 
 def _flops(experiment):
-    return StepFlops(experiment)(_batch(experiment))
+    return StepFlops(experiment, make_train_step)(_batch(experiment))
 
 
 def _as_run(experiment):
     step, state = make_train_step(experiment), state_template(experiment)
-    lowered = step.lower(state, _batch(experiment), experiment.graph)
+    lowered = step.lower(state, _batch(experiment), experiment.resident)
     return lowered.cost_analysis()["flops"]
 
 
@@ -76,7 +76,9 @@ def test_the_whole_mesh_is_counted_once(words):
     assert _flops(one) > 0
     # Shards have slots of their own: the same rows in a batch of one shard.
     resharded = jax.tree.map(lambda x: x.update(sharding=_on(eight)), batch)
-    assert StepFlops(eight)(resharded) == pytest.approx(StepFlops(one)(batch), rel=0.1)
+    assert StepFlops(eight, make_train_step)(resharded) == pytest.approx(
+        StepFlops(one, make_train_step)(batch), rel=0.1
+    )
 
 
 def _on(experiment):
@@ -88,7 +90,7 @@ def test_a_shape_is_counted_once(monkeypatch):
     traced = []
     count = flops._operations
     monkeypatch.setattr(flops, "_operations", lambda lowered: traced.append(1) or count(lowered))
-    counter = StepFlops(experiment)
+    counter = StepFlops(experiment, make_train_step)
     first = counter(_batch(experiment))
     assert counter(_batch(experiment, 1)) == first
     assert len(traced) == 1

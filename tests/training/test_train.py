@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
+from tests import subprocesses
 from tests.steps import run_steps
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
@@ -220,9 +220,21 @@ def _command(config_words, dataset, workdir):
         "data.slot_buckets": 1,
     }
     return [
-        *(sys.executable, "-m", "pixelrec_jax.main", f"--config={path}", f"--workdir={workdir}"),
+        *(
+            sys.executable,
+            "-m",
+            "pixelrec_jax.programs.train",
+            f"--config={path}",
+            f"--workdir={workdir}",
+        ),
         *(f"--config.{key}={value}" for key, value in options.items()),
     ]
+
+
+def _started(command):
+    """A run on one device."""
+    environment = {**os.environ, "XLA_FLAGS": subprocesses.xla_flags(1)}
+    return subprocesses.started(command, cwd=ROOT, env=environment)
 
 
 def _last_step(workdir):
@@ -238,19 +250,13 @@ def _steps_logged(workdir):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_program_stopped_by_sigterm_saves_its_step(toy_dataset, tmp_path, workers):
     command = [*_command(MODELS[1], toy_dataset, tmp_path), f"--config.data.workers={workers}"]
-    victim = subprocess.Popen(
-        [*command, "--config.train.epochs=1000", "--config.train.checkpoint_every=1000000"],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-    while _steps_logged(tmp_path) < 2:
-        assert victim.poll() is None, victim.stderr.read()
-        time.sleep(0.01)
-    os.killpg(victim.pid, signal.SIGINT if workers else signal.SIGTERM)
-    _, errors = victim.communicate(timeout=120)
+    command += ["--config.train.epochs=1000", "--config.train.checkpoint_every=1000000"]
+    with _started(command) as victim:
+        while _steps_logged(tmp_path) < 2:
+            assert victim.poll() is None, victim.stderr.read()
+            time.sleep(0.01)
+        os.killpg(victim.pid, signal.SIGINT if workers else signal.SIGTERM)
+        _, errors = victim.communicate()
     assert victim.returncode == 130
     assert "error: interrupted; start the same command again" in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
@@ -264,16 +270,21 @@ def test_the_program_stopped_by_sigterm_saves_its_step(toy_dataset, tmp_path, wo
 @pytest.mark.slow
 def test_the_program_killed_by_a_signal_continues_with_the_same_command(toy_dataset, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = {"cwd": ROOT, "env": {**os.environ, "XLA_FLAGS": ""}}  # one device
-    subprocess.run(_command(MODELS[1], toy_dataset, whole), check=True, **process)
-    victim = subprocess.Popen(_command(MODELS[1], toy_dataset, killed), **process)
-    while _steps_logged(killed) < 8:
-        assert victim.poll() is None, "finished before it could be killed"
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+
+    def finish(workdir):
+        with _started(_command(MODELS[1], toy_dataset, workdir)) as process:
+            _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+    finish(whole)
+    with _started(_command(MODELS[1], toy_dataset, killed)) as victim:
+        while _steps_logged(killed) < 8:
+            assert victim.poll() is None, "finished before it could be killed"
+            time.sleep(0.01)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
     assert not (killed / "result.json").exists()
-    subprocess.run(_command(MODELS[1], toy_dataset, killed), check=True, **process)
+    finish(killed)
 
     def losses(workdir):
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -422,11 +433,11 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
         for name in ("user", "history", "positive", "negative", "weight")
     }
     step = train.make_train_step(experiment)
-    _, whole = step(
-        init_state(experiment), make_global_arrays(batch, experiment.mesh, BATCH_SPEC), None
-    )
+    every = make_global_arrays(batch, experiment.mesh, BATCH_SPEC)
+    _, whole = step(init_state(experiment), every, experiment.resident)
     alone = make_global_arrays(batch.replace(**rows), experiment.mesh, BATCH_SPEC)
-    np.testing.assert_allclose(whole, step(init_state(experiment), alone, None)[1], rtol=1e-6)
+    _, alone = step(init_state(experiment), alone, experiment.resident)
+    np.testing.assert_allclose(whole["loss"], alone["loss"], rtol=1e-6)
 
 
 def test_evaluating_what_was_not_trained_is_refused(toy_dataset, tmp_path):
@@ -441,18 +452,19 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
     limit = "import resource, runpy, signal, sys; sys.argv.pop(0);"
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
-    limit += "runpy.run_module('pixelrec_jax.main', run_name='__main__', alter_sys=True)"
+    limit += "runpy.run_module('pixelrec_jax.programs.train', run_name='__main__', alter_sys=True)"
     command = _command(MODELS[0], toy_dataset, workdir)[3:]
     command = [option for option in command if "image_size" not in option]
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}  # no compile cache to write
-    ended = subprocess.run(
-        [sys.executable, "-c", limit, "pixelrec_jax.main", *command, "--config.width=256"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    argv = [
+        sys.executable,
+        "-c",
+        limit,
+        "pixelrec_jax.programs.train",
+        *command,
+        "--config.width=256",
+    ]
+    ended = subprocesses.run(argv, cwd=ROOT, env=environment)
     assert ended.returncode == 2, ended.stderr
     *_, last = lines = ended.stderr.strip().splitlines()
     assert [line for line in lines if "Traceback" in line or "Error" in line] == []

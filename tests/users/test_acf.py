@@ -39,6 +39,7 @@ def user_in_plain_numpy(params: dict, user: int, items: list[np.ndarray]) -> np.
     return state + attention("item_attention", hidden) @ item
 
 
+@pytest.mark.numerical
 def test_states_are_those_of_the_equations():
     rng = np.random.default_rng(0)
     vector = rng.normal(size=(3, 5, (1 + LOCATIONS) * D)).astype(np.float32)

@@ -62,6 +62,7 @@ def test_the_graph_has_isolated_nodes_and_a_remainder(graph):
     assert len(graph.user) % 4
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(("layers", "chunk"), [(0, 4), (1, 1000), (2, 1), (3, 4)])
 def test_propagation_is_a_product_with_the_dense_matrix(
     sequences, graph, tables, layers, chunk, monkeypatch
@@ -75,6 +76,7 @@ def test_propagation_is_a_product_with_the_dense_matrix(
         np.testing.assert_allclose(after[degree == 0], before[degree == 0] / (layers + 1), 1e-6)
 
 
+@pytest.mark.numerical
 def test_gradient_is_a_product_with_the_transposed_matrix(sequences, graph, tables, monkeypatch):
     monkeypatch.setattr(lightgcn, "_CHUNK", 4)
 
@@ -107,8 +109,8 @@ def test_training_on_one_device_is_training_on_eight(toy_dataset):
         state, train_step = init_state(experiment), make_train_step(experiment)
         for step in range(3):
             batch = make_global_arrays(experiment.batches[step], experiment.mesh, BATCH_SPEC)
-            state, loss = train_step(state, batch, experiment.graph)
-            yield float(loss)
+            state, metrics = train_step(state, batch, experiment.resident)
+            yield float(metrics["loss"])
 
     expected = list(losses(1))
     assert expected[-1] != expected[0]

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import jax
 import numpy as np
+import pytest
 
 from pixelrec_jax.users.srgnn import session_graph
 
@@ -19,6 +20,7 @@ def means_over_neighbours(items, vectors):
     return before, after
 
 
+@pytest.mark.numerical
 def test_edges_join_distinct_items():
     rng = np.random.default_rng(0)
     items = rng.integers(1, 5, (30, 10))  # many repeats

@@ -28,6 +28,7 @@ def scores_in_plain_python(history: list[int], k: int) -> list[float]:
     return [sum(cosines) / max(len(cosines), 1) for cosines in best]
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("k", [1, 3, 100])
 def test_scores_are_means_of_the_largest_cosines(k):
     histories = [[4, 7, 7, 9, 1, 2], [5], [6, 3, 8], []]  # 7 twice, 3 has no features

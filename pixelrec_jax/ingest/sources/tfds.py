@@ -1,4 +1,4 @@
-"""Images out of a TFDS dataset, such as those that pixelrec_jax.data.tfds.build writes."""
+"""Images out of a TFDS dataset, such as those that pixelrec_jax.ingest.tfds.build writes."""
 
 import hashlib
 import os

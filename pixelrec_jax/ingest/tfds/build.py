@@ -1,6 +1,6 @@
 """Builds a config of the TFDS dataset `pixelrec`, on this machine or on an Apache Beam runner.
 
-python -m pixelrec_jax.data.tfds.build --config=own_items --images=DIR --out=DIR
+python -m pixelrec_jax.ingest.tfds.build --config=own_items --images=DIR --out=DIR
 """
 
 import errno

@@ -2,22 +2,22 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
 from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, report, table
 from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
-
 from pixelrec_jax.system.chips import chip_of
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 pytest.importorskip("libtpu")
@@ -148,7 +148,7 @@ def test_a_prepared_dataset_is_taken_as_it_is(toy_dataset):
     pod = programs.describe_pod("v5e:2x4")
     experiment = programs.experiment(config, pod)
     assert experiment.interactions.num_users == 61
-    assert experiment.graph.user.sharding.mesh == experiment.mesh  # shapes only
+    assert experiment.resident.graph.user.sharding.mesh == experiment.mesh  # shapes only
 
 
 def test_official_datasets_have_their_counts(monkeypatch):
@@ -164,13 +164,13 @@ def test_official_datasets_have_their_counts(monkeypatch):
     ("options", "name", "message"),
     [
         (f"dryrun --config=configs/pixelrec.py:{ID} --topology=v5e:2x4 --json=", "", "is a folder"),
-        ("dryrun_table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
+        ("dryrun.table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
     ],
 )
 def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
     module, *arguments = f"{options}{tmp_path}{name}".split()
     command = [sys.executable, "-m", f"pixelrec_jax.launch.{module}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocesses.run(command, cwd=ROOT)
     assert done.returncode == 2
     (error,) = done.stderr.splitlines()
     assert error.startswith(f"error: {arguments[-1]}")
@@ -182,7 +182,7 @@ def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
     command = [sys.executable, "-m", "pixelrec_jax.launch.dryrun", f"--config={config}"]
     command += [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
     command += ["--topology=v5p:2x2x1", f"--json={tmp_path}/out.json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocesses.run(command, cwd=ROOT, check=True)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["devices"] == 4
     assert set(result["programs"]) == {"train step", "encoding", "ranking"}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
 from pixelrec_jax.launch.dryrun.hlo import Program
 
 

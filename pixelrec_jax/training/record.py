@@ -1,0 +1,82 @@
+"""What is recorded of training steps: metrics are fetched one step late, so that nothing waits."""
+
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.pipeline import TrainBatches
+from pixelrec_jax.data.types import Batch
+from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
+from pixelrec_jax.runs.run_folder import MetricsLog
+from pixelrec_jax.system.errors import UserError
+
+
+class StepRecord:
+    """Holds the metrics of the latest step and records them once they are asked for.
+
+    Every fetch waits for that step: a loop that fetches after it has dispatched the next one keeps
+    the devices busy without a queue of batches.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        batches: TrainBatches,
+        progress: TrainingProgress,
+        log: MetricsLog | None,
+    ):
+        """Records every `config.train.log_every` steps; `log` is None in all but one process."""
+        self._log_every, self._steps_per_epoch = config.train.log_every, batches.steps_per_epoch
+        self._share = batches.num_shards / len(batches.local_shards)
+        self._progress, self._log = progress, log
+        self._speed = Speed(batches_per_local=self._share)
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def put(self, step: int, metrics: dict[str, jax.Array], local: Batch) -> None:
+        """Takes the metrics of a step that was dispatched, and this process's batch of it."""
+        self._pending = step, metrics
+        self._speed.count(local)
+        self._progress.step(step, step // self._steps_per_epoch)
+
+    def fetch(self, values: dict[str, float] | None = None) -> None:
+        """Records the step that was put last, if it is one to be recorded, and forgets it.
+
+        Args:
+          values: of an evaluation after this step, which is recorded with it.
+
+        Raises:
+          UserError: the loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(metrics["loss"]):
+            raise diverged(f"the loss is {metrics['loss']} at step {step}")
+        if step % self._log_every and values is None:
+            return
+        metrics["loss"] = metrics.pop("mean_loss")
+        scalars = {f"train/{name}": value for name, value in metrics.items()} | self._speed.read()
+        self._progress.status(one_line(step, scalars))
+        if values is not None:
+            scalars |= {f"valid/{name}": value for name, value in values.items()}
+            epoch = step // self._steps_per_epoch
+            self._progress.say(f"epoch {epoch}: " + one_line(step, scalars, prefix="valid/"))
+            # The time of the evaluation is not that of training.
+            self._speed = Speed(batches_per_local=self._share)
+        if self._log:
+            self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})
+
+    def flush(self) -> None:
+        """Brings all records to storage."""
+        if self._log:
+            self._log.flush()
+
+
+def diverged(problem: str) -> UserError:
+    """Returns the error of a training whose numbers are not finite."""
+    return UserError(
+        f"{problem}; lower optim.lr or set optim.clip_norm, in a new workdir (the checkpoints here "
+        "are of steps before)"
+    )
