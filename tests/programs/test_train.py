@@ -196,12 +196,8 @@ errors.run(train.main, parse_flags=train.parse_flags)
     given = f"--workdir={workdir}" if from_workdir else CONFIG
     override = [] if from_workdir else [f"--config.dataset.path={toy_dataset}"]
     files = sorted(workdir.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--mode=describe", given, *override],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    argv = [sys.executable, "-c", program, "--mode=describe", given, *override]
+    done = subprocesses.run(argv, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"\nwidth = {16 if from_workdir else 64} " in done.stdout
     assert "  # OPTIM.LR\n" in done.stdout

@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-from pixelrec_jax.launch.dryrun.programs import describe_pod
 
+from pixelrec_jax.launch.dryrun.programs import describe_pod
 from pixelrec_jax.system.chips import CHIPS, peaks_of
 
 
