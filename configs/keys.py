@@ -103,6 +103,13 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         "prefetch": Key(2, "batches each may be ahead; a batch of images takes megabytes", Whole()),
         "slot_buckets": Key(1, "sizes that the set of distinct items of a batch may take", Whole()),
     },
+    "log": {
+        "writers": Key((), "trackers that take records beside TensorBoard: wandb, mlflow", None),
+    },
+    "profile": {
+        "start": Key(0, "first step of a trace below WORKDIR/profile", Whole(0)),
+        "steps": Key(0, "how many steps are traced; 0 traces nothing", Whole(0)),
+    },
     "mesh": {
         "data": Key(-1, "devices that split the batch; -1 takes what is left", None),
         "fsdp": Key(1, "devices that split the batch, large parameters and tables", None),

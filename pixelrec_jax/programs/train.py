@@ -18,6 +18,7 @@ from pixelrec_jax.runs import checkpoint, run_folder
 from pixelrec_jax.system import errors, storage
 from pixelrec_jax.system.config import parse_flags
 from pixelrec_jax.training import train
+from pixelrec_jax.training.describe import describe
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -27,7 +28,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a started run is continued.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate the best checkpoint."
+    "mode",
+    "train",
+    ["train", "evaluate", "describe"],
+    "Train and evaluate; evaluate the best checkpoint; or print the config with what each key "
+    "means, and the size of the model and of the training, and stop.",
 )
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
@@ -41,9 +46,15 @@ _DISTRIBUTED = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
     """Runs what the flags describe."""
     del argv
+    if _MODE.value == "describe" and _CONFIG.value is not None:
+        print(describe(_CONFIG.value))
+        return
     if not _WORKDIR.value:
         raise errors.UserError("--workdir is missing; give the folder of the run")
     workdir = storage.path(_WORKDIR.value)
+    if _MODE.value == "describe":
+        print(describe(_config(workdir)))
+        return
     # While nothing can be saved, SIGTERM ends the run as Ctrl-C does, see `stop_request`.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = train.train_and_evaluate if _MODE.value == "train" else train.evaluate

@@ -69,23 +69,36 @@ class Speed:
     A process sees its part of a batch, which stands for the others: an estimate, without asking.
     """
 
-    def __init__(self, *, batches_per_local: float = 1):
-        """Counts for a global batch that is so many times a process's own one."""
-        self._factor = batches_per_local
+    def __init__(
+        self, *, batches_per_local: float = 1, devices: int = 1, peak: float | None = None
+    ):
+        """Starts to count.
+
+        Args:
+          batches_per_local: how many times a process's own batch the global one is.
+          devices: how many share a step.
+          peak: operations a second of one device, None if not known.
+        """
+        self._factor, self._devices, self._peak = batches_per_local, devices, peak
         self._reset()
 
     def _reset(self) -> None:
         self._start, self._steps, self._sequences, self._images = time.perf_counter(), 0, 0, 0
+        self._flops = 0.0
 
-    def count(self, batch: Batch) -> None:
-        """Adds one batch (this process's part of it)."""
+    def count(self, batch: Batch, flops: float = 0.0) -> None:
+        """Adds one batch (this process's part of it), and the operations of its whole step."""
         self._steps += 1
+        self._flops += flops
         self._sequences += int(np.count_nonzero(batch.user != PAD))
         if batch.items.image is not None:
             self._images += int(np.count_nonzero(batch.items.id != PAD))
 
     def read(self) -> dict[str, float]:
-        """Returns rates since the last reading; images are distinct ones that were encoded."""
+        """Returns rates since the last reading; images are distinct ones that were encoded.
+
+        TFLOP/s a device are of the model's operations, and MFU is their fraction of the peak.
+        """
         seconds = time.perf_counter() - self._start
         rates = {
             "train/steps_per_second": self._steps / seconds,
@@ -93,6 +106,11 @@ class Speed:
         }
         if self._images:
             rates["train/images_per_second"] = self._factor * self._images / seconds
+        if self._flops:
+            a_device = self._flops / seconds / self._devices
+            rates["train/tflops_per_device"] = a_device / 1e12
+            if self._peak:
+                rates["train/mfu"] = a_device / self._peak
         self._reset()
         return rates
 

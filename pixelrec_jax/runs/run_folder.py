@@ -10,16 +10,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
+from pixelrec_jax.runs.writers import TensorBoard, open_trackers
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import locked, replaced_file, write_json
 
-# Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes.
+# Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes,
+# how it is observed.
 _CHANGEABLE = re.compile(
-    r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)"
+    r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)|"
+    r"(log|profile)\..*"
 )
 _UPLOAD_EVERY = 60  # seconds between metrics in object storage, beside those with a checkpoint
 
@@ -88,38 +90,51 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 class MetricsLog:
-    """Scalars by step, in metrics.jsonl and as TensorBoard events; use as a context manager."""
+    """Scalars by step, in metrics.jsonl and where writers take them; use as a context manager.
 
-    def __init__(self, workdir: Path, *, continue_from: int):
-        """Args: records after step `continue_from` are dropped: that part of the run is redone."""
+    Attributes:
+      kept: the last record that was there and stays, {} if there is none.
+      dropped: the last record that was there and is of a step that is done again, or {}.
+    """
+
+    def __init__(self, workdir: Path, *, continue_from: int, config: ConfigDict | None = None):
+        """Opens the log; records after step `continue_from` are dropped, as they come again.
+
+        Args: `config.log.writers` names writers beside TensorBoard.
+        """
         self._workdir, self._folder = workdir, workdir
         self._spool = self._flushed = None
         if storage.is_remote(workdir):  # whose objects cannot be appended to
             self._spool, self._flushed = TemporaryDirectory(), time.monotonic()
             self._folder = Path(self._spool.name)
-        kept, earlier = [], workdir / "metrics.jsonl"
+        self.kept, self.dropped, lines = {}, {}, []
+        earlier = workdir / "metrics.jsonl"
         if earlier.exists():
             for line in earlier.read_bytes().decode(errors="replace").splitlines():
                 # Not a record: a line cut short when the run was killed.
                 with suppress(ValueError, KeyError, TypeError):
-                    if json.loads(line)["step"] <= continue_from:
-                        kept.append(line + "\n")
+                    record = json.loads(line)
+                    if record["step"] <= continue_from:
+                        lines.append(line + "\n")
+                        self.kept = record
+                    else:
+                        self.dropped = record
         path = self._folder / "metrics.jsonl"
         with replaced_file(path) as temporary:
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(lines))
         self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=continue_from + 1, write_to_disk=True
-        )
+        self._events = TensorBoard(self._folder / "tensorboard", continue_from=continue_from)
+        self._writers = [self._events, *(open_trackers(workdir, config) if config else ())]
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # On a full disk closing fails, too, and must not hide the error that ended the run.
+        # On a full disk closing fails as well, and must not hide the error that ended the run.
         with suppress(OSError, UserError) if error else nullcontext():
             self._file.close()
-            self._events.close()
+            for writer in self._writers:
+                writer.close(failed=error is not None)
             if self._spool:
                 self._upload()
                 self._spool.cleanup()
@@ -127,8 +142,8 @@ class MetricsLog:
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one record."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        for writer in self._writers:
+            writer.write(step, scalars)
         if self._spool and time.monotonic() - self._flushed > _UPLOAD_EVERY:
             self.flush()
 

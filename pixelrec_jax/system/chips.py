@@ -1,4 +1,4 @@
-"""Peaks of TPU chips as Google publishes them (cloud.google.com/tpu/docs, one page a chip)."""
+"""Peaks of TPUs and GPUs as their makers publish them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,23 +6,33 @@ from dataclasses import dataclass
 from pixelrec_jax.system.errors import UserError, nearest
 
 
-@dataclass(frozen=True)
-class Chip:
-    """What one JAX device of a kind can do at most; on TPU7x a device is half a chip.
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """What one JAX device of a kind can do at most.
 
     Attributes:
-      flops: bfloat16 operations a second. Matrix products of float32 run in bfloat16, too, at JAX's
-        default precision on TPU.
-      hbm: bytes; the runtime keeps a few percent of them for itself.
+      flops: bfloat16 operations a second, without sparsity; float16 where a GPU has no bfloat16
+        units. On TPU matrix products of float32 run in bfloat16 as well, at JAX's default
+        precision.
+      hbm: bytes of memory; the runtime keeps a few percent of them for itself.
       hbm_bandwidth: bytes a second.
-      ici: bytes a second that a device sends to its neighbours over all its links.
-      axes: of the torus, two links each.
-      dcn: bytes a second that a device sends to other slices.
     """
 
     flops: float
     hbm: float
     hbm_bandwidth: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip(Peaks):
+    """A TPU, with its network; on TPU7x a device is half a chip.
+
+    Attributes:
+      ici: bytes a second that a device sends to its neighbours over all its links.
+      axes: of the torus, two links each.
+      dcn: bytes a second that a device sends to other slices.
+    """
+
     ici: float
     axes: int
     dcn: float
@@ -42,12 +52,64 @@ def _chip(
     )
 
 
+def _peaks(*, tflops: float, hbm: float, hbm_gbps: float) -> Peaks:
+    return Peaks(flops=tflops * 1e12, hbm=hbm * 2**30, hbm_bandwidth=hbm_gbps * 1e9)
+
+
+# cloud.google.com/tpu/docs, one page a chip.
 CHIPS = {
     "v5e": _chip(tflops=197, hbm=16, hbm_gbps=819, ici_gbps=400, axes=2, dcn_gbit=25),
     "v5p": _chip(tflops=459, hbm=95, hbm_gbps=2765, ici_gbps=1200, axes=3, dcn_gbit=50),
     "v6e": _chip(tflops=918, hbm=32, hbm_gbps=1640, ici_gbps=800, axes=2, dcn_gbit=100),
     "tpu7x": _chip(tflops=1153.5, hbm=96, hbm_gbps=3690, ici_gbps=600, axes=3, dcn_gbit=50),
 }
+
+# By `jax.Device.device_kind`, which on GPUs is the name that the driver gives. A part of a GPU
+# (MIG) has a name of its own and is not here.
+_PEAKS: dict[str, Peaks] = {
+    # On TPU v2 and v3 a device is half a chip; the pages give a chip.
+    "TPU v2": _peaks(tflops=45 / 2, hbm=16 / 2, hbm_gbps=700 / 2),
+    "TPU v3": _peaks(tflops=123 / 2, hbm=32 / 2, hbm_gbps=900 / 2),
+    "TPU v4": _peaks(tflops=275, hbm=32, hbm_gbps=1200),
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v5e": CHIPS["v5e"],
+    "TPU v5": CHIPS["v5p"],
+    "TPU v5p": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"],
+    "TPU v6e": CHIPS["v6e"],
+    "TPU7x": CHIPS["tpu7x"],
+    # NVIDIA's data sheets. Those from Ampere on print rates with sparsity, twice these.
+    # DGX B200 data sheet: 8 GPUs have 36 PFLOP/s with sparsity, 1,440 GB and 64 TB/s.
+    "NVIDIA B200": _peaks(tflops=2250, hbm=180, hbm_gbps=8000),
+    # H200 data sheet, SXM.
+    "NVIDIA H200": _peaks(tflops=989.5, hbm=141, hbm_gbps=4800),
+    # H100 data sheet: SXM, PCIe, NVL.
+    "NVIDIA H100 80GB HBM3": _peaks(tflops=989.5, hbm=80, hbm_gbps=3350),
+    "NVIDIA H100 PCIe": _peaks(tflops=756.5, hbm=80, hbm_gbps=2000),
+    "NVIDIA H100 NVL": _peaks(tflops=835.5, hbm=94, hbm_gbps=3900),
+    # A100 data sheets, of 40 GB and of 80 GB.
+    "NVIDIA A100-SXM4-40GB": _peaks(tflops=312, hbm=40, hbm_gbps=1555),
+    "NVIDIA A100-PCIE-40GB": _peaks(tflops=312, hbm=40, hbm_gbps=1555),
+    "NVIDIA A100-SXM4-80GB": _peaks(tflops=312, hbm=80, hbm_gbps=2039),
+    "NVIDIA A100 80GB PCIe": _peaks(tflops=312, hbm=80, hbm_gbps=1935),
+    # Data sheets of L40S, L4, A10 and A10G.
+    "NVIDIA L40S": _peaks(tflops=362, hbm=48, hbm_gbps=864),
+    "NVIDIA L4": _peaks(tflops=121, hbm=24, hbm_gbps=300),
+    "NVIDIA A10": _peaks(tflops=125, hbm=24, hbm_gbps=600),
+    "NVIDIA A10G": _peaks(tflops=70, hbm=24, hbm_gbps=600),
+    # V100 data sheet, float16.
+    "Tesla V100-SXM2-16GB": _peaks(tflops=125, hbm=16, hbm_gbps=900),
+    "Tesla V100-SXM2-32GB": _peaks(tflops=125, hbm=32, hbm_gbps=900),
+    "Tesla V100-PCIE-16GB": _peaks(tflops=112, hbm=16, hbm_gbps=900),
+    "Tesla V100-PCIE-32GB": _peaks(tflops=112, hbm=32, hbm_gbps=900),
+    # T4 product brief, float16.
+    "Tesla T4": _peaks(tflops=65, hbm=16, hbm_gbps=320),
+}
+
+
+def peaks_of(device_kind: str) -> Peaks | None:
+    """Returns the peaks of devices with this `jax.Device.device_kind`, None where not known."""
+    return _PEAKS.get(device_kind)
 
 
 def chip_of(topology: str) -> Chip:

@@ -1,15 +1,18 @@
 """What is recorded of training steps: metrics are fetched one step late, so that nothing waits."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
-from ml_collections import ConfigDict
 
-from pixelrec_jax.data.pipeline import TrainBatches
 from pixelrec_jax.data.types import Batch
+from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
 from pixelrec_jax.runs.run_folder import MetricsLog
+from pixelrec_jax.system.chips import peaks_of
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.experiment import Experiment
 
 
 class StepRecord:
@@ -21,23 +24,39 @@ class StepRecord:
 
     def __init__(
         self,
-        config: ConfigDict,
-        batches: TrainBatches,
+        experiment: Experiment,
         progress: TrainingProgress,
         log: MetricsLog | None,
+        goodput: Goodput,
     ):
-        """Records every `config.train.log_every` steps; `log` is None in all but one process."""
-        self._log_every, self._steps_per_epoch = config.train.log_every, batches.steps_per_epoch
-        self._share = batches.num_shards / len(batches.local_shards)
-        self._progress, self._log = progress, log
-        self._speed = Speed(batches_per_local=self._share)
+        """Records every `train.log_every` steps; `log` is None in all but one process."""
+        batches = experiment.batches
+        self._log_every = experiment.config.train.log_every
+        self._steps_per_epoch = batches.steps_per_epoch
+        self._progress, self._log, self._goodput = progress, log, goodput
+        device = experiment.mesh.devices.flat[0]
+        peaks = peaks_of(device.device_kind)
+        self._speed = Speed(
+            batches_per_local=batches.num_shards / len(batches.local_shards),
+            devices=experiment.mesh.size,
+            peak=peaks.flops if peaks else None,
+        )
+        self._rates: dict[str, float] = {}  # up to an evaluation
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
-    def put(self, step: int, metrics: dict[str, jax.Array], local: Batch) -> None:
-        """Takes the metrics of a step that was dispatched, and this process's batch of it."""
+    def put(self, step: int, metrics: dict[str, jax.Array], local: Batch, flops: float) -> None:
+        """Takes what a dispatched step returns, this process's batch and the step's operations."""
         self._pending = step, metrics
-        self._speed.count(local)
+        self._speed.count(local, flops)
         self._progress.step(step, step // self._steps_per_epoch)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Counts what happens within as evaluation, not as time of training steps."""
+        self._rates = self._speed.read()
+        with self._goodput.phase("evaluation"):
+            yield
+        self._speed.read()
 
     def fetch(self, values: dict[str, float] | None = None) -> None:
         """Records the step that was put last, if it is one to be recorded, and forgets it.
@@ -57,14 +76,16 @@ class StepRecord:
         if step % self._log_every and values is None:
             return
         metrics["loss"] = metrics.pop("mean_loss")
-        scalars = {f"train/{name}": value for name, value in metrics.items()} | self._speed.read()
+        scalars = {f"train/{name}": value for name, value in metrics.items()} | (
+            self._rates or self._speed.read()
+        )
+        self._rates = {}
         self._progress.status(one_line(step, scalars))
         if values is not None:
             scalars |= {f"valid/{name}": value for name, value in values.items()}
             epoch = step // self._steps_per_epoch
             self._progress.say(f"epoch {epoch}: " + one_line(step, scalars, prefix="valid/"))
-            # The time of the evaluation is not that of training.
-            self._speed = Speed(batches_per_local=self._share)
+        scalars |= self._goodput.scalars()
         if self._log:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})
 

@@ -25,10 +25,14 @@ from pixelrec_jax.parallel.preemption import stop_request
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.goodput import Goodput
+from pixelrec_jax.runs.profile import Profiler
 from pixelrec_jax.runs.progress import TrainingProgress, one_line
+from pixelrec_jax.runs.writers import check_writers
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
 from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.optim import global_norm, learning_rates
 from pixelrec_jax.training.record import StepRecord, diverged
@@ -193,8 +197,10 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
     train_step = make_train_step(experiment)
     with (
         stop_request() as stop,
-        in_first_process(run_folder.MetricsLog, workdir, continue_from=start) as log,
+        in_first_process(run_folder.MetricsLog, workdir, continue_from=start, config=config) as log,
         TrainingProgress(start=start, total=len(batches)) as progress,
+        Goodput(log.kept if log else {}, log.dropped if log else {}) as goodput,
+        Profiler(config.profile.start, config.profile.steps, workdir / "profile") as profiler,
         iterate(
             batches,
             start=start,
@@ -205,12 +211,14 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
         ) as iterator,
     ):
         progress.say(describe(experiment, start))
-        record = StepRecord(config, batches, progress, log)
-        for step, local in enumerate(iterator, start=start + 1):
-            batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
-            state, metrics = train_step(state, batch, experiment.resident)
-            record.fetch()  # metrics of the step before, while the devices work on this one
-            record.put(step, metrics, local)
+        record = StepRecord(experiment, progress, log, goodput)
+        flops = StepFlops(experiment, make_train_step)
+        for step, local in enumerate(goodput.waits(iterator), start=start + 1):
+            with goodput.phase("step"), profiler.step(step):
+                batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
+                state, metrics = train_step(state, batch, experiment.resident)
+                record.fetch()  # metrics of the step before, while the devices work on this one
+                record.put(step, metrics, local, flops(batch))
 
             interrupted = stop.applies_to(step)  # read once: it may change further down this step
             epoch, in_epoch = divmod(step, batches.steps_per_epoch)
@@ -221,10 +229,13 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             values = None
             _check_finite(metrics, state, step)
             if evaluated:
-                values = _validate(experiment, state, stopping)
+                with record.evaluation():
+                    values = _validate(experiment, state, stopping)
             record.fetch(values)
             record.flush()  # what is recorded before a checkpoint is not recorded again
-            checkpoints.save(step, state, _metadata(experiment, stopping, next_batch=step), values)
+            with goodput.phase("save"):
+                metadata = _metadata(experiment, stopping, next_batch=step)
+                checkpoints.save(step, state, metadata, values)
             if interrupted:
                 checkpoints.wait()
                 wait_for_all("saved")
@@ -280,6 +291,7 @@ def _build(config: ConfigDict, workdir: Path) -> Experiment:
     """Returns what a config describes, which must be the same in all processes."""
     check_equal("--workdir", str(workdir))
     check_equal("config", json.dumps(run_folder.to_json(config)))
+    check_writers(config.log.writers)
     experiment = build_experiment(config)
     check_equal("dataset", experiment.data_fingerprint)
     return experiment

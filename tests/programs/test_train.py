@@ -182,6 +182,29 @@ def test_metrics_log_drops_what_will_be_done_again(tmp_path):
     assert [(r["step"], r["train/loss"]) for r in steps] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
+@pytest.mark.parametrize("from_workdir", [False, True])
+def test_describe_prints_the_config_and_stops(finished, toy_dataset, from_workdir):
+    workdir, _ = finished
+    program = """
+import sys
+from types import SimpleNamespace
+sys.modules["pixelrec_jax.configs.keys"] = SimpleNamespace(meaning=str.upper)
+from pixelrec_jax.programs import train
+from pixelrec_jax.system import errors
+errors.run(train.main, parse_flags=train.parse_flags)
+"""
+    given = f"--workdir={workdir}" if from_workdir else CONFIG
+    override = [] if from_workdir else [f"--config.dataset.path={toy_dataset}"]
+    files = sorted(workdir.rglob("*"))
+    argv = [sys.executable, "-c", program, "--mode=describe", given, *override]
+    done = subprocesses.run(argv, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"\nwidth = {16 if from_workdir else 64} " in done.stdout
+    assert "  # OPTIM.LR\n" in done.stdout
+    assert "\nmodel: sasrec with item=id\n" in done.stdout
+    assert sorted(workdir.rglob("*")) == files
+
+
 def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
     program = """
 import os, signal, sys, time

@@ -1,0 +1,95 @@
+"""Where the time of a run goes: what share of it is training steps."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+
+PHASES = ("input", "step", "evaluation", "save", "compile", "lost", "other")
+_COMPILATION = "/jax/core/compile/"  # events of tracing, lowering and compiling
+_T = TypeVar("_T")
+
+
+class Goodput:
+    """Adds up the seconds of a run by phase, over all its restarts; use as a context manager.
+
+    What is compiled counts as "compile", wherever it happens in this thread; "lost" is the time of
+    steps that are done again after a restart, and "other" is what no phase names. The time of a
+    killed run after its last record is not known, and neither is that between two runs.
+    """
+
+    def __init__(self, kept: Mapping[str, float], dropped: Mapping[str, float]):
+        """Args: the last records of metrics.jsonl that a restart keeps and drops, or none, {}."""
+        self._seconds = {name: kept.get(f"time/{name}", 0.0) for name in PHASES}
+        self._seconds["lost"] += max(0.0, _total(dropped) - _total(kept))
+        self._phase, self._since = "other", time.perf_counter()
+        self._thread = threading.get_ident()
+        self._compiled: list[tuple[float, float]] = []  # apart from each other, in order
+
+    def __enter__(self) -> "Goodput":
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts what happens within as that phase; the time of a phase inside is its own."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def waits(self, items: Iterable[_T], name: str = "input") -> Iterator[_T]:
+        """Returns the items; the time until each is there is that phase's."""
+        iterator = iter(items)
+        while True:
+            with self.phase(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def scalars(self) -> dict[str, float]:
+        """Returns seconds since the run began by phase and in total, and the phases' fractions."""
+        self._switch(self._phase)
+        total = sum(self._seconds.values())
+        scalars = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        scalars["time/total"] = total
+        fractions = {f"time/{name}_fraction": x / total for name, x in self._seconds.items()}
+        return scalars | fractions
+
+    def _switch(self, name: str) -> str:
+        now, previous = time.perf_counter(), self._phase
+        self._seconds[previous] += now - self._since
+        self._phase, self._since = name, now
+        self._compiled.clear()
+        return previous
+
+    def _on_event(self, event: str, seconds: float, **_: Any) -> None:
+        if not event.startswith(_COMPILATION) or threading.get_ident() != self._thread:
+            return
+        # One function is traced while another one is: the event of the outer holds the inner's.
+        end = time.perf_counter()
+        start = max(end - seconds, self._since)
+        while self._compiled and self._compiled[-1][0] >= start:
+            inner = self._compiled.pop()
+            self._move(inner[0] - inner[1])
+        if self._compiled:
+            start = max(start, self._compiled[-1][1])
+        self._compiled.append((start, end))
+        self._move(end - start)
+
+    def _move(self, seconds: float) -> None:
+        self._seconds["compile"] += seconds
+        self._seconds[self._phase] -= seconds
+
+
+def _total(record: Mapping[str, float]) -> float:
+    return record.get("time/total", 0.0)

@@ -1,0 +1,66 @@
+"""Traces of some steps of a run, for XProf (docs/observe.md)."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.errors import UserError
+
+
+class Profiler:
+    """Traces steps `start` to `start + steps - 1`, counted from 1; use as a context manager.
+
+    A run that continues within them traces those that are left, one that continues behind them
+    none. Every process traces what it does.
+    """
+
+    def __init__(self, start: int, steps: int, folder: Path):
+        """Args: `folder` takes the trace, also in object storage; 0 steps trace nothing."""
+        self._steps, self._folder = range(max(start, 1), max(start, 1) + steps), folder
+        self._local: Path | None = None  # where the trace that runs is written
+        self._spool = ExitStack()
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # What ended the run may fail here again, and must not be hidden.
+        with suppress(RuntimeError, OSError, UserError) if error else nullcontext():
+            self._stop()
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Marks what is dispatched within as that step, and starts and stops the trace."""
+        if step not in self._steps:
+            self._stop()
+            yield
+            return
+        if self._local is None:
+            self._start()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def _start(self) -> None:
+        self._local = self._folder
+        if storage.is_remote(self._folder):
+            self._local = Path(self._spool.enter_context(TemporaryDirectory()))
+        jax.profiler.start_trace(self._local)
+
+    def _stop(self) -> None:
+        if self._local is None:
+            return
+        try:  # the last step may still run on the devices
+            jax.block_until_ready(jax.live_arrays())
+        finally:
+            jax.profiler.stop_trace()
+        if self._local != self._folder:
+            for source in sorted(self._local.rglob("*")):
+                if source.is_file():
+                    storage.upload(source, self._folder / source.relative_to(self._local))
+        self._spool.close()
+        self._local = None

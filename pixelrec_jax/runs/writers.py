@@ -1,0 +1,166 @@
+"""Where the scalars of a run go beside metrics.jsonl: TensorBoard and, if asked for, trackers."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.config import flatten
+from pixelrec_jax.system.errors import TransientError, UserError, nearest, reason
+from pixelrec_jax.system.files import write_json
+
+_IDS = "trackers.json"  # by writer, under which id it knows the run of this workdir
+
+
+class Writer(Protocol):
+    """Takes the scalars of a run."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes those of a step."""
+        ...
+
+    def close(self, *, failed: bool) -> None:
+        """Ends; `failed` says that the run did not come to its end."""
+        ...
+
+
+class TensorBoard:
+    """TensorBoard events; those of steps that are done again are marked as void."""
+
+    def __init__(self, folder: Path, *, continue_from: int):
+        """Args: `folder` is a local one; steps after `continue_from` are done again."""
+        self._events = SummaryWriter(str(folder), purge_step=continue_from + 1, write_to_disk=True)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes those of a step."""
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Brings everything to the disk."""
+        self._events.flush()
+
+    def close(self, *, failed: bool) -> None:
+        """Ends."""
+        del failed
+        self._events.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; its own environment variables say where and how it is kept."""
+
+    def __init__(self, workdir: Path, config: ConfigDict):
+        """Args: a workdir that was written before is continued."""
+        known = _read_ids(workdir).get("wandb")
+        self._run = _module("wandb").init(
+            project="pixelrec_jax",
+            name=workdir.name,
+            id=known,
+            resume="allow",
+            dir=None if storage.is_remote(workdir) else workdir,  # of its own files
+            config=config.to_dict(),
+        )
+        _keep_id(workdir, "wandb", self._run.id)
+        # Its own counter only grows, but a restart does steps again: they are drawn by `step`.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes those of a step."""
+        self._run.log({"step": step, **scalars})
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the run there."""
+        self._run.finish(exit_code=int(failed))
+
+
+class MLflow:
+    """A run of MLflow; its own environment variables say where it is kept."""
+
+    def __init__(self, workdir: Path, config: ConfigDict):
+        """Args: a workdir that was written before is continued."""
+        self._mlflow = _module("mlflow")
+        known = _read_ids(workdir).get("mlflow")
+        run = self._call("start_run", run_id=known, run_name=workdir.name)
+        _keep_id(workdir, "mlflow", run.info.run_id)
+        if known is None:  # a parameter of a run cannot change
+            self._call("log_params", flatten(config.to_dict()))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes those of a step; MLflow's names have no "@"."""
+        named = {name.replace("@", "_at_"): value for name, value in scalars.items()}
+        self._call("log_metrics", named, step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the run there."""
+        self._call("end_run", "FAILED" if failed else "FINISHED")
+
+    def _call(self, name: str, *arguments: object, **options: object):
+        try:
+            return getattr(self._mlflow, name)(*arguments, **options)
+        except self._mlflow.exceptions.MlflowException as error:
+            raise TransientError(
+                f"MLflow failed ({reason(error)}); start the same command again to go on, or leave "
+                "mlflow out of log.writers"
+            ) from None
+
+
+# By the name in `log.writers`, which is that of the package and of the extra.
+TRACKERS: dict[str, Callable[[Path, ConfigDict], Writer]] = {
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
+
+
+def check_writers(option: Sequence[str]) -> list[str]:
+    """Returns the names in `log.writers`; one of its strings may hold several, by commas.
+
+    Raises:
+      UserError: a name that is not known or not installed.
+    """
+    names = [name for names in option for name in names.split(",")]
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"log.writers: unknown writer {name!r}{nearest(name, TRACKERS)}")
+        _module(name)
+    return names
+
+
+def open_trackers(workdir: Path, config: ConfigDict) -> list[Writer]:
+    """Returns the writers that `log.writers` names, each open for this workdir.
+
+    Raises:
+      UserError: as `check_writers`.
+    """
+    return [TRACKERS[name](workdir, config) for name in check_writers(config.log.writers)]
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        match name:
+            case "wandb":
+                import wandb
+
+                return wandb
+            case _:
+                import mlflow
+
+                return mlflow
+    except ImportError:
+        raise UserError(
+            f"log.writers: {name} is not installed; pip install 'pixelrec_jax[{name}]', or leave "
+            "it out"
+        ) from None
+
+
+def _read_ids(workdir: Path) -> dict[str, str]:
+    path = workdir / _IDS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _keep_id(workdir: Path, name: str, id_: str) -> None:
+    write_json(workdir / _IDS, {**_read_ids(workdir), name: id_})
