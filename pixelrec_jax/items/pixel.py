@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import PAD, Items
 from pixelrec_jax.items.projection import project
+from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.items.vision.layers import Context
 
 # Mean and standard deviation of the channels of pixels in [0, 1].
@@ -30,7 +31,7 @@ class PixelEncoder(nn.Module):
       dtype: of computation.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     trainable_blocks: tuple[str, ...]
     mask_item: int | None
     width: int
@@ -42,13 +43,21 @@ class PixelEncoder(nn.Module):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D] for items.id int32[M] and items.image uint8[M, H, W, 3]."""
+        context = Context(train=train, item=items.id, weight=items.weight)
+        x = self.backbone(self.normalise(items), context)
+        widths = (*self.dnn_layers, self.width)
+        return project(x, widths, init=self.head_init, dtype=self.dtype)
+
+    def normalise(self, items: Items) -> jax.Array:
+        """Returns images dtype[M, H, W, 3] as the backbone takes them."""
         mean, std = map(jnp.asarray, NORMALISATIONS[self.normalisation])
         image = (items.image.astype(jnp.float32) / 255 - mean) / std
         # The reference's padding image is all zeros after normalisation, which uint8 cannot say.
         image = jnp.where((items.id == PAD)[:, None, None, None], 0, image)
         if self.mask_item is not None:  # all ones, likewise
             image = jnp.where((items.id == self.mask_item)[:, None, None, None], 1, image)
-        context = Context(train=train, item=items.id, weight=items.weight)
-        x = self.backbone(image.astype(self.dtype), context)
-        widths = (*self.dnn_layers, self.width)
-        return project(x, widths, init=self.head_init, dtype=self.dtype)
+        return image.astype(self.dtype)
+
+    def run_backbone(self, items: Items, stop: int | str | None = None) -> jax.Array:
+        """Returns what enters step `stop` of the backbone, in evaluation; see `Backbone.run`."""
+        return self.backbone.run(self.normalise(items), stop=stop)

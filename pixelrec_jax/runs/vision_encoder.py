@@ -110,16 +110,12 @@ def features(
     Returns:
       float32[M, C], of tokens [M, S, C] and of maps [M, H, W, C].
     """
-    path = ("backbone",) if layer is None else ("backbone", layer)
-    x, captured = module.apply(
-        variables,
-        items,
-        train=False,
-        mutable="intermediates",
-        capture_intermediates=lambda inner, name: name == "__call__" and inner.path == path,
-    )
-    if layer != VECTOR:
-        (x,) = jax.tree.leaves(captured)
+    if layer == VECTOR:
+        x = module.apply(variables, items, train=False)
+    else:
+        names = module.backbone.step_names
+        stop = None if layer is None else names.index(layer) + 1
+        x = module.apply(variables, items, stop, method="run_backbone")
     x = x.astype(jnp.float32)
     return mean_over_locations(x) if average else x
 

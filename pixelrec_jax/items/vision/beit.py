@@ -1,13 +1,16 @@
 """BEiT (Bao et al. 2022, arXiv 2106.08254): a vision transformer with relative positions."""
 
 from functools import partial
+from math import isqrt
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelrec_jax.items.vision.layers import Context, DropPath, pool_tokens, prepend_token
+from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.blocks import NORM, POOL
+from pixelrec_jax.items.vision.layers import Context, DropPath, TokenPool, prepend_token
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
@@ -35,7 +38,6 @@ class Block(nn.Module):
 
     heads: int
     mlp: int
-    side: int
     epsilon: float
     drop_path: float
     dtype: jnp.dtype
@@ -53,7 +55,7 @@ class Block(nn.Module):
 
         attention = RelativeAttention(
             heads=self.heads,
-            side=self.side,
+            side=isqrt(x.shape[1] - 1),
             class_token=True,
             key_bias=False,
             dtype=self.dtype,
@@ -66,7 +68,7 @@ class Block(nn.Module):
         return x + branch(y, 2)
 
 
-class Beit(nn.Module):
+class Beit(Backbone):
     """Maps square images to tokens, class token first, or to one vector.
 
     The paper's form with a shared table or absolute positions is that of masked pretraining; the
@@ -80,8 +82,7 @@ class Beit(nn.Module):
       mlp: width of the hidden layer of each block.
       epsilon: of the layer norms.
       drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first.
-      pool: "mean", "tokens" or "cls", see `layers.pool_tokens`; the norm comes after it.
-      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
+      pool: "mean", "tokens" or "cls"; further attributes are those of `Backbone`.
     """
 
     width: int
@@ -91,34 +92,27 @@ class Beit(nn.Module):
     mlp: int
     epsilon: float = 1e-12
     drop_path: float = 0.1
-    pool: str = "mean"
-    train_mode_blocks: tuple[str, ...] = ()
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
 
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Names of the parts from pixels to vector, the unit of freezing."""
-        return ("stem", *(f"block_{n}" for n in range(self.depth)), "norm")
-
-    @nn.compact
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
-        """Returns float[M, S, C] or float[M, C] for float[M, H, H, 3]."""
-        context = context or Context()
-        x = Stem(self.width, self.patch, self.dtype, name="stem")(image)
+    @nn.nowrap
+    def steps(self) -> tuple[Step, ...]:
+        """Stem, blocks, pooling and the norm of what is pooled."""
         block = partial(
-            nn.remat(Block) if self.remat else Block,
+            self.with_remat(Block),
             heads=self.heads,
             mlp=self.mlp,
-            side=image.shape[1] // self.patch,
             epsilon=self.epsilon,
             dtype=self.dtype,
         )
-        for n, rate in enumerate(np.linspace(0, self.drop_path, self.depth).tolist()):
-            name = f"block_{n}"
-            x = block(drop_path=rate, name=name)(x, context.only(name in self.train_mode_blocks))
-        x = pool_tokens(x, self.pool)
-        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+        rates = np.linspace(0, self.drop_path, self.depth).tolist()
+        return (
+            Step("stem", partial(Stem, self.width, self.patch, self.dtype)),
+            *(
+                Step(f"block_{n}", partial(block, drop_path=rate), takes_context=True)
+                for n, rate in enumerate(rates)
+            ),
+            Step(POOL, partial(TokenPool, self.pool)),
+            Step(NORM, partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)),
+        )
 
 
 _LAYER = "encoder.layer.{n}"

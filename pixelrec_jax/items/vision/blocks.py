@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pixelrec_jax.system.errors import UserError, nearest
 
 NORM = "norm"  # name of a block that is only a final norm
-
-
 ATTENTION_POOL = "attention_pool"
+POOL = "pool"  # name of pooling without weights, a step of a backbone that is not a block
 
 
 def resolve_trainable(option: str | Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:

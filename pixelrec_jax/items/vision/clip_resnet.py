@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
-from pixelrec_jax.items.vision.layers import Context, pool_map, split_heads
+from pixelrec_jax.items.vision.layers import Context, split_heads
 from pixelrec_jax.items.vision.resnet import NAMES, ConvNorm, ResNet
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.weights.mapping import POSITION, TRACKED, Rule, WeightMapping, linear
@@ -75,7 +75,7 @@ class AttentionPool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns float[M, features] for a map float[M, H, W, C]."""
         width = x.shape[-1]
-        tokens = pool_map(x, "tokens")
+        tokens = x.reshape(len(x), -1, width)
         tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)
         init = nn.initializers.normal(width**-0.5)
         position = self.param("position", init, tokens.shape[1:], jnp.float32)

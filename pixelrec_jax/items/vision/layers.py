@@ -24,7 +24,7 @@ class Context:
     weight: Array | None = None
 
     def only(self, condition: bool) -> "Context":
-        """This context, in train mode only if the condition holds, too."""
+        """This context, in train mode only if it is and the condition holds."""
         return self.replace(train=self.train and condition)
 
 
@@ -112,18 +112,38 @@ def prepend_token(token: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.concatenate([token, x], axis=1)
 
 
-def pool_map(x: jax.Array, pool: str) -> jax.Array:
-    """Returns a map float[M, H, W, C] as tokens [M, H * W, C], or its "mean" [M, C]."""
-    tokens = x.reshape(len(x), -1, x.shape[-1])
-    return tokens if pool == "tokens" else tokens.mean(axis=1)
+class MapPool(nn.Module):
+    """Flattens a map to tokens, or takes their mean.
+
+    Attributes:
+      pool: "tokens" or "mean".
+    """
+
+    pool: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns float[M, H * W, C] or float[M, C] for float[M, H, W, C]."""
+        tokens = x.reshape(len(x), -1, x.shape[-1])
+        return tokens if self.pool == "tokens" else tokens.mean(axis=1)
 
 
-def pool_tokens(x: jax.Array, pool: str) -> jax.Array:
-    """Returns tokens float[M, 1 + S, C] as they are, the class token, or the mean of the others."""
-    match pool:
-        case "tokens":
-            return x
-        case "cls":
-            return x[:, 0]
-        case _:
-            return x[:, 1:].mean(axis=1)
+class TokenPool(nn.Module):
+    """Keeps all tokens or the class token, or takes the mean of the others.
+
+    Attributes:
+      pool: "tokens", "cls" or "mean".
+    """
+
+    pool: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns float[M, 1 + S, C] or float[M, C] for float[M, 1 + S, C], class token first."""
+        match self.pool:
+            case "tokens":
+                return x
+            case "cls":
+                return x[:, 0]
+            case _:
+                return x[:, 1:].mean(axis=1)

@@ -9,8 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.blocks import POOL
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
-from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
+from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.weights.mapping import (
     CONV,
@@ -132,7 +134,7 @@ class Block(nn.Module):
         return x
 
 
-class MobileNet(nn.Module):
+class MobileNet(Backbone):
     """Maps images to the last map's pixels or to their mean.
 
     Attributes:
@@ -140,8 +142,7 @@ class MobileNet(nn.Module):
       stem: width of the first convolution, which halves the image.
       head: C, width of the last one.
       padding, epsilon: see `Unit`.
-      pool: "mean" or "tokens".
-      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
+      pool: "mean" or "tokens"; further attributes are those of `Backbone`.
     """
 
     body: Body
@@ -149,32 +150,22 @@ class MobileNet(nn.Module):
     head: int = 1280
     padding: str = "torch"
     epsilon: float = 1e-5
-    pool: str = "mean"
-    train_mode_blocks: tuple[str, ...] = ()
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
 
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Names of the parts from pixels to vector, the unit of freezing."""
-        return ("stem", *(name for name, _ in self.body), "head")
-
-    @nn.compact
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
-        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
-        context = context or Context()
+    @nn.nowrap
+    def steps(self) -> tuple[Step, ...]:
+        """Stem, the body's blocks, head and pooling."""
         settings = {"padding": self.padding, "epsilon": self.epsilon, "dtype": self.dtype}
-        unit = partial(Unit, **settings)
-        end, block = (nn.remat(part) if self.remat else part for part in (Unit, Block))
-        parts = (
-            end(self.stem, 3, 2, name="stem", **settings),
-            *(block(layers, unit, name=name) for name, layers in self.body),
-            end(self.head, name="head", **settings),
+        end, block = (partial(self.with_remat(Unit), **settings), self.with_remat(Block))
+        inner = partial(Unit, **settings)
+        return (
+            Step("stem", partial(end, self.stem, 3, 2), takes_context=True),
+            *(
+                Step(name, partial(block, layers, inner), takes_context=True)
+                for name, layers in self.body
+            ),
+            Step("head", partial(end, self.head), takes_context=True),
+            Step(POOL, partial(MapPool, self.pool)),
         )
-        x = image
-        for part in parts:
-            x = part(x, context.only(part.name in self.train_mode_blocks))
-        return pool_map(x, self.pool)
 
 
 def unit_rules(conv: str, norm: str, target: str, transform: Transform) -> tuple[Rule, ...]:

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
-from pixelrec_jax.items.vision.layers import BatchNorm, Context, pool_map
+from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.blocks import ATTENTION_POOL, POOL
+from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.weights.mapping import (
     CONV,
@@ -112,20 +113,18 @@ class Layer(nn.Module):
     units: int
     width: int
     stride: int
-    remat: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Returns float[M, H / stride, W / stride, C'] for float[M, H, W, C]."""
-        unit = nn.remat(self.unit) if self.remat else self.unit
         for n in range(self.units):
             stride = self.stride if n == 0 else 1
-            x = unit(self.width, stride, self.dtype, name=f"unit_{n}")(x, context)
+            x = self.unit(self.width, stride, self.dtype, name=f"unit_{n}")(x, context)
         return x
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Maps images to the map of the last layer, or to one vector.
 
     Attributes:
@@ -134,8 +133,7 @@ class ResNet(nn.Module):
       width: of the first layer; each further layer doubles it and halves the map.
       stem: what comes before the layers, made of (width, dtype).
       attention: makes the attention pooling, for `pool` = "attention".
-      pool: "mean", "tokens" or "attention".
-      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
+      pool: "mean", "tokens" or "attention"; further attributes are those of `Backbone`.
     """
 
     unit: type[nn.Module]
@@ -143,36 +141,28 @@ class ResNet(nn.Module):
     width: int
     stem: type[nn.Module] = Stem
     attention: Callable[..., nn.Module] | None = None
-    pool: str = "mean"
-    train_mode_blocks: tuple[str, ...] = ()
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers."""
-        return tuple(f"layer{n + 1}" for n in range(len(self.units)))
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Names of the parts from pixels to vector, the unit of freezing."""
-        return ("stem", *self.layers, *([ATTENTION_POOL] if self.pool == "attention" else []))
-
-    @nn.compact
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
-        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
-        context = context or Context()
-        stem = nn.remat(self.stem) if self.remat else self.stem
-        x = stem(self.width, self.dtype, name="stem")(
-            image, context.only("stem" in self.train_mode_blocks)
+    @nn.nowrap
+    def steps(self) -> tuple[Step, ...]:
+        """Stem, layers and pooling, which has weights if it is attention."""
+        layer = partial(Layer, self.with_remat(self.unit), dtype=self.dtype)
+        layers = (
+            partial(layer, units, self.width * 2**n, 2 if n else 1)
+            for n, units in enumerate(self.units)
         )
-        layer = partial(Layer, self.unit, remat=self.remat, dtype=self.dtype)
-        for n, (name, units) in enumerate(zip(self.layers, self.units, strict=True)):
-            stage = layer(units, self.width * 2**n, 2 if n else 1, name=name)
-            x = stage(x, context.only(name in self.train_mode_blocks))
         if self.pool == "attention":
-            return self.attention(dtype=self.dtype, name=ATTENTION_POOL)(x)
-        return pool_map(x, self.pool)
+            pool = Step(ATTENTION_POOL, partial(self.attention, dtype=self.dtype))
+        else:
+            pool = Step(POOL, partial(MapPool, self.pool))
+        return (
+            Step(
+                "stem",
+                partial(self.with_remat(self.stem), self.width, self.dtype),
+                takes_context=True,
+            ),
+            *(Step(f"layer{n}", layer, takes_context=True) for n, layer in enumerate(layers, 1)),
+            pool,
+        )
 
 
 # Of one pixel or of more: the parameter says which.

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import flax.linen as nn
-
+from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.weights.mapping import WeightMapping
 
 
@@ -12,15 +11,8 @@ from pixelrec_jax.weights.mapping import WeightMapping
 class EncoderSpec:
     """How to build a backbone and where its published weights go.
 
-    A backbone is a module with `blocks` (names of its parts from pixels to vector, the unit of
-    freezing) that is called as backbone(image float[M, H, W, 3], context) and returns tokens
-    float[M, S, C] if `pool` is "tokens" and vectors float[M, C] otherwise.
-
     Attributes:
-      backbone: makes the module from keyword arguments: `pool`;
-        `train_mode_blocks`, the blocks that are in train
-        mode when the context is; `remat`, to recompute blocks in the backward pass instead of
-        keeping their activations; `dtype` of computation; and options of its own.
+      backbone: makes the backbone from keyword arguments: those of `Backbone` and its own options.
       multiple: the image's sides must be multiples of it.
       pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
@@ -29,7 +21,7 @@ class EncoderSpec:
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
-    backbone: Callable[..., nn.Module]
+    backbone: Callable[..., Backbone]
     multiple: int
     pools: tuple[str, ...]
     normalisation: str = "half"

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelrec_jax.data.types import Array
-from pixelrec_jax.items.vision.layers import Context, DropPath, pool_map
+from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.blocks import NORM, POOL
+from pixelrec_jax.items.vision.layers import Context, DropPath, MapPool
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
@@ -106,29 +108,30 @@ class Stage(nn.Module):
     The paper counts the merging to the stage after it, the published weights to the one before.
 
     Attributes:
+      layer: `Layer`, as a unit of rematerialisation or not.
       heads: attention heads.
       window: side of a window.
       drop_paths: rate of stochastic depth of each layer.
       merge: whether 2 x 2 patches of width C become one of width 2 C at the end.
-      remat, dtype: see `EncoderSpec.backbone`.
+      dtype: of computation.
     """
 
+    layer: type[nn.Module]
     heads: int
     window: int
     drop_paths: tuple[float, ...]
     merge: bool
-    remat: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Returns float[M, H / 2, W / 2, 2 C] if `merge`, else [M, H, W, C], for [M, H, W, C]."""
-        layer = nn.remat(Layer) if self.remat else Layer
         for n, rate in enumerate(self.drop_paths):
             shifted = n % 2 == 1
-            x = layer(self.heads, self.window, shifted, rate, self.dtype, name=f"layer_{n}")(
-                x, context
+            layer = self.layer(
+                self.heads, self.window, shifted, rate, self.dtype, name=f"layer_{n}"
             )
+            x = layer(x, context)
         if not self.merge:
             return x
         m, height, width, channels = x.shape
@@ -152,7 +155,7 @@ class Stem(nn.Module):
         return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(x)
 
 
-class Swin(nn.Module):
+class Swin(Backbone):
     """Maps images to the tokens of the last stage or to their mean.
 
     Attributes:
@@ -162,8 +165,7 @@ class Swin(nn.Module):
       window: side of the windows in tokens.
       patch: side of a square patch in pixels; it times 2^(stages - 1) divides the image's sides.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
-      pool: "mean" or "tokens", see `layers.pool_map`.
-      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`.
+      pool: "mean" or "tokens"; further attributes are those of `Backbone`.
     """
 
     width: int
@@ -172,36 +174,27 @@ class Swin(nn.Module):
     window: int = 7
     patch: int = 4
     drop_path: float = 0.1
-    pool: str = "mean"
-    train_mode_blocks: tuple[str, ...] = ()
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
 
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Names of the parts from pixels to tokens, the unit of freezing."""
-        return ("stem", *(f"stage_{n}" for n in range(len(self.depths))), "norm")
-
-    @nn.compact
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
-        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
-        context = context or Context()
-        x = Stem(self.width, self.patch, self.dtype, name="stem")(image)
+    @nn.nowrap
+    def steps(self) -> tuple[Step, ...]:
+        """Stem, stages, norm and pooling."""
+        stage = partial(Stage, self.with_remat(Layer), window=self.window, dtype=self.dtype)
         rates = tuple(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
-        for n, end in enumerate(accumulate(self.depths)):
-            name = f"stage_{n}"
-            stage = Stage(
+        stages = (
+            partial(
+                stage,
                 heads=self.heads[n],
-                window=self.window,
                 drop_paths=rates[end - self.depths[n] : end],
                 merge=end < sum(self.depths),
-                remat=self.remat,
-                dtype=self.dtype,
-                name=name,
             )
-            x = stage(x, context.only(name in self.train_mode_blocks))
-        x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(x)
-        return pool_map(x, self.pool)
+            for n, end in enumerate(accumulate(self.depths))
+        )
+        return (
+            Step("stem", partial(Stem, self.width, self.patch, self.dtype)),
+            *(Step(f"stage_{n}", stage, takes_context=True) for n, stage in enumerate(stages)),
+            Step(NORM, partial(nn.LayerNorm, epsilon=_EPSILON, dtype=self.dtype)),
+            Step(POOL, partial(MapPool, self.pool)),
+        )
 
 
 _SOURCE, _TARGET = "encoder.layers.{n}.blocks.{m}", "stage_{n}/layer_{m}"

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelrec_jax.items.vision.layers import Context, pool_tokens, prepend_token, split_heads
+from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.blocks import NORM, POOL
+from pixelrec_jax.items.vision.layers import TokenPool, prepend_token, split_heads
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.weights.mapping import (
     BATCHED_POSITION,
@@ -126,7 +128,7 @@ class Stem(nn.Module):
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone, kw_only=True):
     """Maps images to tokens, class token first, or to one vector.
 
     Attributes:
@@ -140,8 +142,7 @@ class VisionTransformer(nn.Module):
         which comes before that norm.
       epsilon: of the layer norms.
       position_init: of the position embedding float32[S, C], which is a parameter also in MAE.
-      pool: "tokens", "cls" or "mean", see `layers.pool_tokens`.
-      train_mode_blocks, remat, dtype: see `EncoderSpec.backbone`; no block differs in train mode.
+      pool: "tokens", "cls" or "mean"; further attributes are those of `Backbone`.
     """
 
     width: int
@@ -153,36 +154,29 @@ class VisionTransformer(nn.Module):
     epsilon: float = 1e-6
     position_init: nn.initializers.Initializer = _normal
     pool: str = "tokens"
-    train_mode_blocks: tuple[str, ...] = ()
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
 
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Names of the parts from pixels to tokens, the unit of freezing."""
-        blocks = ("stem", *(f"block_{n}" for n in range(self.depth)))
-        return blocks if self.clip else (*blocks, "norm")
-
-    @nn.compact
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
-        """Returns float[M, S, C] or float[M, C] for float[M, H, W, 3]."""
-        del context
-        x = Stem(
+    @nn.nowrap
+    def steps(self) -> tuple[Step, ...]:
+        """Stem, blocks, norm (not in CLIP) and pooling; none differs in train mode."""
+        stem = partial(
+            Stem,
             self.width,
             self.patch,
             self.clip,
             self.epsilon,
             self.position_init,
             self.dtype,
-            name="stem",
-        )(image)
-        block = nn.remat(Block) if self.remat else Block
-        for n in range(self.depth):
-            name = f"block_{n}"
-            x = block(self.heads, self.mlp, self.clip, self.epsilon, self.dtype, name=name)(x)
-        if not self.clip:
-            x = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
-        return pool_tokens(x, self.pool)
+        )
+        block = partial(
+            self.with_remat(Block), self.heads, self.mlp, self.clip, self.epsilon, self.dtype
+        )
+        last = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        return (
+            Step("stem", stem),
+            *(Step(f"block_{n}", block) for n in range(self.depth)),
+            *([] if self.clip else [Step(NORM, last)]),
+            Step(POOL, partial(TokenPool, self.pool)),
+        )
 
 
 _CLIP = "encoder.layers.{n}"
