@@ -59,6 +59,7 @@ def base() -> ConfigDict:
                 "monitor": "ndcg@10",  # decides the best checkpoint and early stopping
                 "batch_size": 1024,  # users ranked at once
                 "encode_batch_size": 128,  # items encoded at once on each device
+                "chunk": 32768,  # items scored at once on each device; bounds the memory
                 "cold_threshold": 3,  # a target with at most so many training interactions is cold
             },
             "data": {
