@@ -95,6 +95,7 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         "monitor": Key("ndcg@10", "metric that says which checkpoint is the best", Text()),
         "batch_size": Key(1024, "users ranked at once", Whole()),
         "encode_batch_size": Key(128, "items encoded at once on each device", Whole()),
+        "chunk": Key(32768, "items scored at once on each device; bounds the memory", Whole()),
         "cold_threshold": Key(3, "training interactions up to which a target is cold", Whole(0)),
     },
     "data": {

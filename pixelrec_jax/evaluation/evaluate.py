@@ -1,4 +1,4 @@
-"""Full-catalogue ranking: encode every item once, row-sharded, then exact ranks and top k."""
+"""Full-catalogue ranking: every user's exact top k and target rank, and what they amount to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,26 +7,23 @@ from functools import cached_property, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
-from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
+from pixelrec_jax.data.pipeline import ItemStore
 from pixelrec_jax.data.queries import Queries, ranking_queries
 from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import History, Items
+from pixelrec_jax.data.types import History
 from pixelrec_jax.evaluation import metrics
-from pixelrec_jax.evaluation.retrieval import retrieve
-from pixelrec_jax.parallel import tables
+from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
+from pixelrec_jax.evaluation.retrieval import Score, retrieve, target_rank
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
-    local_shards,
     make_global_arrays,
     make_replicated_arrays,
-    num_shards,
     shapes,
-    unshard_params,
 )
 from pixelrec_jax.parallel.tables import take_rows
 from pixelrec_jax.recommender import Recommender
@@ -64,7 +61,7 @@ class Evaluator:
         config: ConfigDict,
         mesh: Mesh,
     ):
-        """Args: `store` is None for models that need none; see `Experiment`."""
+        """Takes no `store` for models that read ids only; see `Experiment`."""
         self.split, self.resident = split, resident
         self.config, self.mesh = config, mesh
         self.num_items = split.interactions.num_items
@@ -72,26 +69,10 @@ class Evaluator:
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
         self._masks = task_of(config).masks
         self._time_unit = model.user_encoder.needs_time
-        self.source = CatalogBatches(
-            self.num_items + self._masks,
-            store,
-            chunk=config.eval.encode_batch_size,
-            num_shards=num_shards(mesh, CATALOG_SPEC),
-            local_shards=local_shards(mesh, CATALOG_SPEC),
+        self.catalog = CatalogEncoder(
+            model, store, config, mesh, num_items=self.num_items + self._masks
         )
-
-        def with_rows(variables: dict, lookups: tables.Lookups) -> dict:
-            params = variables["params"]
-            rows = tables.read_embeddings(params, lookups, mesh, CATALOG_SPEC)
-            return {**variables, "params": unshard_params(params, mesh), tables.COLLECTION: rows}
-
-        def encode_items(variables: dict, items: Items) -> jax.Array:
-            variables = with_rows(variables, model.embedding_lookups(items=items))
-            return model.apply(variables, items, method="encode_items")
-
-        def encode(variables, catalog: jax.Array, items: Items, start: jax.Array) -> jax.Array:
-            vector = encode_items(variables, items)
-            return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
+        self.source = self.catalog.source
 
         def rank(variables, catalog: jax.Array, queries: Queries):
             flat = catalog.reshape(-1, catalog.shape[-1])
@@ -102,19 +83,16 @@ class Evaluator:
                 user=queries.user,
                 time=queries.time,
             )
-            variables = with_rows(variables, model.embedding_lookups(user=queries.user))
-            state = model.apply(variables, history, method="encode_users")[:, -1]
+            variables = with_rows(variables, model.embedding_lookups(user=queries.user), mesh)
+            query = model.apply(variables, history, method="encode_users")[:, -1]
             score = partial(model.apply, {}, method="score")
-            return self._retrieve(score, state, catalog, queries.seen, queries.target)
+            return self._top_and_rank(score, query, catalog, queries.seen, queries.target)
 
         def rank_by_counts(counts: jax.Array, seen, target):
-            state = jnp.ones((len(target), 1))
-            return self._retrieve(dot_product, state, counts, seen, target)
+            query = jnp.ones((len(target), 1))
+            return self._top_and_rank(dot_product, query, counts, seen, target)
 
-        rows = NamedSharding(mesh, CATALOG_SPEC)
-        self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._rank = jax.jit(rank)
-        self._encode_items = encode_items
         self._propagate = jax.jit(partial(model.propagate, mesh=mesh))
         self._rank_by_counts = jax.jit(rank_by_counts)
 
@@ -123,52 +101,27 @@ class Evaluator:
         """int64[N], how often each item occurs in the training data."""
         return training_counts(self.split)
 
-    def _retrieve(self, *arrays):
-        return retrieve(*arrays, k=self.k, num_items=self.num_items, mesh=self.mesh)
+    def _top_and_rank(
+        self, score: Score, query: jax.Array, catalog: jax.Array, seen: jax.Array, target: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        sizes = {"num_items": self.num_items, "mesh": self.mesh, "chunk": self.config.eval.chunk}
+        ids, scores = retrieve(score, query, catalog, seen, self.k, **sizes)
+        return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
 
     def encode_catalog(self, variables: dict) -> jax.Array:
         """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
-        source, data = self.source, self.config.data
-        catalog = None
-        # Threads do here: the model's turn-around on a catalogue is short, processes start slowly.
-        with iterate(
-            source,
-            start=0,
-            stop=len(source),
-            workers=0,
-            threads=data.threads,
-            prefetch=data.prefetch,
-        ) as batches:
-            for step, items in enumerate(batches):
-                items = make_global_arrays(items, self.mesh, CATALOG_SPEC)
-                if catalog is None:
-                    catalog = self._empty_catalog(variables, items)
-                catalog = self._encode(variables, catalog, items, step * source.chunk)
-        return catalog
-
-    def _empty_catalog(self, variables: dict, items: Items) -> jax.Array:
-        catalog = self._catalog_shape(variables, items)
-        zeros = partial(jnp.zeros, catalog.shape, catalog.dtype)
-        return jax.jit(zeros, out_shardings=catalog.sharding)()
-
-    def _catalog_shape(self, variables: dict, items: Items) -> jax.ShapeDtypeStruct:
-        width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
-        shape = (self.source.num_shards, self.source.rows_per_shard, width)
-        return jax.ShapeDtypeStruct(
-            shape, jnp.float32, sharding=NamedSharding(self.mesh, CATALOG_SPEC)
-        )
+        return self.catalog.encode(variables)
 
     def lower(self, variables: dict) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """Lowers what encodes a chunk of the catalogue on every device, and what ranks a batch.
 
         Nothing is computed: `variables` are shapes with shardings, devices may be a topology's.
         """
-        items = shapes(self.source[0], self.mesh, CATALOG_SPEC)
-        catalog = self._catalog_shape(variables, items)
         queries, _ = next(self._queries("test"))
         q = shapes(queries, self.mesh)
+        catalog = self.catalog.shape(variables)
         return (
-            self._encode.lower(variables, catalog, items, 0),
+            self.catalog.lower(variables),
             self._rank.lower(variables, catalog, q),
         )
 

@@ -1,74 +1,191 @@
-"""Exact top k and target rank over a row-sharded catalogue."""
+"""Exact top k, and the rank of a target, over a row-sharded catalogue that is scored in chunks."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from pixelrec_jax.data.types import PAD
-from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC
+from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC, REPLICATED
 from pixelrec_jax.parallel.tables import own_rows
+
+Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def retrieve(
-    score: Callable[[jax.Array, jax.Array], jax.Array],
+    score: Score,
+    query: jax.Array,
+    catalog: jax.Array,
+    seen: jax.Array,
+    k: int,
+    *,
+    num_items: int,
+    mesh: Mesh,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the exact top k of the catalogue with seen items masked; ties: lower id first.
+
+    Each device scores its own rows, so devices exchange only k candidates per user.
+
+    Args:
+      score: gives float32[Q, C] for queries [Q, D] and rows [C, E] of the catalogue.
+      query: float32[Q, D], of users.
+      catalog: float32[G, R, E], row-sharded; row 0 and rows from `num_items` on are padding.
+      seen: int32[Q, S], items to mask, padded with 0.
+      k: length of the lists, at most N - 1.
+      num_items: N.
+      mesh: the device mesh.
+      chunk: C, how many rows a device scores at once, which bounds the memory.
+
+    Returns:
+      ids int32[Q, k] and scores float32[Q, k], best first, replicated. A user with fewer than k
+      items left has PAD with a score of -inf in the last places.
+    """
+
+    def shard(table: jax.Array, query: jax.Array, seen: jax.Array):
+        chunks = _Chunks(score, query, table[0], seen, num_items, chunk)
+        kept = min(k, chunks.rows)
+
+        def fold(index: jax.Array, best: tuple[jax.Array, jax.Array]):
+            here = chunks[index]
+            scores, place = jax.lax.top_k(here.scores, min(k, chunks.size))
+            # Chunks and shards come in order of ids and top_k is stable, so ties stay in order.
+            candidates = zip(best, (scores, here.ids[place]), strict=True)
+            return _top(*(jnp.concatenate(pair, axis=1) for pair in candidates), kept)
+
+        nothing = (
+            jnp.full((len(query), kept), -jnp.inf),
+            jnp.full((len(query), kept), PAD, jnp.int32),
+        )
+        best = jax.lax.fori_loop(0, len(chunks), fold, nothing)
+        gathered = (jax.lax.all_gather(x, AXES, axis=1, tiled=True) for x in best)
+        scores, ids = _top(*gathered, k)
+        return jnp.where(jnp.isneginf(scores), PAD, ids), scores
+
+    return _map_shards(shard, mesh, catalog, query, seen)
+
+
+def target_rank(
+    score: Score,
     query: jax.Array,
     catalog: jax.Array,
     seen: jax.Array,
     target: jax.Array,
     *,
-    k: int,
     num_items: int,
     mesh: Mesh,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Exact top k and target rank over the catalogue with seen items masked; ties: lower id first.
+    chunk: int,
+) -> jax.Array:
+    """Returns int32[Q], the place of each target in the order of `retrieve`, 1 = best, replicated.
 
-    Each device scores its own rows, so only k candidates and three numbers per user are exchanged.
-    The rank comes from counting, without sorting.
+    The catalogue is scored twice: to read the target's score, then to count the items that beat it,
+    without sorting. Both times by the same instruction of the compiled loop, so that the target's
+    score never differs from itself in the last bit.
 
-    Args:
-      score: gives float32[Q, R] for queries [Q, D] and the rows [R, E] of a device.
-      query: float32[Q, D], of users.
-      catalog: float32[G, R, E], row-sharded; row 0 and rows from `num_items` on are padding.
-      seen: int32[Q, S], items to mask, padded with 0.
-      target: int32[Q].
-      k: length of the top list, at most N - 1.
-      num_items: N.
-      mesh: the device mesh.
+    Args: as of `retrieve`, and `target` int32[Q].
 
-    Returns:
-      ids int32[Q, k], scores float32[Q, k] and rank int32[Q] (1 = best), replicated. A score that
-      is not a number counts as a win over the target, so a broken model never looks good.
+    A score that is not a number beats the target and is beaten by every item, so a broken model
+    never looks good. A target that is masked loses to every item that is not.
     """
 
     def shard(table: jax.Array, query: jax.Array, seen: jax.Array, target: jax.Array):
-        rows = table.shape[1]
-        ids = jax.lax.axis_index(AXES) * rows + jnp.arange(rows)
-        scores = jnp.where((ids != PAD) & (ids < num_items), score(query, table[0]), -jnp.inf)
+        chunks = _Chunks(score, query, table[0], seen, num_items, chunk)
         user = jnp.arange(len(query))
 
-        scores = scores.at[user[:, None], own_rows(seen, rows, CATALOG_SPEC)].set(
-            -jnp.inf, mode="drop"
-        )
-        # The target's score is read from the same product, so it never differs in the last bit.
-        own = scores.at[user, own_rows(target, rows, CATALOG_SPEC)].get(mode="fill", fill_value=0)
-        target_score = jax.lax.psum(own, AXES)[:, None]
-        loses = (scores < target_score) | ((scores == target_score) & (ids >= target[:, None]))
-        rank = 1 + jax.lax.psum(jnp.sum(~loses, axis=1, dtype=jnp.int32), AXES)
+        def sweep(_: jax.Array, state: tuple[jax.Array, jax.Array]):
+            target_score, _ = state
 
-        best, place = jax.lax.top_k(scores, min(k, rows))
-        # Shards hold ascending ids and top_k is stable, so ties stay in order of id.
-        best = jax.lax.all_gather(best, AXES, axis=1, tiled=True)
-        candidate_ids = jax.lax.all_gather(ids[place], AXES, axis=1, tiled=True)
-        best, place = jax.lax.top_k(best, k)
-        return jnp.take_along_axis(candidate_ids, place, axis=1), best, rank
+            def fold(index: jax.Array, sums: tuple[jax.Array, jax.Array]):
+                here, (own, wins) = chunks[index], sums
+                place = chunks.place(target, index)
+                own += here.scores.at[user, place].get(mode="fill", fill_value=0)
+                goal = target_score[:, None]
+                tied = (here.scores == goal) & (here.ids >= target[:, None])
+                beats = here.counts & ~((here.scores < goal) | tied)
+                return own, wins + jnp.sum(beats, axis=1, dtype=jnp.int32)
 
-    replicated = PartitionSpec()
+            return jax.lax.psum(jax.lax.fori_loop(0, len(chunks), fold, zeros), AXES)
+
+        zeros = (jnp.zeros(len(query)), jnp.zeros(len(query), jnp.int32))
+        # What the first sweep counts is dropped: it does not know the score yet.
+        _, wins = jax.lax.fori_loop(0, 2, sweep, zeros)
+        return 1 + wins
+
+    return _map_shards(shard, mesh, catalog, query, seen, target)
+
+
+class _Chunk(NamedTuple):
+    """A scored part of a device's rows.
+
+    Attributes:
+      scores: float32[Q, C], -inf where an item is masked or `counts` is false.
+      ids: int32[C], of items, ascending.
+      counts: bool[C], false for rows past the catalogue and for those of another chunk.
+    """
+
+    scores: jax.Array
+    ids: jax.Array
+    counts: jax.Array
+
+
+class _Chunks:
+    """A device's rows in chunks of one size, scored when asked for; lives within `shard_map`.
+
+    The last chunk begins early if the size does not divide the rows; what it shares with the one
+    before it does not count.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        query: jax.Array,
+        table: jax.Array,
+        seen: jax.Array,
+        num_items: int,
+        size: int,
+    ):
+        """Takes the rows [R, E] of a device; the other arguments are those of `retrieve`."""
+        self._score, self._query, self._table = score, query, table
+        self._seen, self._num_items = seen, num_items
+        self.rows = len(table)
+        self.size = min(size, self.rows)
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.size)
+
+    def __getitem__(self, index: jax.Array) -> _Chunk:
+        start = self._start(index)
+        own = start + jnp.arange(self.size)
+        ids = jax.lax.axis_index(AXES) * self.rows + own
+        counts = (own >= index * self.size) & (ids < self._num_items)
+        items = jax.lax.dynamic_slice_in_dim(self._table, start, self.size)
+        scores = jnp.where(counts & (ids != PAD), self._score(self._query, items), -jnp.inf)
+        user, place = jnp.arange(len(self._query))[:, None], self.place(self._seen, index)
+        return _Chunk(scores.at[user, place].set(-jnp.inf, mode="drop"), ids, counts)
+
+    def place(self, ids: jax.Array, index: jax.Array) -> jax.Array:
+        """Returns where in a chunk ids count; C, past the end, for those that do not."""
+        own, start = own_rows(ids, self.rows, CATALOG_SPEC), self._start(index)
+        inside = (own >= index * self.size) & (own < start + self.size)
+        return jnp.where(inside, own - start, self.size)
+
+    def _start(self, index: jax.Array) -> jax.Array:
+        return jnp.minimum(index * self.size, self.rows - self.size)
+
+
+def _top(scores: jax.Array, ids: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    best, place = jax.lax.top_k(scores, k)
+    return best, jnp.take_along_axis(ids, place, axis=1)
+
+
+def _map_shards(shard: Callable, mesh: Mesh, catalog: jax.Array, *replicated: jax.Array):
+    """Calls a function with each device's rows; what it returns is the same on all of them."""
     return jax.shard_map(
         shard,
         mesh=mesh,
-        in_specs=(CATALOG_SPEC, replicated, replicated, replicated),
-        out_specs=replicated,
+        in_specs=(CATALOG_SPEC, *(REPLICATED for _ in replicated)),
+        out_specs=REPLICATED,
         check_vma=False,
-    )(catalog, query, seen, target)
+    )(catalog, *replicated)

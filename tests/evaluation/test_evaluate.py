@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.types import PAD
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
-from pixelrec_jax.evaluation.retrieval import retrieve
+from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
 from pixelrec_jax.launch.dryrun.hlo import Program
 from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users.encoder import dot_product
+from pixelrec_jax.users.visrank import VisRank
 from tests.tiny import interactions_of, random_store, tiny_config
 
 MESHES = {
@@ -37,10 +39,10 @@ def _sharded(table: np.ndarray, mesh) -> jax.Array:
     return make_global_arrays(padded.reshape(shards, rows, -1), mesh, CATALOG_SPEC)
 
 
-def _dense(state, table, seen, target, k):
+def _dense(query, table, seen, target, k):
     """The same by sorting everything; ties by lower id."""
     ids, ranks = [], []
-    for vector, mask, goal in zip(state, seen, target, strict=True):
+    for vector, mask, goal in zip(query, seen, target, strict=True):
         scores = table @ vector
         scores[0] = -np.inf
         scores[mask] = -np.inf
@@ -50,55 +52,109 @@ def _dense(state, table, seen, target, k):
     return np.array(ids), np.array(ranks)
 
 
+def _top_and_rank(score, query, table, seen, target, mesh, *, k, chunk):
+    """Ids, scores and ranks over a table [N, D], by one compiled program as in an evaluation."""
+
+    @jax.jit
+    def both(catalog):
+        sizes = {"num_items": len(table), "mesh": mesh, "chunk": chunk}
+        ids, scores = retrieve(score, query, catalog, seen, k, **sizes)
+        return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
+
+    return jax.device_get(both(_sharded(table, mesh)))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
 @pytest.mark.parametrize("values", [3, 1000])
-def test_equals_dense_ranking_also_under_ties(mesh, values):
+def test_equals_dense_ranking_also_under_ties(mesh, values, chunk):
     # Small integers make products exact, and with three values most scores tie.
     rng = np.random.default_rng(0)
     table = rng.integers(-values, values + 1, (103, 4)).astype(np.float32)
-    state = rng.integers(-1, 2, (13, 4)).astype(np.float32)
+    query = rng.integers(-1, 2, (13, 4)).astype(np.float32)
     target = rng.integers(1, 103, 13).astype(np.int32)
     seen = rng.integers(0, 103, (13, 9)).astype(np.int32)
     seen = np.where(seen == target[:, None], 0, seen)
-    ids, scores, rank = jax.jit(
-        lambda c: retrieve(dot_product, state, c, seen, target, k=10, num_items=103, mesh=mesh)
-    )(_sharded(table, mesh))
-    expected_ids, expected_rank = _dense(state, table, seen, target, 10)
+    ids, scores, rank = _top_and_rank(
+        dot_product, query, table, seen, target, mesh, k=10, chunk=chunk
+    )
+    expected_ids, expected_rank = _dense(query, table, seen, target, 10)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(rank, expected_rank)
-    np.testing.assert_array_equal(scores, np.einsum("qkd,qd->qk", table[expected_ids], state))
+    np.testing.assert_array_equal(scores, np.einsum("qkd,qd->qk", table[expected_ids], query))
 
 
 def test_more_devices_than_items_and_k_of_the_whole_catalogue(mesh):
     table = np.arange(6, dtype=np.float32)[:, None]
-    state, target = np.ones((2, 1), np.float32), np.array([1, 5], np.int32)
-    seen = np.zeros((2, 1), np.int32)
-    ids, _, rank = retrieve(
-        dot_product, state, _sharded(table, mesh), seen, target, k=5, num_items=6, mesh=mesh
-    )
-    np.testing.assert_array_equal(ids, [[5, 4, 3, 2, 1]] * 2)
+    query, target = np.ones((2, 1), np.float32), np.array([1, 5], np.int32)
+    seen = np.array([[0, 0], [4, 2]], np.int32)
+    ids, scores, rank = _top_and_rank(dot_product, query, table, seen, target, mesh, k=5, chunk=2)
+    np.testing.assert_array_equal(ids, [[5, 4, 3, 2, 1], [5, 3, 1, PAD, PAD]])
+    np.testing.assert_array_equal(scores[1], [5, 3, 1, -np.inf, -np.inf])
     np.testing.assert_array_equal(rank, [5, 1])
 
 
-def test_scores_that_are_not_numbers_never_look_good(mesh):
-    table = np.full((20, 2), np.nan, np.float32)
-    *_, rank = retrieve(
-        dot_product,
-        np.ones((1, 2), np.float32),
-        _sharded(table, mesh),
-        np.zeros((1, 1), np.int32),
-        np.array([3], np.int32),
-        k=5,
-        num_items=20,
-        mesh=mesh,
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_scores_that_are_not_numbers_never_look_good(mesh, chunk):
+    query, seen, target = np.ones((1, 2), np.float32), np.zeros((1, 1), np.int32), np.array([3])
+    of_all = np.full((20, 2), np.nan, np.float32)
+    of_the_others, of_the_target = np.ones((2, 20, 2), np.float32)
+    of_the_others[[7, 19]] = np.nan
+    of_the_target[3] = np.nan
+    for table, least in ((of_all, 19), (of_the_others, 1 + 2 + 2), (of_the_target, 19)):
+        *_, rank = _top_and_rank(dot_product, query, table, seen, target, mesh, k=5, chunk=chunk)
+        assert rank[0] >= least
+
+
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_a_masked_target_loses_to_all_that_are_not(mesh, chunk):
+    table = np.arange(20, dtype=np.float32)[:, None]
+    query, seen = np.ones((1, 1), np.float32), np.array([[19, 4]], np.int32)
+    *_, rank = _top_and_rank(
+        dot_product, query, table, seen, np.array([19]), mesh, k=5, chunk=chunk
     )
-    assert rank[0] >= 19
+    assert rank[0] > 17
+
+
+@pytest.mark.parametrize("score", [dot_product, VisRank(1, 1, np.float32).score])
+@pytest.mark.parametrize("chunk", [7, 32, 1000])
+def test_a_rank_is_the_place_in_the_list_whatever_the_rounding(mesh, score, chunk):
+    """Products of random numbers round, in another way in a product of another shape."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(203, 48)).astype(np.float32)
+    table[100:] = table[103:0:-1]  # pairs that tie, unless they round differently
+    query = rng.normal(size=(202, 3 * 48 if score is not dot_product else 48)).astype(np.float32)
+    target = np.arange(1, 203, dtype=np.int32)
+    seen = rng.integers(0, 203, (202, 4)).astype(np.int32)
+    seen = np.where(seen == target[:, None], 0, seen)
+    ids, _, rank = _top_and_rank(score, query, table, seen, target, mesh, k=202, chunk=chunk)
+    np.testing.assert_array_equal(ids[np.arange(202), rank - 1], target)
+
+
+@pytest.mark.parametrize("words", ["user=sasrec,item=id", "user=visrank,item=features"])
+def test_the_memory_of_a_ranking_is_that_of_a_chunk(words):
+    """With eight times the items, temporaries grow by less than one row of scores."""
+    config = tiny_config(f"{words},dataset=custom")
+    config.mesh.update(MESHES["1 device"][1])
+    config.eval.chunk = 64
+    temporary = []
+    for items in (1024, 8192):
+        sequences = list(np.random.default_rng(0).integers(1, items, (64, 5)))
+        experiment = build_experiment(
+            config,
+            devices=jax.devices()[:1],
+            interactions=interactions_of(sequences, items),
+            store=random_store(config.item, items),
+        )
+        _, rank = experiment.evaluator.lower(state_template(experiment).variables)
+        temporary.append(rank.compile().memory_analysis().temp_size_in_bytes)
+    assert temporary[1] - temporary[0] < 4 * (8192 - 1024)
 
 
 @pytest.mark.parametrize("words", ["user=mf,item=id", "user=sasrec,item=id"])
 def test_neither_catalogue_nor_tables_are_ever_gathered(words):
     config = tiny_config(f"{words},dataset=custom")
     config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
-    config.eval.batch_size = 16
+    config.eval.update({"batch_size": 16, "chunk": 300})
     sequences = list(np.random.default_rng(0).integers(1, 8192, (2048, 5)))
     interactions = interactions_of(sequences, 8192)
     experiment = build_experiment(config, interactions=interactions)
@@ -166,6 +222,7 @@ def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
     """Catalogue, tables and users of numbers that no mesh divides; weights make products exact."""
     config = tiny_config(f"{words},dataset=custom")
     config.mesh.fsdp_min_size = 0
+    config.eval.chunk = 5  # on eight devices one short of their rows
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 48, rng.integers(4, 12)) for _ in range(37)]
     rankings = []

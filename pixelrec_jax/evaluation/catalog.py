@@ -1,0 +1,107 @@
+"""The catalogue as vectors: every item is encoded once, row-sharded over all devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
+from pixelrec_jax.data.types import Items
+from pixelrec_jax.parallel import tables
+from pixelrec_jax.parallel.sharding import (
+    CATALOG_SPEC,
+    local_shards,
+    make_global_arrays,
+    num_shards,
+    shapes,
+    unshard_params,
+)
+from pixelrec_jax.recommender import Recommender
+
+
+class CatalogEncoder:
+    """Encodes all items in steps of one compiled function, which all calls share.
+
+    Attributes:
+      source: the items of each step.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        store: ItemStore | None,
+        config: ConfigDict,
+        mesh: Mesh,
+        *,
+        num_items: int,
+    ):
+        """Takes `num_items` with padding and, where the task has one, the mask."""
+        self.mesh, self._data = mesh, config.data
+        self.source = CatalogBatches(
+            num_items,
+            store,
+            chunk=config.eval.encode_batch_size,
+            num_shards=num_shards(mesh, CATALOG_SPEC),
+            local_shards=local_shards(mesh, CATALOG_SPEC),
+        )
+
+        def encode_items(variables: dict, items: Items) -> jax.Array:
+            variables = with_rows(variables, model.embedding_lookups(items=items), mesh)
+            return model.apply(variables, items, method="encode_items")
+
+        def encode(variables: dict, catalog: jax.Array, items: Items, start: jax.Array):
+            vector = encode_items(variables, items)
+            return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
+
+        rows = NamedSharding(mesh, CATALOG_SPEC)
+        self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
+        self._encode_items = encode_items
+
+    def encode(self, variables: dict) -> jax.Array:
+        """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
+        source, data = self.source, self._data
+        catalog = None
+        # Threads do here: the model's turn-around on a catalogue is short, processes start slowly.
+        with iterate(
+            source,
+            start=0,
+            stop=len(source),
+            workers=0,
+            threads=data.threads,
+            prefetch=data.prefetch,
+        ) as batches:
+            for step, items in enumerate(batches):
+                items = make_global_arrays(items, self.mesh, CATALOG_SPEC)
+                if catalog is None:
+                    catalog = self._empty(variables, items)
+                catalog = self._encode(variables, catalog, items, step * source.chunk)
+        return catalog
+
+    def shape(self, variables: dict) -> jax.ShapeDtypeStruct:
+        """Returns the shape and sharding of what `encode` returns; `variables` may be shapes."""
+        return self._shape(variables, shapes(self.source[0], self.mesh, CATALOG_SPEC))
+
+    def lower(self, variables: dict) -> jax.stages.Lowered:
+        """Lowers what encodes a step's items on every device, for shapes of variables."""
+        items = shapes(self.source[0], self.mesh, CATALOG_SPEC)
+        return self._encode.lower(variables, self._shape(variables, items), items, 0)
+
+    def _empty(self, variables: dict, items: Items) -> jax.Array:
+        catalog = self._shape(variables, items)
+        zeros = partial(jnp.zeros, catalog.shape, catalog.dtype)
+        return jax.jit(zeros, out_shardings=catalog.sharding)()
+
+    def _shape(self, variables: dict, items: Items) -> jax.ShapeDtypeStruct:
+        width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
+        shape = (self.source.num_shards, self.source.rows_per_shard, width)
+        rows = NamedSharding(self.mesh, CATALOG_SPEC)
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+
+
+def with_rows(variables: dict, lookups: tables.Lookups, mesh: Mesh) -> dict:
+    """Returns the variables as layers compute with them, with the rows that lookups read."""
+    params = variables["params"]
+    rows = tables.read_embeddings(params, lookups, mesh, CATALOG_SPEC)
+    return {**variables, "params": unshard_params(params, mesh), tables.COLLECTION: rows}
