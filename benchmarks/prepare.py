@@ -89,7 +89,7 @@ def main(_: Sequence[str]) -> None:
     if not csv.exists():
         write_interactions(csv, _USERS.value, _ITEMS.value, _INTERACTIONS.value)
     out = folder / f"prepared-{os.getpid()}"
-    prepare = [sys.executable, "-m", "pixelrec_jax.prepare"]
+    prepare = [sys.executable, "-m", "pixelrec_jax.programs.prepare"]
     table = Table("program", "seconds", "peak GB", box=box.SIMPLE)
     try:
         for name, command in (

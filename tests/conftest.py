@@ -14,7 +14,7 @@ import pytest  # noqa: E402  (after the environment is set)
 from absl import flags  # noqa: E402
 
 from pixelrec_jax.ingest import toy  # noqa: E402
-from pixelrec_jax.programs.prepare import prepare  # noqa: E402
+from pixelrec_jax.ingest.prepare import prepare  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

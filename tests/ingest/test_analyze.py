@@ -24,7 +24,7 @@ from tests.described import describe
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pixelrec_jax.data.analyze", *map(str, arguments)],
+        [sys.executable, "-m", "pixelrec_jax.programs.analyze", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

@@ -279,7 +279,7 @@ def test_wrong_lists_are_one_line(tmp_path, text, reason):
 
 def start(*options):
     return subprocess.Popen(
-        [sys.executable, "-m", "pixelrec_jax.data.fetch_images", *options],
+        [sys.executable, "-m", "pixelrec_jax.programs.fetch_images", *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

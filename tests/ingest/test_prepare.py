@@ -17,7 +17,7 @@ from PIL import Image
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.ingest import columns, selection, shards
-from pixelrec_jax.programs import prepare as program
+from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.system.errors import UserError
 
 HEADER = "item_id,user_id,timestamp\n"
@@ -518,7 +518,7 @@ def test_ids_are_readable_arrow_files(place):
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pixelrec_jax.prepare", *arguments],
+        [sys.executable, "-m", "pixelrec_jax.programs.prepare", *arguments],
         capture_output=True,
         text=True,
         check=False,

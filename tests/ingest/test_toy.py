@@ -153,7 +153,7 @@ def test_wrong_sizes_are_refused(tmp_path, name, value):
 
 def test_program(tmp_path):
     def call(*options):
-        command = [sys.executable, "-m", "pixelrec_jax.data.toy", *options]
+        command = [sys.executable, "-m", "pixelrec_jax.programs.toy", *options]
         return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
 
     sizes = [f"--{name}={value}" for name, value in SMALL.items()]

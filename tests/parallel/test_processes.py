@@ -36,7 +36,7 @@ OPTIONS = {
     "mesh.data": 4,
     "mesh.fsdp": 2,
 }
-MAIN = ("-m", "pixelrec_jax.main")
+MAIN = ("-m", "pixelrec_jax.programs.train")
 # The same program, which gets a signal at a step; the next steps are slow enough for the others to
 # hear of it before the run is over. Silence counts as a loss sooner than for users.
 SIGNALLED = """
@@ -55,7 +55,7 @@ def signalled(self, step):
     return applies_to(self, step)
 
 preemption.StopRequest.applies_to = signalled
-runpy.run_module("pixelrec_jax.main", run_name="__main__", alter_sys=True)
+runpy.run_module("pixelrec_jax.programs.train", run_name="__main__", alter_sys=True)
 """
 
 
@@ -265,7 +265,9 @@ def test_what_one_process_alone_finds_wrong_ends_all(whole, toy_dataset, tmp_pat
 
 def test_processes_that_never_come_are_not_waited_for_forever(tmp_path):
     program = "import runpy; from pixelrec_jax import distributed; distributed.JOIN_SECONDS = 1;"
-    program += "runpy.run_module('pixelrec_jax.main', run_name='__main__', alter_sys=True)"
+    program += (
+        "runpy.run_module('pixelrec_jax.programs.train', run_name='__main__', alter_sys=True)"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", program, f"--workdir={tmp_path}", "--distributed=localhost:1,1,2"],
         cwd=ROOT,

@@ -14,8 +14,8 @@ from pixelrec_jax.data.features import FeatureStore, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.pixel import NORMALISATIONS
-from pixelrec_jax.programs.extract import check, choose_encoder, extract
 from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.extract import check, choose_encoder, extract
 from pixelrec_jax.runs.run_folder import claim
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment

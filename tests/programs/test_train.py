@@ -10,7 +10,7 @@ import pytest
 
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.vision.blocks import resolve_trainable
-from pixelrec_jax.programs import report
+from pixelrec_jax.runs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.errors import UserError, nearest
 from tests.tiny import ROOT

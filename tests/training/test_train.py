@@ -220,7 +220,13 @@ def _command(config_words, dataset, workdir):
         "data.slot_buckets": 1,
     }
     return [
-        *(sys.executable, "-m", "pixelrec_jax.main", f"--config={path}", f"--workdir={workdir}"),
+        *(
+            sys.executable,
+            "-m",
+            "pixelrec_jax.programs.train",
+            f"--config={path}",
+            f"--workdir={workdir}",
+        ),
         *(f"--config.{key}={value}" for key, value in options.items()),
     ]
 
@@ -441,12 +447,19 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
     limit = "import resource, runpy, signal, sys; sys.argv.pop(0);"
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
-    limit += "runpy.run_module('pixelrec_jax.main', run_name='__main__', alter_sys=True)"
+    limit += "runpy.run_module('pixelrec_jax.programs.train', run_name='__main__', alter_sys=True)"
     command = _command(MODELS[0], toy_dataset, workdir)[3:]
     command = [option for option in command if "image_size" not in option]
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}  # no compile cache to write
     ended = subprocess.run(
-        [sys.executable, "-c", limit, "pixelrec_jax.main", *command, "--config.width=256"],
+        [
+            sys.executable,
+            "-c",
+            limit,
+            "pixelrec_jax.programs.train",
+            *command,
+            "--config.width=256",
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from pixelrec_jax.ingest import toy
-from pixelrec_jax.programs.prepare import prepare
+from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.system.config import check_values
 from pixelrec_jax.system.errors import UserError

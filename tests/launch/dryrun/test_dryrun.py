@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
-from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, report, table
+from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run, report, table
 from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
 
 from pixelrec_jax.system.chips import chip_of
