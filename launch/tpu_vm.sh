@@ -14,7 +14,7 @@ clone=()
 if [ -f pyproject.toml ]; then
   clone=(--editable=.)
 else
-  sed -n '/; extra ==/d; s/^Requires-Dist: //p' pixelrec_jax-*.dist-info/METADATA > requirements.txt
+  sed -n '/extra ==/d; s/^Requires-Dist: //p' pixelrec_jax-*.dist-info/METADATA > requirements.txt
 fi
 "$uv" pip install --quiet --python="$HOME/venv" --requirement=requirements.txt "${clone[@]}" \
   "jax[tpu]" gcsfs # which reads gs://
