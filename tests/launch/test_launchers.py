@@ -370,13 +370,9 @@ def test_an_installed_package_goes_to_tpus_with_the_list_of_its_needs(fakes, ins
     (tmp_path / "bin" / "uv").rename(vm / ".local" / "bin" / "uv")
     process = fakes.run("bash", "-c", start, folder=vm, HOME=str(vm))
     assert process.returncode == 0, process.stderr
-    started = fakes.calls()[-1][0]
-    assert (
-        started[-len(RUN) :]
-        == ["train", *(flag.replace("$", "$$") for flag in RUN[1:]), "--distributed=auto"][
-            -len(RUN) :
-        ]
-    )
+    flags = [flag.replace("$", "$$") for flag in RUN[1:]]
+    expected = ["-m", "pixelrec_jax", "train", *flags, "--distributed=auto"]
+    assert fakes.calls()[-1][0][-len(expected) :] == expected
     needs = (vm / "pixelrec" / "requirements.txt").read_text()
     assert "\njax<" in needs
     assert "extra" not in needs
