@@ -69,7 +69,7 @@ def write_interactions(path: Path, item_ids: Sequence[str]) -> None:
 
 def open_batches(data: Path) -> TrainBatches:
     """Returns the training batches of SASRec on pixels."""
-    config = load_config(f"{_ROOT}/configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=custom")
+    config = load_config("pixelrec:user=sasrec,item=vit_toy,dataset=custom")
     config = config.unlock()
     config.dataset.path, config.item.image_size = str(data), _SIZE.value
     config.train.batch_size = 16

@@ -7,10 +7,14 @@ import sys
 import tomllib
 import zipfile
 
+import jax
+import numpy as np
 import pytest
 
 import pixelrec_jax
-from tests.tiny import ROOT
+from pixelrec_jax.data.types import Items
+from pixelrec_jax.system.errors import UserError
+from tests.tiny import ROOT, tiny_config
 
 # Where the parts of the package lie in the repository.
 _FOLDERS = {
@@ -91,3 +95,34 @@ def test_public_names_are_documented_and_are_not_modules():
         assert name in dir(pixelrec_jax)
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         _ = pixelrec_jax.trian
+
+
+def test_a_run_is_trained_evaluated_and_loaded(toy_dataset, tmp_path):
+    config = tiny_config("user=sasrec,item=id,dataset=toy", toy_dataset)
+    config.train.epochs = 1
+    result = pixelrec_jax.train(config, tmp_path / "run")
+    assert pixelrec_jax.evaluate(tmp_path / "run") == result
+    run = pixelrec_jax.load_run(str(tmp_path / "run"))
+    assert isinstance(run, pixelrec_jax.Run)
+    assert run.step == result["best_step"]
+    assert run.config.to_dict()["user"] == config.to_dict()["user"]
+    assert (run.dataset.num_users, run.dataset.num_items) == (61, 101)
+    ids = np.arange(run.dataset.num_items, dtype=np.int32)[None]
+    vectors = run.model.apply(run.variables, Items(id=ids), method="encode_items")
+    assert vectors.shape == (1, run.dataset.num_items, config.width)
+    assert len({*map(float, jax.device_get(vectors[0, 1:, 0]))}) == 100  # items differ
+    elsewhere = toy_dataset.parent / "moved"
+    elsewhere.symlink_to(toy_dataset)
+    moved = pixelrec_jax.load_run(tmp_path / "run", dataset=elsewhere)
+    assert moved.dataset.directory == elsewhere
+
+
+def test_a_config_may_be_given_by_its_name(tmp_path):
+    words = "user=sasrec,item=id,dataset=custom"
+    with pytest.raises(UserError, match="'data/custom' is not a prepared dataset"):
+        pixelrec_jax.train(f"pixelrec:{words}", tmp_path)
+    shipped = pixelrec_jax.load_config(f"pixelrec:{words}")
+    own = tmp_path / "own.py"
+    own.write_text((ROOT / "configs" / "pixelrec.py").read_text())
+    assert pixelrec_jax.load_config(f"{own}:{words}").to_dict() == shipped.to_dict()
+    assert pixelrec_jax.load_config("pixelrec").user.name

@@ -70,7 +70,7 @@ class FeatureStore:
         try:
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            remedy = "" if codes else "make it with python -m pixelrec_jax.extract, or "
+            remedy = "" if codes else "make it with pixelrec extract, or "
             raise UserError(
                 f"{path} does not exist; {remedy}name another with item.path (relative to the "
                 "folder of the dataset)"

@@ -110,7 +110,7 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Mo
         problems += [f"has item.{key}, which {item.name} does not know" for key in unknown]
         raise UserError(
             f"the config {', '.join(problems)}; it may come from another version: make it anew "
-            "from configs/pixelrec.py, in a new workdir"
+            "with --config=pixelrec:words, in a new workdir"
         )
     if item.image_size <= 0 or item.image_size % vision.multiple:
         possible = max(1, round(item.image_size / vision.multiple)) * vision.multiple

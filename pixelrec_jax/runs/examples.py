@@ -82,6 +82,6 @@ def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
         return scan.filter(pl.col("user_id").is_in(chosen)).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"{path} cannot be read ({reason(error)}); write it with python -m pixelrec_jax.main "
+            f"{path} cannot be read ({reason(error)}); write it with pixelrec train "
             f"--mode=evaluate --workdir={workdir}"
         ) from None

@@ -27,13 +27,13 @@ def read_result(workdir: Path) -> dict:
         return result
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{workdir} holds no result.json; finish its run with python -m pixelrec_jax.main "
+            f"{workdir} holds no result.json; finish its run with pixelrec train "
             f"--workdir={workdir}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{workdir}/result.json is no result of this program ({error}); write it again with "
-            f"python -m pixelrec_jax.main --mode=evaluate --workdir={workdir}"
+            f"{workdir}/result.json is not a result of this program ({error}); write it again with "
+            f"pixelrec train --mode=evaluate --workdir={workdir}"
         ) from None
 
 

@@ -402,7 +402,7 @@ def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monke
 
 
 def test_load_refuses_what_is_not_whole(place):
-    with pytest.raises(UserError, match=r"is not a prepared dataset.*run python -m pixelrec_jax"):
+    with pytest.raises(UserError, match=r"is not a prepared dataset.*run pixelrec prepare"):
         interactions.load(place)
     run(place)
     out = place / "out"

@@ -23,8 +23,6 @@ from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import train_and_evaluate
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
-CONFIG = str(ROOT / "configs" / "pixelrec.py")
-
 
 @pytest.fixture(autouse=True)
 def _tiny_encoders(monkeypatch):
@@ -38,7 +36,7 @@ def interactions(toy_dataset):
 
 def _choose(interactions, item, **changes):
     changes = {"weights": "", "image_size": 16} | changes
-    return choose_encoder(interactions, item=item, workdir=None, config=CONFIG, changes=changes)
+    return choose_encoder(interactions, item=item, workdir=None, changes=changes)
 
 
 def _assert_close(actual, expected, relative):
