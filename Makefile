@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
+PIXELREC = $(VENV)/bin/pixelrec
 # Compiled programs are kept here, which makes the second run of anything start faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
@@ -9,14 +10,14 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 demo: $(VENV)/installed
 	rm -rf demo
-	$(RUN) pixelrec_jax.ingest.toy --out=demo/raw
-	$(RUN) pixelrec_jax.programs.prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
+	$(PIXELREC) toy --out=demo/raw
+	$(PIXELREC) prepare --interactions=demo/raw/interactions.csv --images=demo/raw/images \
 	  --store=resized --image_size=32 --out=demo/data
-	$(RUN) pixelrec_jax.programs.train --config=configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=toy \
+	$(PIXELREC) train --config=pixelrec:user=sasrec,item=vit_toy,dataset=toy \
 	  --config.dataset.path=demo/data --config.train.epochs=7 --workdir=demo/pixel
-	$(RUN) pixelrec_jax.programs.train --config=configs/pixelrec.py:user=sasrec,item=id,dataset=toy \
+	$(PIXELREC) train --config=pixelrec:user=sasrec,item=id,dataset=toy \
 	  --config.dataset.path=demo/data --workdir=demo/id
-	$(RUN) pixelrec_jax.programs.report demo/pixel demo/id
+	$(PIXELREC) report demo/pixel demo/id
 
 # Two processes, each with the tests of whole files, which share what they compile.
 test: $(VENV)/installed-test lint

@@ -29,8 +29,8 @@ from rich.table import Table
 
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
+from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.sources import open_source
-from pixelrec_jax.programs.prepare import prepare
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError
@@ -69,7 +69,7 @@ def write_interactions(path: Path, item_ids: Sequence[str]) -> None:
 
 def open_batches(data: Path) -> TrainBatches:
     """Returns the training batches of SASRec on pixels."""
-    config = load_config(f"{_ROOT}/configs/pixelrec.py:user=sasrec,item=vit_toy,dataset=custom")
+    config = load_config("pixelrec:user=sasrec,item=vit_toy,dataset=custom")
     config = config.unlock()
     config.dataset.path, config.item.image_size = str(data), _SIZE.value
     config.train.batch_size = 16

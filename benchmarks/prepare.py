@@ -4,7 +4,7 @@ python -m benchmarks.prepare --dir=DIR [--users=N] [--items=N] [--interactions=N
 
 Writes a CSV of that size with PixelRec's shape into DIR, unless it is there: long-tail items,
 sessions of 6 to 434, rows in order of time. Then, each in a process of its own:
-  prepare: python -m pixelrec_jax.programs.prepare without images.
+  prepare: pixelrec prepare without images.
   open: loading the result, checking its hashes, and making the first batch of SASRec on ids.
 """
 
@@ -39,7 +39,7 @@ from pixelrec_jax.system.config import load_config
 from pixelrec_jax.training.experiment import build_experiment
 import sys
 flags.FLAGS.mark_as_parsed()
-config = load_config("configs/pixelrec.py:user=sasrec,item=id,dataset=custom").unlock()
+config = load_config("pixelrec:user=sasrec,item=id,dataset=custom").unlock()
 config.dataset.path = sys.argv[1]
 build_experiment(config).batches[0]
 """

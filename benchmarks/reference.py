@@ -61,9 +61,7 @@ class Ours:
     def __init__(self, users: int, items: int):
         """Args: the size of the random interactions to train on."""
         flags.FLAGS.mark_as_parsed()  # grain reads them
-        config = load_config(
-            f"{_ROOT}/configs/pixelrec.py:user=sasrec,item=id,dataset=pixel200k"
-        ).unlock()
+        config = load_config("pixelrec:user=sasrec,item=id,dataset=pixel200k").unlock()
         config.eval.batch_size = min(config.eval.batch_size, users)
         self.experiment = build_experiment(config, interactions=random_interactions(users, items))
         self.state, self.step = init_state(self.experiment), 0

@@ -1,7 +1,7 @@
 """Runs on TPU slices of a GKE cluster, as JobSets; a sweep is a JobSet for each encoder.
 
-python -m pixelrec_jax.launch.gke --name=first --topology=v5e:4x4 --image=HOST/PROJECT/... -- \
-    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
+pixelrec launch gke --name=first --topology=v5e:4x4 --image=HOST/PROJECT/... -- \
+    --config=pixelrec:user=sasrec,dataset=pixel200k \
     --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
 
 Needs kubectl with the cluster as its context, and JobSet in the cluster (docs/launch.md).
@@ -47,7 +47,7 @@ def manifest(
     container = {
         "name": "train",
         "image": image,
-        "command": ["python", "-m", "pixelrec_jax.programs.train"],
+        "command": ["python", "-m", "pixelrec_jax", "train"],
         "args": arguments,
         # The chips read memory that is locked, more than other containers may lock:
         # https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#privileged-mode

@@ -11,11 +11,13 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.configs.keys import check_values
 from pixelrec_jax.system.config import (
+    SHIPPED,
     check_batch_size,
     check_keys,
     flatten,
     load_config,
     mesh_shape,
+    with_files,
 )
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.storage import check_protocol, is_remote
@@ -43,7 +45,7 @@ class Job:
 
     Attributes:
       name: of the run, among those of a sweep.
-      flags: of `pixelrec_jax.programs.train`.
+      flags: of `pixelrec train`.
       config_file: of the config.
       config: with what the flags override.
       folders: that machines have to share, by flag.
@@ -92,7 +94,7 @@ def encoders(sweep: Sequence[str]) -> tuple[str, ...]:
 
 
 def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
-    """Returns the runs that the flags of pixelrec_jax.programs.train describe.
+    """Returns the runs that the flags of `pixelrec train` describe.
 
     Raises:
       UserError: a flag that is missing, has another form than --name=value or is not the user's, or
@@ -103,7 +105,7 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
         if not given.get(needed):
             raise UserError(
                 f"--{needed} is missing; give the flags of the run after --, as in -- "
-                "--config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=runs/first"
+                "--config=pixelrec:user=sasrec,dataset=pixel200k --workdir=runs/first"
             )
     if "distributed" in given:
         raise UserError("--distributed is what the launcher gives; leave it out")
@@ -149,14 +151,20 @@ def check_not_local(every: Iterable[Job]) -> None:
                 )
 
 
+def own_configs(every: Iterable[Job]) -> list[str]:
+    """Returns the files of configs of the user's own, without the one of this package."""
+    return sorted({job.config_file for job in every} - {SHIPPED})
+
+
 def check_config_travels(every: Iterable[Job], *, folder: str = "") -> None:
     """Raises `UserError` for a config outside of the code that travels, a folder of this one."""
-    for job in every:
-        path = PurePosixPath(job.config_file)
+    for file in own_configs(every):
+        path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or not path.is_relative_to(folder):
             raise UserError(
-                f"--config={job.config_file}: this file is not there on the other machine; give "
-                f"one of this repository{folder and f', below {folder}/'}, relative to its root"
+                f"--config={file}: this file is not there on the other machine; give "
+                f"{SHIPPED}:words, or a file of this repository{folder and f', below {folder}/'}, "
+                "relative to its root"
             )
 
 
@@ -170,7 +178,7 @@ def check_devices(every: Iterable[Job], devices: int, *, slices: int = 1) -> Non
 def report(every: Sequence[Job]) -> str:
     """Returns the command that prints the table of these runs."""
     workdirs = [job.workdir for job in every]
-    return shlex.join(["python", "-m", "pixelrec_jax.programs.report", "--unfinished", *workdirs])
+    return shlex.join(["pixelrec", "report", "--unfinished", *workdirs])
 
 
 def _name(name: str, encoder: str) -> str:
@@ -210,22 +218,20 @@ def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
 
 
 def _config(of_run: Sequence[str], given: dict[str, str]) -> ConfigDict:
-    """Returns the config of a run, as pixelrec_jax.programs.train will see it."""
+    """Returns the config of a run, as `pixelrec train` will see it."""
     known = flatten(load_config(given["config"]).to_dict())
     overrides = (re.fullmatch(r"(?:no)?config\.(.+)", flag) for flag in given)
     check_keys((override[1] for override in overrides if override), known)
-    # The flags of pixelrec_jax.programs.train, which takes seconds to import.
+    # The flags of `pixelrec train`, apart from those of the launcher.
     values = flags.FlagValues()
     for name in ("workdir", "verbosity"):
         flags.DEFINE_string(name, None, "", values)
     flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "", values)
     try:
         config = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=list(of_run))
-        values(["pixelrec_jax.programs.train", *of_run])
+        values(["train", *with_files(of_run)])
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(
-            f"after --, of the run: {error}; see python -m pixelrec_jax.programs.train --help"
-        ) from None
+        raise UserError(f"after --, of the run: {error}; see pixelrec train --help") from None
     return config.value
 
 

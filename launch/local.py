@@ -1,7 +1,7 @@
 """Trains on all devices of this machine, the encoders of a sweep one after another.
 
-python -m pixelrec_jax.launch.local --sweep=figure9 -- \
-    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=runs/figure9
+pixelrec launch local --sweep=figure9 -- \
+    --config=pixelrec:user=sasrec,dataset=pixel200k --workdir=runs/figure9
 
 One process drives all devices: nothing has to be agreed upon between processes, every image of a
 batch is decoded by one pool of workers, and Ctrl-C stops one program.
@@ -17,7 +17,6 @@ from absl import flags
 
 from pixelrec_jax.launch import jobs
 from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
-from pixelrec_jax.programs import report
 from pixelrec_jax.system.errors import TransientError, UserError
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop
@@ -50,7 +49,7 @@ def main(of_run: Sequence[str]) -> None:
     values = flags.FLAGS
     every = jobs.jobs(of_run, "run", values.sweep)
     commands = {
-        job.workdir: Command((sys.executable, "-m", "pixelrec_jax.programs.train", *job.flags))
+        job.workdir: Command((sys.executable, "-m", "pixelrec_jax", "train", *job.flags))
         for job in every
     }
     if values.dry_run:
@@ -69,6 +68,8 @@ def main(of_run: Sequence[str]) -> None:
             codes.add(code)
             failed.append(f"{workdir} (exit code {code})")
     if len(failed) < len(every):  # without a result there is no table
+        from pixelrec_jax.runs import report
+
         print(report.table([job.workdir for job in every], unfinished=True), flush=True)
     if failed:
         said = f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}"

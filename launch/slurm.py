@@ -1,7 +1,7 @@
 """Submits runs to a Slurm cluster of GPUs; a sweep is an array of jobs.
 
-python -m pixelrec_jax.launch.slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
-    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k --workdir=/shared/runs/first
+pixelrec launch slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
+    --config=pixelrec:user=sasrec,dataset=pixel200k --workdir=/shared/runs/first
 
 Every GPU has a process, as JAX expects of Slurm, and finds the others by Slurm's variables.
 """
@@ -34,7 +34,7 @@ def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bo
     cases = "\n".join(
         f"  {number}) run=({shlex.join(job.flags)}) ;;" for number, job in enumerate(every)
     )
-    train = f'{shlex.quote(python)} -m pixelrec_jax.programs.train "${{run[@]}}"'
+    train = f'{shlex.quote(python)} -m pixelrec_jax train "${{run[@]}}"'
     train += " --distributed=auto" if distributed else ""
     return f"""#!/bin/bash
 case "${{SLURM_ARRAY_TASK_ID:-0}}" in
@@ -64,7 +64,7 @@ def submission(every: Sequence[jobs.Job]) -> Command:
         "cpus-per-task": values.cpus_per_gpu,
         "time": values.time,
         "signal": f"TERM@{_NOTICE}",  # to the trainings; the script waits for them
-        "chdir": Path(__file__).parent.parent,
+        "chdir": Path.cwd(),  # what is relative in the flags of a run is relative to here
         "output": log,
         "open-mode": "append",  # a job that is requeued goes on in the same log
     }
@@ -104,7 +104,7 @@ def define_flags() -> None:
     flags.DEFINE_string("time", "24:00:00", "limit, after which a run is queued again and goes on")
     flags.DEFINE_string("partition", "", "of the cluster; default: the cluster's")
     define_extra_flag("sbatch", "--extra=--account=me")
-    flags.DEFINE_string("python", sys.executable, "Python on the nodes, with this package's needs")
+    flags.DEFINE_string("python", sys.executable, "Python on the nodes, with this package")
 
 
 if __name__ == "__main__":

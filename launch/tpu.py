@@ -1,8 +1,8 @@
 """Runs on TPU VMs that Cloud TPU gives as queued resources; a sweep has one for each encoder.
 
-python -m pixelrec_jax.launch.tpu --do=create --name=first --project=P --zone=Z \
+pixelrec launch tpu --do=create --name=first --project=P --zone=Z \
     --topology=v5e:4x4 -- \
-    --config=configs/pixelrec.py:user=sasrec,dataset=pixel200k \
+    --config=pixelrec:user=sasrec,dataset=pixel200k \
     --config.dataset.path=gs://BUCKET/pixel200k --workdir=gs://BUCKET/runs/first
 
 The same line with --do=run starts the run on the VMs; so for --do=status, logs, recreate, delete.
@@ -27,7 +27,10 @@ from pixelrec_jax.launch.commands import (
 from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
 
-_CODE = Path(".cache/code.tar.gz")  # of the repository
+_ROOT = (
+    Path(__file__).resolve().parent.parent
+)  # of the clone, or the folder of the installed package
+_CODE = "code.tar.gz"  # on the VMs
 _UNIT = "pixelrec"  # of systemd, on the VMs
 _EVERYWHERE = ("--node=all", "--worker=all")
 
@@ -57,43 +60,80 @@ def _run(job: jobs.Job, on: Slice) -> list[Command]:
     """Copies the code to every host, installs what it needs, and starts the run."""
     distributed = ["--distributed=auto"] if on.hosts * flags.FLAGS.num_slices > 1 else []
     arguments = shlex.join([*job.flags, *distributed])
+    launch = "launch" if _is_clone() else "pixelrec_jax/launch"
     start = (
         # What runs saves its step before its code goes.
         f"sudo systemctl stop {_UNIT} 2> /dev/null; rm -rf pixelrec && mkdir pixelrec && "
-        f"tar -xzf code.tar.gz -C pixelrec && bash pixelrec/launch/tpu_vm.sh {_UNIT} {arguments}"
+        f"tar -xzf {_CODE} -C pixelrec && cd pixelrec && "
+        f"bash {launch}/tpu_vm.sh {_UNIT} {arguments}"
     )
     return [
-        _gcloud("scp", str(_CODE), f"{job.name}:code.tar.gz", *_EVERYWHERE),
+        _gcloud("scp", str(_packed()), f"{job.name}:{_CODE}", *_EVERYWHERE),
         _gcloud("ssh", job.name, *_EVERYWHERE, f"--command={start}"),
     ]
 
 
+def _is_clone() -> bool:
+    return (_ROOT / "pyproject.toml").exists()
+
+
+def _packed() -> Path:
+    """Where the code is packed on this machine."""
+    return Path.home() / ".cache" / "pixelrec" / _CODE
+
+
 def _prepare(every: Sequence[jobs.Job], *, pack: bool, dry_run: bool) -> None:
-    """Sees to it that the configs are committed; packs what is, which tells later what ran."""
-    configs = sorted({job.config_file for job in every})
-    steps = {
-        Command(("git", "ls-files", "--error-unmatch", "--", *configs)): (
-            f"{' '.join(configs)} is not committed, and only what is runs; commit it"
-        )
-    }
-    if pack:
-        steps |= {
-            Command(("sh", "-c", 'test -z "$(git status --porcelain)"')): (
-                "there are changes or files that are not committed, and only what is runs; commit "
-                "them"
-            ),
-            Command(
-                ("mkdir", "-p", str(_CODE.parent))
-            ): f"{_CODE.parent} cannot be made; see above",
-            Command(("git", "archive", "--format=tar.gz", f"--output={_CODE}", "HEAD")): (
-                "git cannot pack the code; see above"
-            ),
-        }
+    """Packs the code: of a clone what is committed, which tells later what ran.
+
+    Raises:
+      UserError: there is something that is not committed.
+    """
+    steps = _of_clone(every, pack=pack) if _is_clone() else _of_package(every, pack=pack)
     for command, error in steps.items():
         if dry_run:
             print(f"{command} || exit")
         elif run(command):
             raise UserError(error)
+
+
+def _of_clone(every: Sequence[jobs.Job], *, pack: bool) -> dict[Command, str]:
+    """The commands that check and pack a clone, and what it means if they fail."""
+    jobs.check_config_travels(every)
+    git, steps = ("git", "-C", str(_ROOT)), {}
+    if configs := jobs.own_configs(every):
+        steps[Command((*git, "ls-files", "--error-unmatch", "--", *configs))] = (
+            f"{' '.join(configs)} is not committed, and only what is runs; commit it"
+        )
+    if not pack:
+        return steps
+    clean = f'test -z "$({shlex.join((*git, "status", "--porcelain"))})"'
+    steps[Command(("sh", "-c", clean))] = (
+        "there are changes or files that are not committed, and only what is runs; commit them"
+    )
+    archive = (*git, "archive", "--format=tar.gz", f"--output={_packed()}", "HEAD")
+    return steps | _folder() | {Command(archive): "git cannot pack the code; see above"}
+
+
+def _of_package(every: Sequence[jobs.Job], *, pack: bool) -> dict[Command, str]:
+    """The commands that pack the installed package, with the list of what it needs."""
+    if configs := jobs.own_configs(every):
+        raise UserError(
+            f"--config={configs[0]}: this file is not there on the other machine; give "
+            "pixelrec:words and change keys with --config.key=value, or start this in a clone"
+        )
+    if not pack:
+        return {}
+    parts = [
+        _ROOT.name,
+        *sorted(path.name for path in _ROOT.parent.glob(f"{_ROOT.name}-*.dist-info")),
+    ]
+    tar = ("tar", "-czf", str(_packed()), "-C", str(_ROOT.parent), "--exclude=__pycache__", *parts)
+    return _folder() | {Command(tar): "tar cannot pack the package; see above"}
+
+
+def _folder() -> dict[Command, str]:
+    folder = _packed().parent
+    return {Command(("mkdir", "-p", str(folder))): f"{folder} cannot be made; see above"}
 
 
 def _status(name: str) -> Command:
@@ -124,7 +164,6 @@ def main(of_run: Sequence[str]) -> None:
     on = Slice.parse(values.topology)
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_shared(every, values.shared, what="a folder that --shared names")
-    jobs.check_config_travels(every)
     jobs.check_devices(every, on.chips * values.num_slices, slices=values.num_slices)
     commands = {
         "create": lambda job: [_create(job.name, on)],

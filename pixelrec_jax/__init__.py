@@ -1,3 +1,36 @@
-"""Image recommendation trained end to end from raw pixels, in JAX."""
+"""Image recommendation trained end to end from raw pixels, in JAX.
+
+Importing this package is quick: what is named below is loaded when it is first used.
+
+  prepare(interactions, images, out)  makes a dataset of a CSV and a folder of images
+  load_config("pixelrec:user=sasrec,item=id,dataset=toy")  the config of a run, to be changed
+  train(config, workdir)              trains and evaluates; the same call continues a run
+  evaluate(workdir)                   ranks the test split again with the best checkpoint
+  load_run(workdir)                   a `Run`: config, model, variables and dataset
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_MODULES = {  # of the public names
+    "Run": "pixelrec_jax.api",
+    "evaluate": "pixelrec_jax.api",
+    "load_config": "pixelrec_jax.system.config",
+    "load_run": "pixelrec_jax.api",
+    "prepare": "pixelrec_jax.ingest.prepare",
+    "train": "pixelrec_jax.api",
+}
+__all__ = [*_MODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Returns what is public under a name, loading its module first."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

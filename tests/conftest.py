@@ -1,6 +1,9 @@
 """Eight virtual devices for the whole test process, and the little datasets tests train on."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 if "device_count" not in (xla_flags := os.environ.get("XLA_FLAGS", "")):
@@ -16,7 +19,7 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 from pixelrec_jax.ingest import toy  # noqa: E402
-from pixelrec_jax.programs.prepare import prepare  # noqa: E402
+from pixelrec_jax.ingest.prepare import prepare  # noqa: E402
 from tests import double  # noqa: E402
 
 
@@ -41,3 +44,30 @@ def toy_dataset(tmp_path_factory) -> Path:
     toy.generate(folder / "raw", seed=0, users=60, items=100, image_size=16)
     prepare(folder / "raw" / "interactions.csv", folder / "raw" / "images", folder / "prepared")
     return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this package, built from a copy of its source."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for part in ("configs", "launch", "pixelrec_jax"):
+        shutil.copytree(ROOT / part, source / part, ignore=ignored)
+    for file in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / file, source)
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    options = ("--no-deps", "--no-build-isolation", f"--wheel-dir={folder}")
+    subprocess.run([*pip, "wheel", *options, str(source)], check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A folder into which the wheel is installed; programs find it as PYTHONPATH."""
+    target = tmp_path_factory.mktemp("installed")
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    options = ("--no-deps", "--no-index", f"--target={target}")
+    subprocess.run([*pip, "install", *options, str(wheel)], check=True)
+    return target

@@ -1,9 +1,6 @@
 """Dry runs of many configs on many pods, as a Markdown table.
 
-python -m pixelrec_jax.launch.dryrun.table --study=encoders --results=encoders.jsonl
-
-A compile takes minutes, so every result is a line of --results as soon as it is there, and the same
-command goes on where it was stopped; --compile=False prints the table of what is there.
+A compile takes minutes, so every result is a line of a file as soon as it is there.
 """
 
 import json
@@ -12,18 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from pixelrec_jax.items.vision import VISION_ENCODERS
-from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, writable
+from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run
 from pixelrec_jax.launch.dryrun.roofline import CompilerError
 from pixelrec_jax.launch.slices import Slice
-from pixelrec_jax.system import errors
-from pixelrec_jax.system.config import load_config
-from pixelrec_jax.system.errors import UserError
-
-_CONFIG = Path(__file__).parent.parent.parent / "configs" / "pixelrec.py"
+from pixelrec_jax.system.config import SHIPPED, load_config
+from pixelrec_jax.system.errors import UserError, reason
 
 
 class Case(NamedTuple):
@@ -46,7 +39,7 @@ class Case(NamedTuple):
 
     def config(self) -> ConfigDict:
         """Loads the config."""
-        return load_config(f"{_CONFIG}:{self.words}").copy_and_resolve_references()
+        return load_config(f"{SHIPPED}:{self.words}").copy_and_resolve_references()
 
 
 def encoders() -> Iterator[Case]:
@@ -80,7 +73,7 @@ def read(results: Path) -> dict[str, dict[str, Any]]:
         return {line["case"]: line["result"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{results} is no file of results ({errors.reason(error)}); remove it or its last line"
+            f"{results} is no file of results ({reason(error)}); remove it or its last line"
         ) from None
 
 
@@ -99,14 +92,14 @@ def measure(case: Case, results: Path) -> dict[str, Any]:
     return result
 
 
-_COLUMNS = (
+COLUMNS = (
     *("pod", "item", "a chip", "fits", "peak GiB", "TFLOP"),
     *("compute ms", "HBM ms", "ICI ms", "bound", "MFU ≤", "items/s ≤", "h an epoch ≥"),
 )
 
 
 def row(case: Case, result: dict[str, Any]) -> list[str]:
-    """Returns the cells of `_COLUMNS` for a result."""
+    """Returns the cells of `COLUMNS` for a result."""
     chips = Slice.parse(case.topology).chips
     head = [f"{case.topology} ({chips})", f"`{case.item}`", f"{case.sequences_per_chip}"]
     if "error" in result:
@@ -130,28 +123,3 @@ def row(case: Case, result: dict[str, Any]) -> list[str]:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def main(_: list[str]) -> None:
-    """Compiles what is missing of the study and prints its table."""
-    values, cases = flags.FLAGS, list(STUDIES[flags.FLAGS.study]())
-    path = writable("results", values.results)
-    known = read(path)
-    for number, case in enumerate(cases, start=1):
-        if values.compile and case.key not in known:
-            known[case.key] = measure(case, path)
-            print(f"{number}/{len(cases)} {' '.join(row(case, known[case.key]))}", flush=True)
-    lines = [_COLUMNS, ["---"] * len(_COLUMNS)]
-    lines += [row(case, known[case.key]) for case in cases if case.key in known]
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-
-
-def _define_flags() -> None:
-    flags.DEFINE_enum("study", "encoders", list(STUDIES), "which cases")
-    flags.DEFINE_string("results", None, "file of results, continued", required=True)
-    flags.DEFINE_bool("compile", True, "whether to compile what is missing")
-
-
-if __name__ == "__main__":
-    _define_flags()
-    errors.run(main)

@@ -36,8 +36,8 @@ def local_folder(name: str | Path, manifest: str) -> Path:
     url = str(name).rstrip("/")
     content = storage.read(
         f"{url}/{manifest}",
-        missing="no such file, so this is no prepared dataset; run pixelrec prepare "
-        "to a local folder and copy that",
+        missing="no such file, so this is no prepared dataset; run pixelrec prepare to a local "
+        "folder and copy that",
     )
     key = hashlib.sha256(url.encode() + b"\n" + content).hexdigest()[:12]
     folder = storage.cache() / "datasets" / f"{url.rpartition('/')[2]}-{key}"

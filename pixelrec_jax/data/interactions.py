@@ -106,8 +106,8 @@ def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{str(directory)!r} is not a prepared dataset (no {MANIFEST}); run pixelrec "
-            f"prepare --interactions=X.csv --images=DIR --out={directory}, or name "
+            f"{str(directory)!r} is not a prepared dataset (no {MANIFEST}); run "
+            f"pixelrec prepare --interactions=X.csv --images=DIR --out={directory}, or name "
             "another folder"
         ) from None
     except (OSError, ValueError) as error:

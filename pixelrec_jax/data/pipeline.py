@@ -18,7 +18,7 @@ import numpy as np
 from pixelrec_jax.data.negatives import Negatives
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
-from pixelrec_jax.data.time_units import TimeOffsets
+from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.system.config import check_batch_size
 

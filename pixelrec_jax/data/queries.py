@@ -4,7 +4,7 @@ import numpy as np
 from flax import struct
 
 from pixelrec_jax.data.split import Holdout, Split
-from pixelrec_jax.data.time_units import TimeOffsets
+from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.windows import left_padded, read_items
 
 

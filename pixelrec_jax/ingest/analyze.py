@@ -1,21 +1,16 @@
-"""Statistics of prepared datasets: a table side by side, JSON, and pictures.
-
-pixelrec analyze data/custom                        # writes data/custom/analysis
-pixelrec analyze data/a data/b --out=comparison
-"""
+"""Statistics of prepared datasets: a table side by side, JSON, and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from rich import box
 from rich.table import Table
 
 from pixelrec_jax.data import interactions
 from pixelrec_jax.ingest import plots
 from pixelrec_jax.ingest.statistics import Statistics, analyze
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import one_line, render
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
@@ -117,25 +112,3 @@ def _names(directories: Sequence[str | Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise UserError(f"a dataset is named twice: {' '.join(map(str, directories))}; name each once")
-
-
-def _define_flags() -> None:
-    # Not at import: other programs have flags of the same names.
-    flags.DEFINE_string("out", None, "folder to write; for one dataset DIR it is DIR/analysis")
-    flags.DEFINE_bool("json", False, "print analysis.json instead of the table")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Analyses the datasets named on the command line."""
-    out = flags.FLAGS.out
-    storage.local_only(out, "out", written=True)
-    datasets, written = write(argv[1:], None if out is None else Path(out))
-    if flags.FLAGS.json:
-        print((written / "analysis.json").read_text(), end="")
-    else:
-        print(f"{table(datasets)}\nwrote {written}")
-
-
-if __name__ == "__main__":
-    _define_flags()
-    errors.run(main, arguments="DIR [DIR ...]")

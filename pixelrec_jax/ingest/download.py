@@ -1,8 +1,7 @@
-"""Downloads the official files of PixelRec, which are on Google Drive only.
+"""The official files of PixelRec, which are on Google Drive only.
 
-pixelrec download --dataset=pixel200k --out=DIR
-
-Starting it again goes on where it ended. DIR/download.json holds the SHA-256 of every file.
+A download that is started again goes on where it ended. DIR/download.json holds the SHA-256 of
+every file.
 """
 
 import contextlib
@@ -15,10 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from pixelrec_jax.ingest.official import OFFICIAL
-from pixelrec_jax.system import errors, files, storage
+from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.errors import UserError
 
 MANIFEST = "download.json"
@@ -211,23 +208,3 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
             "files that are there stay"
         ) from None
     return manifest
-
-
-def _define_flags() -> None:
-    flags.DEFINE_enum("dataset", None, list(DATASETS), "what to download", required=True)
-    flags.DEFINE_string("out", None, "folder to download to", required=True)
-    flags.DEFINE_list("parts", [], "some of interactions, items, covers; by default all")
-
-
-def main(_: Sequence[str]) -> None:
-    """Downloads the dataset that the flags name and lists its files."""
-    values = flags.FLAGS
-    storage.local_only(values.out, "out", written=True)
-    found = download(values.dataset, values.out, parts=values.parts, drive=GoogleDrive())
-    for name, facts in found.items():
-        print(f"{facts['sha256']}  {facts['bytes'] / 1e6:>10,.1f} MB  {values.out}/{name}")
-
-
-if __name__ == "__main__":
-    _define_flags()
-    errors.run(main)

@@ -8,21 +8,14 @@ the cold tail: items released so late that hardly any training interaction shows
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from absl import flags
 from PIL import Image
 
-from pixelrec_jax.system import errors, storage
-
-_OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything that is drawn.")
-_USERS = flags.DEFINE_integer("users", 2500, "Number of users.")
-_ITEMS = flags.DEFINE_integer("items", 1200, "Number of items.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Height and width of a cover in pixels.")
+from pixelrec_jax.system import errors
 
 # The two tones of a background, on a circle of hues along which taste walks.
 PALETTES = {
@@ -122,7 +115,9 @@ PALETTE_STEP, SWITCH = 0.25, 0.05
 GRID = 10  # places of a taste between two neighbours on the circle
 
 
-def generate(out: Path | str, *, seed: int, users: int, items: int, image_size: int) -> None:
+def generate(
+    out: Path | str, *, seed: int = 0, users: int = 2500, items: int = 1200, image_size: int = 64
+) -> None:
     """Writes the dataset to the folder `out`, whole or not at all; UserError on a bad argument."""
     bounds = {"seed": (seed, 0), "users": (users, 1), "items": (items, MIN_ITEMS)}
     for name, (value, least) in bounds.items():
@@ -283,18 +278,3 @@ def draw_covers(rng: np.random.Generator, catalog: pl.DataFrame, size: int) -> n
     picture *= 1 + 0.1 * turn(uniform(0, math.tau), x, y)[0][..., None]  # light from one side
     picture += 0.015 * rng.standard_normal(picture.shape, np.float32)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Writes the dataset that the flags describe."""
-    del argv
-    if not _OUT.value:
-        raise errors.UserError("--out is missing; give the folder to write, as --out=DIR")
-    storage.local_only(_OUT.value, "out", written=True)
-    sizes = {"users": _USERS.value, "items": _ITEMS.value, "image_size": _IMAGE_SIZE.value}
-    generate(_OUT.value, seed=_SEED.value, **sizes)
-    print(f"wrote {_OUT.value}")
-
-
-if __name__ == "__main__":
-    errors.run(main)

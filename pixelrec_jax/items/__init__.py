@@ -166,7 +166,7 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Mo
     if missing := [f"item.{key}" for key in _PIXEL_OPTIONS if key not in item]:
         raise UserError(
             f"the config lacks {', '.join(missing)}; it may come from another version: make it "
-            "anew from configs/pixelrec.py, in a new workdir"
+            "anew with --config=pixelrec:words, in a new workdir"
         )
     if item.image_size % vision.multiple:
         possible = max(1, round(item.image_size / vision.multiple)) * vision.multiple

@@ -4,131 +4,23 @@ pixelrec report runs/pixel runs/id --examples=3
 pixelrec report --unfinished runs/figure9/*
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
-from rich import box
-from rich.table import Table
 
-from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.system import errors, storage
-from pixelrec_jax.system.console import render
-from pixelrec_jax.system.errors import UserError
-
-_SLICES = {"all": "all test targets", "cold": "cold targets"}
-
-
-def read_result(workdir: Path) -> dict:
-    """Returns the content of result.json.
-
-    Raises:
-      UserError: the folder holds no finished run.
-    """
-    try:
-        result = json.loads((workdir / "result.json").read_text())
-        _measured_on(result)  # has all the parts of a result
-        return result
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{workdir} holds no result.json; finish its run with pixelrec train "
-            f"--workdir={workdir}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir}/result.json is no result of this program ({error}); write it again with "
-            f"pixelrec train --mode=evaluate --workdir={workdir}"
-        ) from None
-
-
-def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
-    """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
-
-    A run's row has the size of its model, too: millions of parameters, and of those it trains. With
-    `unfinished` a folder that holds no result has a row that says so.
-
-    Raises:
-      UserError: a folder without a result, none with one, or runs on different datasets.
-    """
-    runs = []
-    for workdir in map(storage.path, workdirs):
-        there = not unfinished or (workdir / "result.json").exists()
-        runs.append((workdir, read_result(workdir) if there else None))
-    finished = [(workdir, result) for workdir, result in runs if result]
-    if not finished:
-        raise UserError(f"none of the {len(runs)} runs has a result yet; look into their logs")
-    reference, first = finished[0]
-    for workdir, result in finished:
-        if _measured_on(result) != _measured_on(first):
-            raise UserError(
-                f"{workdir} and {reference} are runs on different data, or with other splits or "
-                "eval settings; compare runs that agree in all of them"
-            )
-    rows = [(name, "", "", first["test"][name]) for name in ("random", "popularity")]
-    for workdir, result in runs:
-        if result is None:
-            rows.append((f"no result yet ({workdir})", "", "", None))
-            continue
-        model = result["model"]
-        label = f"{model['user']}, item={model['item']}"
-        label += f" ({workdir})" if len(runs) > 1 else ""
-        sizes = [f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")]
-        rows.append((label, *sizes, result["test"]["model"]))
-    test = first["test"]
-    names = list(test["model"]["all"])
-    grids = []
-    for part, title in _SLICES.items():
-        if part == "cold":
-            title += f" (at most {test['cold_threshold']} training interactions)"
-        grid = Table(
-            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][part]:,} users, "
-            f"{test['items']:,} items ranked, percent",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-        )
-        grid.add_column("")
-        for name in ("M parameters", "M trained", *names):
-            grid.add_column(name, justify="right")
-        for *labels, metrics in rows:
-            cells = [_cell(metrics[part][name]) for name in names] if metrics else []
-            grid.add_row(*labels, *cells)
-        grids.append(grid)
-    return render(grids)
-
-
-def _split(result: dict) -> str:
-    settings = result.get("split", LEAVE_ONE_OUT)  # the only one of earlier versions
-    if settings == LEAVE_ONE_OUT:
-        return ""
-    options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
-    return f" split by {settings['name']} ({options})"
-
-
-def _measured_on(result: dict) -> tuple:
-    test = result["test"]
-    kept = ("users", "items", "cold_threshold")
-    same = [test[key] for key in kept]
-    return result["interactions"], _split(result), *same, *test["random"]["all"]
-
-
-def _cell(estimate: dict) -> str:
-    value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    if value is None:
-        return "no users"
-    interval = "" if low is None else f" [{100 * low:5.2f}, {100 * high:5.2f}]"
-    return f"{100 * value:.2f}{interval}"
 
 
 def _define_flags() -> None:
-    # Not at import: pixelrec_jax.programs.train imports `table` and has flags of its own.
-    flags.DEFINE_bool("unfinished", False, "show runs without a result, too, instead of stopping")
+    flags.DEFINE_bool("unfinished", False, "show runs without a result instead of stopping")
     flags.DEFINE_integer("examples", 0, "users to show with histories and recommendations", 0)
     flags.DEFINE_integer("seed", 0, "which users these are", 0)
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints the table of the runs named on the command line, and examples if asked to."""
+    from pixelrec_jax.runs.report import table
+
     workdirs = [storage.path(workdir) for workdir in argv[1:]]
     print(table(workdirs, unfinished=flags.FLAGS.unfinished))
     if not flags.FLAGS.examples:

@@ -40,8 +40,8 @@ class FrozenEncoder:
     origin: str
 
 
-def settings(config: Path, name: str) -> ConfigDict:
-    """Returns `config.item` of a vision encoder, as the file of configs has it.
+def settings(config: str, name: str) -> ConfigDict:
+    """Returns `config.item` of a vision encoder, as a config has it that is named without words.
 
     Raises:
       UserError: there is no such encoder, or no such file.

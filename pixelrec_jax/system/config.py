@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from absl import flags
@@ -9,22 +10,27 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.system.errors import UserError, nearest, reason
 
+SHIPPED = "pixelrec"  # the name of the config of this package, in the place of a file
+EXAMPLE = f"{SHIPPED}:user=sasrec,item=id,dataset=toy"
 _SECTIONS = ("dataset", "task", "negatives", "user", "item", "loss", "optim", "train", "eval")
 _SECTIONS += ("mesh",)
 
 
-def load_config(file_and_words: str) -> ConfigDict:
-    """Returns the config that a file gives for words, as in "configs/pixelrec.py:item=id".
+def load_config(name: str) -> ConfigDict:
+    """Returns the config that words make, of this package or of a file.
+
+    Args:
+      name: "pixelrec:words", as in "pixelrec:item=id", or "FILE.py:words"; words may be left out.
 
     Raises:
-      UserError: there is no such file, it is no config, or it refuses the words.
+      UserError: there is no such file, it is not a config, or it refuses the words.
     """
     values = flags.FlagValues()
-    file = file_and_words.partition(":")[0]
+    file = name.partition(":")[0]
     try:
         # Not named "config": ml_collections would look for that flag's overrides on the command
         # line. A file that could not be opened raises where its value is used.
-        holder = config_flags.DEFINE_config_file("loaded", file_and_words, flag_values=values)
+        holder = config_flags.DEFINE_config_file("loaded", as_file(name), flag_values=values)
         values.mark_as_parsed()
         config = holder.value
         absent = [name for name in _SECTIONS if name not in config.to_dict()]
@@ -33,17 +39,25 @@ def load_config(file_and_words: str) -> ConfigDict:
         raise
     except OSError:
         raise UserError(
-            f"--config={file_and_words}: the file {file!r} does not exist; give FILE.py:words, as "
-            "in configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+            f"--config={name}: the file {file!r} does not exist; give {SHIPPED}:words, as in "
+            f"{EXAMPLE}, or FILE.py:words"
         ) from None
     except Exception as error:  # of whatever is in the file
         why = reason(error)
     if why:
         raise UserError(
-            f"--config={file_and_words}: {file!r} is no config ({why}); give one as "
-            "configs/pixelrec.py"
+            f"--config={name}: {file!r} is no config ({why}); give {SHIPPED}:words, as in "
+            f"{EXAMPLE}, or a file like configs/pixelrec.py"
         )
     return config
+
+
+def as_file(name: str) -> str:
+    """Returns "FILE.py:words" for a config that may be named as "pixelrec:words"."""
+    file, colon, words = name.partition(":")
+    if file == SHIPPED:
+        file = resources.files("pixelrec_jax.configs") / "pixelrec.py"
+    return f"{file}{colon}{words}"
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -56,11 +70,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     given = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
     config = load_config(given[1]) if given else None
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(with_files(argv))
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):  # known only together with its file
             raise UserError(
-                f"--{error.flagname} needs --config=FILE.py:words, that of the run, before it"
+                f"--{error.flagname} needs --config={SHIPPED}:words or FILE.py:words, that of the "
+                "run, before it"
             ) from None
         raise
     except AttributeError:  # how ml_collections reports an override of a key that is not there
@@ -68,6 +83,18 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             known = flatten(config.to_dict())
             check_keys(re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE), known)
         raise
+
+
+def with_files(argv: Sequence[str]) -> list[str]:
+    """Returns a command line on which --config names a file, as ml_collections takes it."""
+    files = []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        if form := re.fullmatch(r"(--?config=)(.*)", argument, re.DOTALL):
+            argument = form[1] + as_file(form[2])
+        elif before in ("--config", "-config"):
+            argument = as_file(argument)
+        files.append(argument)
+    return files
 
 
 def check_keys(keys: Iterable[str], known: Mapping[str, Any]) -> None:

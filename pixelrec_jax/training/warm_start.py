@@ -53,8 +53,8 @@ def read_source(config: ConfigDict, model: Recommender, template: dict) -> dict:
         raise UserError(f"warm_start.run={source} is no folder of a run; give the --workdir of one")
     if not (source / "result.json").is_file():
         raise UserError(
-            f"the run in warm_start.run={source} has not finished; finish it with pixelrec "
-            f"train --workdir={source}"
+            f"the run in warm_start.run={source} has not finished; finish it with "
+            f"pixelrec train --workdir={source}"
         )
     there = run_folder.read_config(source)
     parts = ("item", "user") if config.warm_start.scope == "all" else ("item",)

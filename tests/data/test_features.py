@@ -88,7 +88,7 @@ def test_another_matrix_is_refused(tmp_path, matrix, codes, message):
 
 def test_a_missing_file_says_how_to_make_it(tmp_path):
     path = tmp_path / "nowhere.npy"
-    with pytest.raises(UserError, match=r"does not exist; make it with python -m .*extract"):
+    with pytest.raises(UserError, match=r"does not exist; make it with pixelrec extract"):
         FeatureStore(path, INTERACTIONS)
     with pytest.raises(UserError, match=r"does not exist; name another with item\.path"):
         FeatureStore(path, INTERACTIONS, codes=5)

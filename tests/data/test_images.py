@@ -11,7 +11,7 @@ from PIL import Image
 
 from pixelrec_jax.data import images
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.programs import prepare as program
+from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.system.errors import UserError
 
 ITEMS = 12

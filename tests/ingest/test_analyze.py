@@ -23,7 +23,7 @@ from tests.described import describe
 
 
 def run(*arguments):
-    argv = [sys.executable, "-m", "pixelrec_jax.ingest.analyze", *map(str, arguments)]
+    argv = [sys.executable, "-m", "pixelrec_jax.programs.analyze", *map(str, arguments)]
     return subprocesses.run(argv)
 
 

@@ -278,7 +278,7 @@ def test_wrong_lists_are_one_line(tmp_path, text, reason):
 
 
 def start(*options):
-    argv = [sys.executable, "-m", "pixelrec_jax.ingest.fetch_images", *options]
+    argv = [sys.executable, "-m", "pixelrec_jax.programs.fetch_images", *options]
     return subprocesses.started(argv, cwd=ROOT)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.ingest import columns, selection, shards
-from pixelrec_jax.programs import prepare as program
+from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
 

@@ -329,7 +329,7 @@ def test_the_program_needs_neither_jax_nor_tensorflow_and_writes_the_same_bytes(
         "import runpy, sys\n"
         "import pixelrec_jax.ingest.sources.tfds\n"
         "try:\n"
-        "    runpy.run_module('pixelrec_jax.ingest.tfds.build', run_name='__main__')\n"
+        "    runpy.run_module('pixelrec_jax.programs.tfds', run_name='__main__')\n"
         "finally:\n"
         "    print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])\n"
     )

@@ -152,7 +152,7 @@ def test_wrong_sizes_are_refused(tmp_path, name, value):
 
 def test_program(tmp_path):
     def call(*options):
-        command = [sys.executable, "-m", "pixelrec_jax.ingest.toy", *options]
+        command = [sys.executable, "-m", "pixelrec_jax.programs.toy", *options]
         return subprocesses.run(command)
 
     sizes = [f"--{name}={value}" for name, value in SMALL.items()]

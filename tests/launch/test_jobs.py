@@ -137,15 +137,15 @@ def test_names_that_google_cloud_refuses(name):
         (
             "gke --name=a --image=i --topology=v5e:4x4 -- --config=benchmarks/../configs/"
             "pixelrec.py --config.dataset.path=gs://b/d --workdir=gs://b/r",
-            "one of this repository, below configs/",
+            "a file of this repository, below configs/",
         ),
         (
-            "gke --name=a --image=i --topology=v5e:16x16 -- --config=configs/pixelrec.py "
+            "gke --name=a --image=i --topology=v5e:16x16 -- --config=pixelrec "
             "--config.dataset.path=gs://b/d --workdir=gs://b/r",
             "train.batch_size=64 is not divisible by the 256 data shards",
         ),
         (
-            "slurm --nodes=2 -- --config=configs/pixelrec.py --workdir=/d --config.mesh.fsdp=5",
+            "slurm --nodes=2 -- --config=pixelrec --workdir=/d --config.mesh.fsdp=5",
             "mesh data=-1 fsdp=5 tensor=1 does not cover the 16 devices",
         ),
         ("slurm --extra=account=me -- RUN", "expected options with their dashes"),

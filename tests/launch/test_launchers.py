@@ -1,9 +1,11 @@
 """What the launchers start: exactly what they print, with every flag of the run unchanged."""
 
+import os
 import shlex
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from tests import subprocesses
 from tests.launch.fakes import Fakes
 from tests.tiny import ROOT
 
-CONFIG = "--config=configs/pixelrec.py:user=sasrec,dataset=pixel200k"
+CONFIG = "--config=pixelrec:user=sasrec,dataset=pixel200k"
 # A value that a shell would take apart.
 HARD = '--config.warm_start.run=gs://b/it\'s $HOME "a" \\ b;c'
 RUN = ["--", CONFIG, "--config.dataset.path=gs://b/data", "--workdir=gs://b/runs", HARD]
@@ -24,7 +26,7 @@ SWEEP = "--sweep=swin_t,clip_vit_b32"
 
 
 def flags_of(encoder=""):
-    """The flags of a run, as pixelrec_jax.programs.train has to get them."""
+    """The flags of a run, as `pixelrec train` has to get them."""
     if not encoder:
         return RUN[1:]
     return [f"{CONFIG},item={encoder}", RUN[2], f"--workdir=gs://b/runs/{encoder}", HARD]
@@ -42,15 +44,14 @@ def test_slurm_prints_what_it_submits(fakes):
         process.stdout
         == f"""\
 sbatch --requeue --job-name=pixelrec --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 \
---cpus-per-task=8 --time=24:00:00 --signal=TERM@120 --chdir={ROOT} --output=%x-%A_%a.log \
+--cpus-per-task=8 --time=24:00:00 --signal=TERM@120 --chdir={Path.cwd()} --output=%x-%A_%a.log \
 --open-mode=append --partition=gpu --array=0-1 --account=me <<'END'
 #!/bin/bash
 case "${{SLURM_ARRAY_TASK_ID:-0}}" in
   0) run=({first}) ;;
   1) run=({second}) ;;
 esac
-srun --kill-on-bad-exit=1 --cpus-per-task=8 \
-/env/bin/python -m pixelrec_jax.programs.train "${{run[@]}}" \
+srun --kill-on-bad-exit=1 --cpus-per-task=8 /env/bin/python -m pixelrec_jax train "${{run[@]}}" \
 --distributed=auto
 code=$?
 case "$code" in
@@ -61,7 +62,7 @@ esac
 [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$times" ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$code"
 END
-# The table, when they have finished: python -m pixelrec_jax.programs.report --unfinished \
+# The table, when they have finished: pixelrec report --unfinished \
 gs://b/runs/swin_t gs://b/runs/clip_vit_b32
 """
     )
@@ -118,7 +119,8 @@ spec:
               command:
               - python
               - -m
-              - pixelrec_jax.programs.train
+              - pixelrec_jax
+              - train
               args:
               - {CONFIG}
               - --config.dataset.path=gs://b/data
@@ -144,7 +146,7 @@ spec:
               value: 'true'
               effect: NoSchedule
 END
-# The table, when they have finished: python -m pixelrec_jax.programs.report --unfinished gs://b/runs
+# The table, when they have finished: pixelrec report --unfinished gs://b/runs
 """
     )
 
@@ -158,24 +160,24 @@ def test_tpu_prints_what_it_does(fakes):
 """
     delete = f"{gcloud} delete first --force --quiet {where}\n"
     reminder = "# What is not deleted costs money: --do=delete\n"
-    committed = "git ls-files --error-unmatch -- configs/pixelrec.py || exit\n"
+    cache = Path.home() / ".cache" / "pixelrec"
     run = f"""\
-sh -c 'test -z "$(git status --porcelain)"' || exit
-mkdir -p .cache || exit
-git archive --format=tar.gz --output=.cache/code.tar.gz HEAD || exit
-{gcloud} scp .cache/code.tar.gz first:code.tar.gz --node=all --worker=all {where} && \\
+sh -c 'test -z "$(git -C {ROOT} status --porcelain)"' || exit
+mkdir -p {cache} || exit
+git -C {ROOT} archive --format=tar.gz --output={cache}/code.tar.gz HEAD || exit
+{gcloud} scp {cache}/code.tar.gz first:code.tar.gz --node=all --worker=all {where} && \\
 {gcloud} ssh first --node=all --worker=all '--command=sudo systemctl stop pixelrec 2> /dev/null; \
 rm -rf pixelrec && mkdir pixelrec && tar -xzf code.tar.gz -C pixelrec && \
-bash pixelrec/launch/tpu_vm.sh pixelrec {shlex.join(RUN[1:-1])} --distributed=auto' {where}
-# The table, when they have finished: python -m pixelrec_jax.programs.report --unfinished gs://b/runs
+cd pixelrec && bash launch/tpu_vm.sh pixelrec {shlex.join(RUN[1:-1])} --distributed=auto' {where}
+# The table, when they have finished: pixelrec report --unfinished gs://b/runs
 """
     expected = {
-        "create": committed + create + reminder,
+        "create": create + reminder,
         "status": f"{gcloud} describe first '--format=value(state.state)' {where}\n",
-        "run": committed + run + reminder,
+        "run": run + reminder,
         "logs": f"{gcloud} ssh first --node=0 --worker=0 '--command=sudo journalctl "
         f"--unit=pixelrec --lines=50 --no-pager --follow' {where}\n",
-        "recreate": f"{committed}{delete.strip()} && \\\n{create}{reminder}",
+        "recreate": f"{delete.strip()} && \\\n{create}{reminder}",
         "delete": delete,
     }
     for verb, lines in expected.items():
@@ -187,7 +189,7 @@ bash pixelrec/launch/tpu_vm.sh pixelrec {shlex.join(RUN[1:-1])} --distributed=au
 def test_local_prints_what_it_starts(fakes):
     process = fakes.launch("local", "--dry_run", SWEEP, *RUN)
     assert [shlex.split(line) for line in process.stdout.splitlines()] == [
-        [sys.executable, "-m", "pixelrec_jax.programs.train", *flags_of(encoder)]
+        [sys.executable, "-m", "pixelrec_jax", "train", *flags_of(encoder)]
         for encoder in ("swin_t", "clip_vit_b32")
     ]
 
@@ -229,7 +231,7 @@ def test_a_job_of_slurm_is_queued_again_if_that_can_help(fakes, code, restarts, 
     slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": restarts}
     assert fakes.run("bash", "-c", script, **slurm).returncode == code
     (srun, _), *others = fakes.calls()
-    python = ["/env/bin/python", "-m", "pixelrec_jax.programs.train"]
+    python = ["/env/bin/python", "-m", "pixelrec_jax", "train"]
     step = ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
     assert srun == ["srun", *step, *python, *flags_of("clip_vit_b32"), "--distributed=auto"]
     assert [call for call, _ in others] == ([["scontrol", "requeue", "77"]] if requeued else [])
@@ -247,7 +249,8 @@ def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
     (home / "pixelrec").mkdir()
     (home / "pixelrec" / "old").touch()
     with tarfile.open(home / "code.tar.gz", "w:gz") as code:
-        code.add(ROOT / "launch" / "tpu_vm.sh", "launch/tpu_vm.sh")
+        for file in ("launch/tpu_vm.sh", "pyproject.toml", "requirements.txt"):
+            code.add(ROOT / file, file)
     (home / ".local" / "bin").mkdir(parents=True)
     fakes.add("uv")
     (tmp_path / "bin" / "uv").rename(home / ".local" / "bin" / "uv")
@@ -262,7 +265,7 @@ def test_a_tpu_vm_starts_the_run_with_its_flags(fakes, tmp_path):
     assert {"--property=LimitMEMLOCK=infinity"} < set(calls[-1][:started])
     # systemd takes $NAME for a variable, and $$ for $.
     assert "--config.warm_start.run=gs://b/it's $$HOME" in calls[-1][-2]
-    program = ["-m", "pixelrec_jax.programs.train", *RUN[1:], "--distributed=auto"]
+    program = ["-m", "pixelrec_jax", "train", *RUN[1:], "--distributed=auto"]
     assert [flag.replace("$$", "$") for flag in calls[-1][started + 1 :]] == program
 
 
@@ -294,26 +297,34 @@ def test_a_failing_command_stops_its_job_only(fakes):
     assert error == "error: 1 of 2 failed: first-swin-t (gcloud ended with 7); see above"
     verbs = [call[4:6] for call, _ in fakes.calls() if call[0] == "gcloud"]
     assert verbs == [
-        ["scp", ".cache/code.tar.gz"],
-        ["scp", ".cache/code.tar.gz"],
+        ["scp", str(Path.home() / ".cache" / "pixelrec" / "code.tar.gz")],
+        ["scp", str(Path.home() / ".cache" / "pixelrec" / "code.tar.gz")],
         ["ssh", "first-clip-vit-b32"],
     ]
 
 
 def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     fakes.add("gcloud")
-    clone = tmp_path / "clone"
-    (clone / "configs").mkdir(parents=True)
-    shutil.copy(ROOT / "configs" / "pixelrec.py", clone / "configs")
-    ignored = (ROOT / ".gitignore").read_text()
-    (clone / ".gitignore").write_text(f"{ignored}mine/\n")
+    clone, packed = tmp_path / "clone", tmp_path / ".cache" / "pixelrec" / "code.tar.gz"
+    for part in ("configs", "launch", "pixelrec_jax"):
+        shutil.copytree(ROOT / part, clone / part)
+    for file in (".gitignore", "pyproject.toml"):
+        shutil.copy(ROOT / file, clone)
+    with (clone / ".gitignore").open("a") as ignored:
+        ignored.write("mine/\n")
     me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
     for arguments in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "first")):
         subprocesses.run(["git", *arguments], cwd=clone, check=True)
-    command = [sys.executable, "-m", "pixelrec_jax.launch.tpu", *TPU[1:], "--do=run"]
+    # As an editable installation has it: the launchers are beside the package.
+    program = (
+        "import runpy, sys, pixelrec_jax.launch; "
+        "pixelrec_jax.launch.__path__ = ['launch']; sys.argv[0] = 'tpu'; "
+        "runpy.run_path('launch/tpu.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, *TPU[1:], "--do=run"]
 
     def launch(*options):
-        return fakes.run(*command, *options, folder=clone, PYTHONPATH=str(ROOT))
+        return fakes.run(*command, *options, folder=clone, HOME=str(tmp_path))
 
     def refused(*of_run):
         process = launch("--", *of_run)
@@ -323,17 +334,18 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
         return process.stderr.splitlines()[-1]
 
     script = launch("--dry_run", *RUN).stdout
-    assert not (clone / ".cache").exists()
-    assert fakes.run("bash", "-c", script, folder=clone).returncode == 0
-    with tarfile.open(clone / ".cache" / "code.tar.gz") as code:
-        assert "configs/pixelrec.py" in code.getnames()
+    assert not packed.exists()
+    assert fakes.run("bash", "-c", script).returncode == 0  # from any folder
+    with tarfile.open(packed) as code:
+        assert {"configs/pixelrec.py", "launch/tpu_vm.sh"} < set(code.getnames())
     assert [call[4] for call, _ in fakes.calls()] == ["scp", "ssh"]
-    shutil.rmtree(clone / ".cache")
+    packed.unlink()
     assert launch(*RUN).returncode == 0
+    assert packed.exists()
     assert [call[4] for call, _ in fakes.calls()] == ["scp", "ssh"]
 
     shutil.copytree(clone / "configs", clone / "mine")
-    mine = [RUN[1].replace("configs", "mine"), *RUN[2:]]
+    mine = [RUN[1].replace("=pixelrec:", "=mine/pixelrec.py:"), *RUN[2:]]
     assert "error: mine/pixelrec.py is not committed" in refused(*mine)
     (clone / "configs" / "new.py").touch()
     assert "files that are not committed" in refused(*RUN[1:])
@@ -341,6 +353,41 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     with (clone / "configs" / "pixelrec.py").open("a") as file:
         file.write("# changed\n")
     assert "there are changes" in refused(*RUN[1:])
+
+
+def test_an_installed_package_goes_to_tpus_with_the_list_of_its_needs(fakes, installed, tmp_path):
+    for name in ("gcloud", "sudo", "python3"):
+        fakes.add(name)
+    home, vm = tmp_path / "home", tmp_path / "vm"
+    environment = {"PYTHONPATH": str(installed), "HOME": str(home)}
+    command = [str(installed / "bin" / "pixelrec"), "launch", *TPU, "--do=run", *RUN]
+    process = fakes.run(*command, folder=tmp_path, **environment)
+    assert process.returncode == 0, process.stderr
+    start = fakes.calls()[-1][0][-3].removeprefix("--command=")
+    (vm / ".local" / "bin").mkdir(parents=True)
+    shutil.copy(home / ".cache" / "pixelrec" / "code.tar.gz", vm)
+    fakes.add("uv")
+    (tmp_path / "bin" / "uv").rename(vm / ".local" / "bin" / "uv")
+    process = fakes.run("bash", "-c", start, folder=vm, HOME=str(vm))
+    assert process.returncode == 0, process.stderr
+    flags = [flag.replace("$", "$$") for flag in RUN[1:]]
+    expected = ["-m", "pixelrec_jax", "train", *flags, "--distributed=auto"]
+    assert fakes.calls()[-1][0][-len(expected) :] == expected
+    needs = (vm / "pixelrec" / "requirements.txt").read_text()
+    assert "\njax<" in needs
+    assert "extra" not in needs
+    found = subprocesses.run(
+        [sys.executable, "-c", "import pixelrec_jax.launch as x; print(x.__file__)"],
+        cwd=vm / "pixelrec",
+        env=os.environ | {"PYTHONPATH": ""},
+        check=True,
+    )
+    assert found.stdout.startswith(str(vm))
+    process = fakes.run(
+        *command[:-4], "--", "--config=mine.py:item=id", *RUN[2:], folder=tmp_path, **environment
+    )
+    assert process.returncode == 2
+    assert not fakes.calls()
 
 
 def test_the_command_of_the_table_is_one_for_a_shell(fakes):

@@ -63,7 +63,7 @@ def test_nohup_keeps_a_run_from_the_end_of_its_terminal():
 
 def test_a_sweep_in_which_every_run_fails_names_them_all(tmp_path, monkeypatch):
     monkeypatch.setattr("pixelrec_jax.launch.local.train", lambda command: 1)
-    config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy"
+    config = "--config=pixelrec:user=sasrec,dataset=toy"
     sweep = ["--sweep=vit_toy,swin_t", "--", config, "--workdir=runs"]
     process = Fakes(tmp_path).launch("local", *sweep)
     assert process.returncode == 1
@@ -84,7 +84,7 @@ def test_a_run_that_a_signal_ends_is_interrupted_not_failed():
 # Makes the runs that a launcher starts use the small siblings of encoders.
 _TINY = """
 import sys
-if "pixelrec_jax.programs.train" in sys.orig_argv:
+if "pixelrec_jax" in sys.orig_argv:
     from pixelrec_jax.items import vision
     from tests.tiny import TINY
     vision.VISION_ENCODERS.update(TINY)
@@ -92,7 +92,7 @@ if "pixelrec_jax.programs.train" in sys.orig_argv:
 
 
 def test_one_run_ends_as_if_started_without_a_launcher(tmp_path):
-    config = f"--config={ROOT}/configs/pixelrec.py:user=sasrec,item=id,dataset=toy"
+    config = "--config=pixelrec:user=sasrec,item=id,dataset=toy"
     run = ["--", config, f"--workdir={tmp_path}/run", f"--config.dataset.path={tmp_path}/nowhere"]
     process = Fakes(tmp_path).run(sys.executable, "-m", "pixelrec_jax.launch.local", *run)
     assert process.returncode == 2
@@ -112,7 +112,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
             "--sweep=vit_toy,clip_rn50x4,vit_b16",
             "--",
         ),
-        f"--config={ROOT}/configs/pixelrec.py:user=sasrec,dataset=toy",
+        "--config=pixelrec:user=sasrec,dataset=toy",
         f"--config.dataset.path={toy_dataset}",
         f"--workdir={root}",
         "--config.item.image_size=16",  # too few pixels for clip_rn50x4

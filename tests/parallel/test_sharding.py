@@ -37,7 +37,6 @@ from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
 from tests.steps import run_steps
 from tests.tiny import (
-    ROOT,
     TINY,
     interactions_of,
     items_of,
@@ -60,7 +59,7 @@ def cube():
 
 def _shapes(user, item):
     """Variables of a model of the paper's size, as shapes."""
-    config = load_config(f"{ROOT}/configs/pixelrec.py:user={user},item={item},dataset=custom")
+    config = load_config(f"pixelrec:user={user},item={item},dataset=custom")
     store = random_store(config.item, num_items=2, size=config.item.get("image_size", 0))
     slot = jnp.zeros((1, 1, config.task.history_length), jnp.int32)
     batch = Batch(
@@ -244,7 +243,7 @@ def test_mf_of_the_papers_width_with_short_tables_trains_on_eight_devices():
 
 def test_mf_of_the_paper_is_split_over_eight_devices_without_allocating_it():
     """1.2 B parameters (Table 9): a device keeps an eighth of them and of their Adam moments."""
-    config = load_config(f"{ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=pixel200k").unlock()
+    config = load_config("pixelrec:user=mf,item=id,dataset=pixel200k").unlock()
     config.mesh.fsdp = 8
     sequences = np.random.default_rng(0).integers(1, ITEMS + 1, (USERS, 3))
     interactions = interactions_of(list(sequences), ITEMS + 1)
@@ -275,7 +274,7 @@ def halves(monkeypatch):
 
     def make(item, **options):
         words = f"user=sasrec,item={item},dataset=pixel200k"
-        config = load_config(f"{ROOT}/configs/pixelrec.py:{words}")
+        config = load_config(f"pixelrec:{words}")
         config.update_from_flattened_dict({"mesh.fsdp": 2, **options})
         experiment = programs.experiment(config, pod, sequences_per_chip=1)
         count = partial(compile_and_count, chip=pod.chip, coordinates=[(0,), (1,)])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.items.vision.pretrained import backbone_variables
-from pixelrec_jax.programs.export import export
 from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.export import export
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state

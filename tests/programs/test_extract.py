@@ -13,8 +13,8 @@ from pixelrec_jax.data.features import FeatureStore, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.pixel import NORMALISATIONS
-from pixelrec_jax.programs.extract import check, choose_encoder, extract
 from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.extract import check, choose_encoder, extract
 from pixelrec_jax.runs.run_folder import claim
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
@@ -22,8 +22,6 @@ from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import train_and_evaluate
 from tests import double, subprocesses
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
-
-CONFIG = str(ROOT / "configs" / "pixelrec.py")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +36,7 @@ def interactions(toy_dataset):
 
 def _choose(interactions, item, **changes):
     changes = {"weights": "", "image_size": 16} | changes
-    return choose_encoder(interactions, item=item, workdir=None, config=CONFIG, changes=changes)
+    return choose_encoder(interactions, item=item, workdir=None, changes=changes)
 
 
 def _assert_close(actual, expected, relative):

@@ -9,7 +9,7 @@ import pytest
 
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.vision.blocks import resolve_trainable
-from pixelrec_jax.programs import report
+from pixelrec_jax.runs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.errors import UserError, nearest
 from tests import subprocesses
@@ -208,15 +208,18 @@ errors.run(train.main, parse_flags=train.parse_flags)
 def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
     program = """
 import os, signal, sys, time
-from pixelrec_jax.programs import train
+from pixelrec_jax.programs import train as program
 from pixelrec_jax.system import errors
+from pixelrec_jax.system.config import parse_flags
+from pixelrec_jax.training import train
 def evaluate(*_):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
-train.train.evaluate = evaluate
-errors.run(train.main, parse_flags=train.parse_flags)
+train.evaluate = evaluate
+program._define_flags()
+errors.run(program.main, parse_flags=parse_flags)
 """
-    config = f"--config={ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
+    config = "--config=pixelrec:user=mf,item=id,dataset=toy"
     argv = [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"]
     done = subprocesses.run(argv, cwd=ROOT)
     assert done.returncode == 130

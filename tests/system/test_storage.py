@@ -15,8 +15,7 @@ import pytest
 from pixelrec_jax.data import copies, features
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
-from pixelrec_jax.programs import report
-from pixelrec_jax.runs import run_folder
+from pixelrec_jax.runs import report, run_folder
 from pixelrec_jax.system import files, storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train

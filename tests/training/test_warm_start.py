@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from pixelrec_jax.configs.keys import check_values
 from pixelrec_jax.ingest import toy
-from pixelrec_jax.programs.prepare import prepare
+from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train

@@ -1,4 +1,4 @@
-"""Images out of a TFDS dataset, such as those that pixelrec_jax.ingest.tfds.build writes."""
+"""Images out of a TFDS dataset, such as those that `pixelrec tfds` writes."""
 
 import hashlib
 import os
@@ -15,8 +15,7 @@ try:
     import tensorflow_datasets as tfds
 except ImportError as error:
     raise UserError(
-        f"images out of a TFDS dataset need tensorflow_datasets ({error}); install "
-        "requirements-data.txt"
+        f"images out of a TFDS dataset need tensorflow_datasets ({error}); install requirements.txt"
     ) from None
 
 

@@ -1,18 +1,13 @@
-"""Builds a config of the TFDS dataset `pixelrec`, on this machine or on an Apache Beam runner.
-
-python -m pixelrec_jax.ingest.tfds.build --config=own_items --images=DIR --out=DIR
-"""
+"""Builds a config of the TFDS dataset `pixelrec`, on this machine or on an Apache Beam runner."""
 
 import errno
 import logging
 import re
-import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
-from absl import flags
 
-from pixelrec_jax.ingest.tfds import items, pixelrec
+from pixelrec_jax.ingest.tfds import pixelrec
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
 
@@ -79,42 +74,3 @@ def _user_error(error: BaseException | None) -> str | None:
             return found[1]
         error = error.__cause__ or error.__context__
     return None
-
-
-def _define_flags() -> None:
-    known = [known.name for known in pixelrec.Pixelrec.BUILDER_CONFIGS]
-    flags.DEFINE_string("config", None, f"one of {', '.join(known)}", required=True)
-    flags.DEFINE_string("out", None, "folder of TFDS datasets", required=True)
-    flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp")
-    flags.DEFINE_string("images", None, "folder of <item_id>.jpg")
-    flags.DEFINE_string("item_info", None, "CSV of attributes by item_id")
-    flags.DEFINE_enum("missing", "error", items.MISSING, "for items without a usable image")
-    flags.DEFINE_string("beam_runner", None, "DirectRunner, DataflowRunner, FlinkRunner, ...")
-    flags.DEFINE_list("beam_options", [], "options of the runner: project=P,region=R,...")
-
-
-def main(_: Sequence[str]) -> None:
-    """Builds the dataset that the flags name and prints what it holds."""
-    values = flags.FLAGS
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    builder = build(
-        values.config,
-        values.out,
-        beam_runner=values.beam_runner,
-        beam_options=values.beam_options,
-        interactions=values.interactions,
-        images=values.images,
-        item_info=values.item_info,
-        missing=values.missing,
-    )
-    config = builder.builder_config
-    split = builder.info.splits[config.split]
-    print(f"Built {builder.data_dir}: {split.num_examples:,} {config.split}")
-    if config.published not in (None, split.num_examples):
-        print(f"  the published {config.name} has {config.published:,}: these are other files")
-
-
-if __name__ == "__main__":
-    _define_flags()
-    errors.run(main)

@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.sources.tfds import TfdsImages
 from pixelrec_jax.ingest.tfds.build import build
-from pixelrec_jax.programs.prepare import prepare
 from pixelrec_jax.system.errors import UserError
 
 ITEMS = [f"i{number}" for number in range(20)]

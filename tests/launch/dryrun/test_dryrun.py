@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
-from pixelrec_jax.launch.dryrun.__main__ import TRAIN, dry_run, report, table
+from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run, report, table
 from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
 from pixelrec_jax.system.chips import chip_of
 from pixelrec_jax.system.config import load_config
@@ -72,7 +72,7 @@ def test_an_error_of_the_compiler_is_a_line_and_a_row(monkeypatch, tmp_path):
 
 
 def test_steps_of_an_epoch_need_no_times():
-    words = f"{ROOT}/configs/pixelrec.py:user=sasrec,dataset=custom"
+    words = "pixelrec:user=sasrec,dataset=custom"
     by_time, plain = (load_config(words + split) for split in (",split=global_time", ""))
     steps = programs.steps_per_epoch(plain, "pixel200k", 10)
     assert steps >= 400  # of 4,000 users
@@ -163,8 +163,8 @@ def test_official_datasets_have_their_counts(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "name", "message"),
     [
-        (f"dryrun --config=configs/pixelrec.py:{ID} --topology=v5e:2x4 --json=", "", "is a folder"),
-        ("dryrun.table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
+        (f"dryrun --config=pixelrec:{ID} --topology=v5e:2x4 --json=", "", "is a folder"),
+        ("dryrun_table --study=mf_pixel8m --results=", "/no/x", "there is no folder"),
     ],
 )
 def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, messa
 
 
 def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
-    config = f"{ROOT}/configs/pixelrec.py:user=mf,item=id,dataset=toy"
+    config = "pixelrec:user=mf,item=id,dataset=toy"
     command = [sys.executable, "-m", "pixelrec_jax.launch.dryrun", f"--config={config}"]
     command += [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
     command += ["--topology=v5p:2x2x1", f"--json={tmp_path}/out.json"]

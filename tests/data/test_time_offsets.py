@@ -13,7 +13,8 @@ from pixelrec_jax.data.pipeline import TrainBatches
 from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.split import build_split, leave_one_out
 from pixelrec_jax.data.tasks import TASKS
-from pixelrec_jax.data.time_units import UNITS, TimeOffsets
+from pixelrec_jax.data.time_offsets import TimeOffsets
+from pixelrec_jax.data.time_units import UNITS
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.users.sasrec import SASRec

@@ -1,0 +1,78 @@
+"""What programs of others call: trainings by name, and trained models as values."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pixelrec_jax import recommender
+from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.recommender import Recommender
+from pixelrec_jax.runs.checkpoint import best_variables
+from pixelrec_jax.runs.run_folder import read_config
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.config import load_config
+from pixelrec_jax.training import train as training
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with what it was trained on.
+
+    Attributes:
+      config: of the run.
+      step: of the best checkpoint.
+      model: the recommender, a Flax module.
+      variables: of that checkpoint, by Flax collection, for `model.apply`.
+      dataset: the interactions, with the ids of items and users.
+    """
+
+    config: ConfigDict
+    step: int
+    model: Recommender
+    variables: dict[str, Any]
+    dataset: Interactions
+
+
+def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any]:
+    """Trains and evaluates, continuing what the workdir holds; returns what result.json holds.
+
+    Args:
+      config: of `load_config`, or its name, as in "pixelrec:user=sasrec,item=id,dataset=toy".
+      workdir: folder of the run, or a URL.
+
+    Raises:
+      UserError: wrong input.
+    """
+    config = load_config(config) if isinstance(config, str) else config
+    return training.train_and_evaluate(config, storage.path(workdir))
+
+
+def evaluate(workdir: str | Path) -> dict[str, Any]:
+    """Ranks the test split with the best checkpoint of a run; returns what result.json holds.
+
+    Raises:
+      UserError: the folder holds no run, or one that was not evaluated yet.
+    """
+    workdir = storage.path(workdir)
+    return training.evaluate(read_config(workdir), workdir)
+
+
+def load_run(workdir: str | Path, *, dataset: str | Path | None = None) -> Run:
+    """Returns the model of a run, from its best checkpoint.
+
+    Args:
+      workdir: folder of the run, or a URL.
+      dataset: where its dataset lies now; default where it was in training.
+
+    Raises:
+      UserError: the folder holds no run, or one that was not evaluated yet; or the dataset is gone.
+    """
+    workdir = storage.path(workdir)
+    config = read_config(workdir)
+    known = interactions.load(config.dataset.path if dataset is None else dataset)
+    model = recommender.build(config, num_items=known.num_items, num_users=known.num_users)
+    step, variables = best_variables(workdir, config)
+    return Run(config, step, model, variables, known)

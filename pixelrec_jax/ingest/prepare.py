@@ -1,0 +1,295 @@
+"""Makes a prepared dataset: interactions CSV + images -> one directory.
+
+Order of work: repeats, then users below `min_interactions`, then `sample`, which tells the items
+whose images are needed; those images are checked; if missing="drop" removes items,
+`min_interactions` is applied once more.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pixelrec_jax.data.images import FOLDER, ROWS
+from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
+from pixelrec_jax.data.time_units import OTHER
+from pixelrec_jax.ingest import columns, missing_images, official, selection, shards
+from pixelrec_jax.ingest import item_info as information
+from pixelrec_jax.ingest import options as choices
+from pixelrec_jax.ingest.columns import Table
+from pixelrec_jax.ingest.sources import ImageSource, open_source
+from pixelrec_jax.system import errors
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import LOCK, digest, locked, sync
+
+
+def prepare(
+    interactions: str | Path,
+    images: str | Path | None,
+    out: str | Path,
+    *,
+    item_info: str | Path | None = None,
+    min_interactions: int = 0,
+    sample: str = "",
+    seed: int = 0,
+    missing: str = "error",
+    store: str = "original",
+    image_size: int | None = None,
+    repeats: str = "keep",
+    timestamp_unit: str = "auto",
+) -> dict[str, Any]:
+    """Writes the prepared dataset `out` and returns its manifest.
+
+    Everything is built in `<out>.partial` and renamed at the end, so `out` appears complete or not
+    at all. An interrupted run leaves there the images that it has finished, which the next run
+    takes up. Without `images` the dataset is for ids only. `item_info` is a CSV of what is known of
+    items. `image_size` is of resized images, by default 224. `timestamp_unit` says what timestamps
+    count, "order" that they only order interactions; "auto" recognises those that count from 1970.
+
+    Raises `UserError` for wrong input, an `out` that is not empty, and a full disk; images that
+    stop the run are listed in `<out>.missing_images.csv`.
+    """
+    if image_size is None and store == "resized":
+        image_size = choices.IMAGE_SIZE
+    options = {
+        "min_interactions": min_interactions,
+        "sample": sample,
+        "seed": seed,
+        "missing": missing,
+        "store": store,
+        "image_size": image_size,
+        "repeats": repeats,
+        "timestamp_unit": timestamp_unit,
+    }
+    _check_options(options)
+    source, out = Path(interactions), Path(os.path.realpath(out))
+    _check_free(out)
+    info = None if item_info is None else information.read_csv(Path(item_info))
+    with ExitStack() as stack:
+        pictures = None
+        if images is not None:
+            pictures = stack.enter_context(closing(open_source(Path(images))))
+        work = stack.enter_context(_partial(out))
+        table = columns.read_csv(source)
+        sha256 = digest(source)
+        facts = {
+            "file": source.name,
+            "sha256": sha256,
+            "official": official.recognise(source.name, table.counts, sha256),
+            "repeats": columns.count_repeats(table),
+        }
+        if timestamp_unit == "auto":
+            timestamp_unit = columns.recognise_unit(table.timestamps)
+        dropped: selection.Dropped = {}
+        table = selection.select(table, options, dropped)
+        stored = None
+        if pictures is None:
+            shutil.rmtree(work / FOLDER, ignore_errors=True)
+        else:
+            table, stored = _write_images(work, out, pictures, table, options, dropped)
+        columns.write_columns(table, work)
+        if info is not None:
+            facts["with_item_info"] = information.write(info, table.item_ids, work)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "counts": table.counts,
+            "timestamp_unit": timestamp_unit,
+            "source": {**facts, "options": options, "dropped": dropped},
+            "images": stored,
+            "files": _seal(work),
+        }
+        with (work / MANIFEST).open("w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1, ensure_ascii=False)
+        sync(work / MANIFEST)
+        sync(work)
+        _publish(work, out)
+    return manifest
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """Yields the folder that becomes `out`; afterwards it stays only if it has images."""
+    work = out.with_name(f"{out.name}.partial")
+    if work.exists() and not (work / LOCK).exists():
+        raise UserError(f"{work} is needed for what is not finished yet, but holds something else")
+    busy = f"another process is preparing --out={out}; wait for it or choose another folder"
+    with locked(work, option="out", busy=busy):
+        try:
+            for path in work.iterdir():  # what an interrupted run has left
+                if path.name not in (FOLDER, LOCK):
+                    path.unlink()
+            yield work
+        except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
+            if message := _disk_failure(error, out, work):
+                raise UserError(message) from error
+            raise
+        finally:  # Also on Ctrl-C. After the rename there is nothing left to remove.
+            if not shards.sidecars(work / FOLDER):
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(work: Path, out: Path) -> None:
+    """Renames the finished folder and removes what only an unfinished one needs."""
+    try:
+        work.rename(out)  # Replaces an empty folder.
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(
+                f"--out={out} was filled by something else in the meantime; remove it and start "
+                "again, which takes seconds for the images"
+            ) from None
+        raise
+    for path in (out / LOCK, *shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
+        path.unlink(missing_ok=True)
+    sync(out.parent)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name, known in choices.CHOICES.items():
+        if options[name] not in known:
+            hint = errors.nearest(str(options[name]), known)
+            raise UserError(f"--{name}={options[name]} is not an option{hint}")
+    if options["min_interactions"] < 0:
+        raise UserError(f"--min_interactions={options['min_interactions']} must be 0 or more")
+    selection.parse(options["sample"])
+    if options["seed"] < 0:
+        raise UserError(f"--seed={options['seed']} must be 0 or more")
+    resized, size = options["store"] == "resized", options["image_size"]
+    if size is not None and not resized:
+        raise UserError(
+            f"--image_size={size} is of --store=resized; files that are stored as "
+            "they are get their size in training, by --config.item.image_size"
+        )
+    if resized and not 1 <= size <= 4096:
+        raise UserError(f"--image_size={size} must be between 1 and 4096")
+
+
+def _check_free(out: Path) -> None:
+    try:
+        occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot look into --out={out}: {error.strerror}") from None
+    if occupied:
+        raise UserError(f"--out={out} exists and is not empty; remove it or choose another folder")
+
+
+def _write_images(
+    work: Path,
+    out: Path,
+    source: ImageSource,
+    table: Table,
+    options: dict[str, Any],
+    dropped: selection.Dropped,
+) -> tuple[Table, dict[str, Any]]:
+    """Writes the images of all items; returns the table of the items kept and the facts."""
+    missing, size = options["missing"], options["image_size"]
+    ids = table.item_ids.to_list()
+    reasons = shards.write_shards(work / FOLDER, source, ids, size=size)
+    rows = np.arange(len(ids), dtype=np.int32)
+    if reasons:
+        report = work / "missing_images.csv"
+        if missing == "error":
+            report = missing_images.of_failure(out)
+        missing_images.write(report, ids, reasons)
+        if missing == "error":
+            raise UserError(
+                f"{missing_images.describe(ids, reasons)}; all are listed in {report}; add the "
+                "images, or use --missing=drop or --missing=placeholder; shards of images that are "
+                "complete are not read again"
+            )
+        if len(reasons) == len(ids):
+            raise UserError(f"all {len(ids):,} items are without an image; is --images right?")
+        rows[list(reasons)] = -1
+    if reasons and missing == "drop":
+        table = selection.drop(table, (rows >= 0)[table.items], "missing_images", dropped)
+        table = selection.drop_rare_users(table, selection.least_interactions(options), dropped)
+        row_of = dict(zip(ids, rows, strict=True))
+        rows = np.array([row_of[item_id] for item_id in table.item_ids], np.int32)
+    np.save(work / ROWS, rows)
+    return table, {
+        "store": options["store"],
+        "size": size,
+        "count": len(rows),
+        "placeholders": [ids[i] for i in sorted(reasons)] if missing == "placeholder" else [],
+    }
+
+
+def _seal(work: Path) -> dict[str, dict[str, Any]]:
+    """Forces all files to the disk and returns their hashes and sizes."""
+    files = {}
+    for path in sorted(work.iterdir()):
+        if path.is_dir():
+            for name, file in shards.digests(path).items():
+                files[f"{path.name}/{name}"] = file
+        elif path.name != LOCK:
+            files[path.name] = {"sha256": digest(path), "bytes": path.stat().st_size}
+        sync(path)
+    return files
+
+
+def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
+    """Says in one line what the disk refused; None if the error is a bug of ours."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(error):  # ArrayRecord and polars have no errno.
+        kept = f"; the next run goes on with the images in {work}"
+        return (
+            f"no space left on the disk of {out.parent}; --out={out} was not created; free some, "
+            f"and start again{kept if shards.sidecars(work / FOLDER) else ''}"
+        )
+    return f"cannot write {str(out)!r}: {error}" if isinstance(error, OSError) else None
+
+
+def summary(manifest: dict[str, Any], out: str) -> str:
+    """Returns what a manifest says, a line for each figure."""
+    counts, source = manifest["counts"], manifest["source"]
+    lines = [
+        f"Prepared {source['file']} in {out}",
+        f"  users         {counts['users']:>13,}",
+        f"  items         {counts['items']:>13,}",
+        f"  interactions  {counts['interactions']:>13,}   "
+        f"{counts['interactions'] / counts['users']:.1f} per user",
+        f"  timestamps    {manifest['timestamp_unit']:>13}{_how_known(manifest)}",
+    ]
+    if stored := manifest["images"]:
+        files = manifest["files"].items()
+        size = sum(file["bytes"] for name, file in files if name.startswith(FOLDER)) / 1e6
+        kind = (
+            f"resized to {stored['size']} x {stored['size']}" if stored["size"] else "as they were"
+        )
+        lines.append(f"  images        {stored['count']:>13,}   {kind}, {size:,.0f} MB")
+        if count := len(stored["placeholders"]):
+            lines.append(f"  grey images   {count:>13,}   see missing_images.csv")
+    if "with_item_info" in source:
+        lines.append(
+            f"  described     {source['with_item_info']:>13,}   items, in {information.FILE}"
+        )
+    minimum = selection.least_interactions(source["options"])
+    reasons = {
+        "repeats": "repeats of a user with an item",
+        "missing_images": "items without an image",
+        "min_interactions": f"users below {minimum} interactions",
+        "sample": f"outside of --sample={source['options']['sample']}",
+    }
+    for why, lost in source["dropped"].items():
+        if parts := ", ".join(f"{count:,} {name}" for name, count in lost.items() if count):
+            lines.append(f"  dropped {parts}: {reasons[why]}")
+    if source["repeats"] and source["options"]["repeats"] == "keep":
+        lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
+    if source["official"]:
+        lines.append(f"  {source['official']}")
+    return "\n".join(lines)
+
+
+def _how_known(manifest: dict[str, Any]) -> str:
+    if manifest["source"]["options"]["timestamp_unit"] != "auto":
+        return ""
+    if manifest["timestamp_unit"] == OTHER:
+        return "   unit not recognised; models of time need --timestamp_unit"
+    return "   since 1970, as recognised"

@@ -1,0 +1,56 @@
+"""Fetches the images that a list of URLs names, as <item_id>.jpg, .png or .webp.
+
+pixelrec fetch_images --urls=FILE.csv --out=DIR
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from pixelrec_jax.ingest.web import Fetcher, Limits
+from pixelrec_jax.system import errors, storage
+
+
+def _define_flags() -> None:
+    limits = Limits()
+    flags.DEFINE_string("urls", None, "CSV: item_id,url", required=True)
+    flags.DEFINE_string("out", None, "folder of the images", required=True)
+    flags.DEFINE_integer(
+        "concurrency", limits.concurrency, "requests at once", lower_bound=1, upper_bound=512
+    )
+    flags.DEFINE_float("rate", limits.rate, "requests a second to each host", lower_bound=0.01)
+    flags.DEFINE_integer("retries", limits.retries, "further tries", lower_bound=0, upper_bound=20)
+    flags.DEFINE_float("timeout", limits.timeout, "seconds of one request", lower_bound=0.1)
+    flags.DEFINE_integer("max_bytes", limits.max_bytes, "of an image file", lower_bound=1)
+    flags.DEFINE_list(
+        "allow_hosts", [], "your own servers: hosts that may have private addresses and any port"
+    )
+
+
+def main(_: Sequence[str]) -> None:
+    """Fetches the images that the flags name and prints how many."""
+    import warnings
+
+    from PIL import Image
+
+    from pixelrec_jax.ingest.fetch_images import fetch
+
+    values = flags.FLAGS
+    storage.local_only(values.out, "out", written=True)
+    # An oversized image is listed with its name; Pillow's warning has no name.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    limits = Limits(
+        concurrency=values.concurrency,
+        rate=values.rate,
+        retries=values.retries,
+        timeout=values.timeout,
+        max_bytes=values.max_bytes,
+        allow_hosts=frozenset(host.strip().lower() for host in values.allow_hosts),
+    )
+    counts = fetch(values.urls, values.out, Fetcher(limits))
+    print(f"{counts['fetched']:,} images fetched to {values.out}, {counts['there']:,} were there")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    errors.run(main)

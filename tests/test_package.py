@@ -1,0 +1,128 @@
+"""The package as others get it: what is in its wheel, and that it works outside the repository."""
+
+import os
+import pkgutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+import pixelrec_jax
+from pixelrec_jax.data.types import Items
+from pixelrec_jax.system.errors import UserError
+from tests.tiny import ROOT, tiny_config
+
+# Where the parts of the package lie in the repository.
+_FOLDERS = {
+    "pixelrec_jax": "pixelrec_jax",
+    "configs": "pixelrec_jax.configs",
+    "launch": "pixelrec_jax.launch",
+}
+
+
+def _files():
+    """Yields (package, file) of all parts of the package."""
+    for top, package in _FOLDERS.items():
+        for path in (ROOT / top).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                inside = path.parent.relative_to(ROOT / top).parts
+                yield ".".join((package, *inside)), path
+
+
+def test_every_folder_with_code_is_listed_as_a_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    with_code = {package for package, path in _files() if path.suffix == ".py"}
+    assert sorted(settings["packages"]) == sorted(with_code)
+
+
+def test_the_wheel_holds_every_file_and_nothing_beside_the_package(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == {f"{package.replace('.', '/')}/{path.name}" for package, path in _files()}
+
+
+def _run(installed, folder, *argv):
+    return subprocess.run(
+        argv,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_installed_package_works_in_any_folder(installed, tmp_path):
+    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {
+        "bin",
+        "pixelrec_jax",
+    }
+    command = str(installed / "bin" / "pixelrec")
+    for arguments in (
+        ["--help"],
+        ["toy", "--out=raw", "--users=40", "--items=100", "--image_size=16"],
+        ["prepare", "--interactions=raw/interactions.csv", "--images=raw/images", "--out=data"],
+        ["analyze", "data"],
+    ):
+        process = _run(installed, tmp_path, command, *arguments)
+        assert process.returncode == 0, process.stderr
+    program = "import pixelrec_jax; print(pixelrec_jax.__file__); "
+    program += "print(pixelrec_jax.load_config('pixelrec:user=mf,dataset=toy').user.name)"
+    process = _run(installed, tmp_path, sys.executable, "-c", program)
+    assert process.stdout.split() == [f"{installed}/pixelrec_jax/__init__.py", "mf"]
+    words = "--config=pixelrec:user=mf,item=id,dataset=toy"
+    process = _run(installed, tmp_path, command, "train", words, "--workdir=run")
+    assert process.stderr.startswith("error: 'data/toy' is not a prepared dataset")
+
+
+def test_importing_the_package_is_quick():
+    program = "import sys, pixelrec_jax; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert not {b"jax", b"numpy", b"absl"} & set(done.stdout.split())
+
+
+def test_public_names_are_documented_and_are_not_modules():
+    modules = {module.name for module in pkgutil.iter_modules(pixelrec_jax.__path__)}
+    modules |= {package.split(".")[1] for package in _FOLDERS.values() if "." in package}
+    public = set(pixelrec_jax.__all__) - {"__version__"}
+    assert not public & modules
+    for name in public:
+        assert getattr(pixelrec_jax, name).__doc__
+        assert name in pixelrec_jax.__doc__
+        assert name in dir(pixelrec_jax)
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        _ = pixelrec_jax.trian
+
+
+def test_a_run_is_trained_evaluated_and_loaded(toy_dataset, tmp_path):
+    config = tiny_config("user=sasrec,item=id,dataset=toy", toy_dataset)
+    config.train.epochs = 1
+    result = pixelrec_jax.train(config, tmp_path / "run")
+    assert pixelrec_jax.evaluate(tmp_path / "run") == result
+    run = pixelrec_jax.load_run(str(tmp_path / "run"))
+    assert isinstance(run, pixelrec_jax.Run)
+    assert run.step == result["best_step"]
+    assert run.config.to_dict()["user"] == config.to_dict()["user"]
+    assert (run.dataset.num_users, run.dataset.num_items) == (61, 101)
+    ids = np.arange(run.dataset.num_items, dtype=np.int32)[None]
+    vectors = run.model.apply(run.variables, Items(id=ids), method="encode_items")
+    assert vectors.shape == (1, run.dataset.num_items, config.width)
+    assert len({*map(float, jax.device_get(vectors[0, 1:, 0]))}) == 100  # items differ
+    elsewhere = toy_dataset.parent / "moved"
+    elsewhere.symlink_to(toy_dataset)
+    moved = pixelrec_jax.load_run(tmp_path / "run", dataset=elsewhere)
+    assert moved.dataset.directory == elsewhere
+
+
+def test_a_config_may_be_given_by_its_name(tmp_path):
+    words = "user=sasrec,item=id,dataset=custom"
+    with pytest.raises(UserError, match="'data/custom' is not a prepared dataset"):
+        pixelrec_jax.train(f"pixelrec:{words}", tmp_path)
+    shipped = pixelrec_jax.load_config(f"pixelrec:{words}")
+    own = tmp_path / "own.py"
+    own.write_text((ROOT / "configs" / "pixelrec.py").read_text())
+    assert pixelrec_jax.load_config(f"{own}:{words}").to_dict() == shipped.to_dict()
+    assert pixelrec_jax.load_config("pixelrec").user.name
