@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from pixelrec_jax.configs import pixelrec
@@ -16,6 +16,7 @@ from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.resnet import ResNet
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
+from pixelrec_jax.parallel.tables import COLLECTION
 from pixelrec_jax.recommender import build, trainable_filter
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
@@ -220,6 +221,35 @@ def test_a_padded_history_is_like_a_short_one(user):
 
     expected = scores(cut, short)
     np.testing.assert_allclose(scores(this.variables, padded), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_tiny_encoders")
+@pytest.mark.parametrize(
+    ("user", "item"),
+    [
+        (user, item)
+        for user, encoder in USER_ENCODERS.items()
+        for item in ("id", "id+features")
+        if item in items_of(user) and not encoder.uses_graph
+    ],
+)
+def test_rows_that_a_model_declares_are_those_it_reads(user, item):
+    this = case(user, item)
+    lookups = this.model.embedding_lookups(items=this.batch.items, user=this.batch.user)
+    params = flatten_dict(this.variables["params"])
+    assert set(lookups) == {path for path in params if path[-1] == "table"}
+    rows = {path: params[path][lookup.ids] for path, lookup in lookups.items()}
+
+    def result(rows):
+        variables = {**this.variables, COLLECTION: unflatten_dict(rows)}
+        return this.model.apply(variables, this.batch, train=False)
+
+    expected = this.model.apply(this.variables, this.batch, train=False)
+    jax.tree.map(np.testing.assert_array_equal, result(rows), expected)
+    for path in rows:
+        others = result({**rows, path: params[path][lookups[path].ids - 1]})
+        same = (np.array_equal(*pair) for pair in zip(others, expected, strict=True))
+        assert not all(same), path
 
 
 @pytest.mark.usefixtures("_tiny_encoders")

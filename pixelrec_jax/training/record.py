@@ -75,7 +75,7 @@ class StepRecord:
             raise diverged(f"the loss is {metrics['loss']} at step {step}")
         if step % self._log_every and values is None:
             return
-        metrics["loss"] = metrics.pop("mean_loss")
+        metrics = {**metrics, "loss": metrics.pop("mean_loss")}
         scalars = {f"train/{name}": value for name, value in metrics.items()} | (
             self._rates or self._speed.read()
         )
