@@ -27,9 +27,7 @@ from pixelrec_jax.launch.commands import (
 from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
 
-_ROOT = (
-    Path(__file__).resolve().parent.parent
-)  # of the clone, or the folder of the installed package
+_ROOT = Path(__file__).resolve().parent.parent  # the clone, or the installed package
 _CODE = "code.tar.gz"  # on the VMs
 _UNIT = "pixelrec"  # of systemd, on the VMs
 _EVERYWHERE = ("--node=all", "--worker=all")
