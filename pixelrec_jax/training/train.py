@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import PAD, Batch
-from pixelrec_jax.evaluation.recommendations import write_recommendations
+from pixelrec_jax.evaluation.recommendations import write_ranks, write_recommendations
 from pixelrec_jax.losses import bpr, only_first_row
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
@@ -23,6 +23,7 @@ from pixelrec_jax.parallel.preemption import stop_request
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
@@ -247,7 +248,11 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
 
 
 def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dict:
-    """Ranks the test split with the best checkpoint; writes result.json and recommendations."""
+    """Ranks the test split with the best checkpoint and writes what a finished run keeps.
+
+    Returns:
+      The content of result.json, in which nothing depends on the machine.
+    """
     if checkpoints.best is None:
         raise UserError(
             f"{workdir} holds no evaluated checkpoint yet; train with --mode=train first"
@@ -271,6 +276,8 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
     }
     if jax.process_index() == 0:
         write_recommendations(workdir, experiment.interactions, ranking)
+        write_ranks(workdir, experiment.split, ranking)
+        write_machine_record(workdir)
         write_json(workdir / "result.json", result)
     return result
 
