@@ -42,11 +42,12 @@ class StepRecord:
             peak=peaks.flops if peaks else None,
         )
         self._rates: dict[str, float] = {}  # up to an evaluation
+        self._latest = 0  # step of this process
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def put(self, step: int, metrics: dict[str, jax.Array], local: Batch, flops: float) -> None:
         """Takes what a dispatched step returns, this process's batch and the step's operations."""
-        self._pending = step, metrics
+        self._pending, self._latest = (step, metrics), step
         self._speed.count(local, flops)
         self._progress.step(step, step // self._steps_per_epoch)
 
@@ -88,6 +89,14 @@ class StepRecord:
         scalars |= self._goodput.scalars()
         if self._log:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})
+
+    def seconds_per_epoch(self) -> float | None:
+        """Returns how long training an epoch took, batches included; None without a step."""
+        if not self._latest:
+            return None
+        seconds = self._goodput.scalars()
+        trained = seconds["time/input"] + seconds["time/step"]
+        return trained * self._steps_per_epoch / self._latest
 
     def flush(self) -> None:
         """Brings all records to storage."""

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import Batch
-from pixelrec_jax.evaluation.recommendations import write_recommendations
+from pixelrec_jax.evaluation.recommendations import write_ranks, write_recommendations
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
@@ -26,6 +26,7 @@ from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unsha
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.goodput import Goodput
+from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.runs.profile import Profiler
 from pixelrec_jax.runs.progress import TrainingProgress, one_line
 from pixelrec_jax.runs.writers import check_writers
@@ -132,11 +133,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", metric=config.eval.monitor)
         )
+        seconds_per_epoch = None
         if config.train.epochs == 0 and checkpoints.latest is None:
             keep_untrained(experiment, checkpoints, workdir)
         else:
-            train(experiment, checkpoints, workdir)
-        return test(experiment, checkpoints, workdir)
+            seconds_per_epoch = train(experiment, checkpoints, workdir)
+        return test(experiment, checkpoints, workdir, seconds_per_epoch)
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
@@ -183,8 +185,12 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     checkpoints.wait()
 
 
-def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
-    """Runs the training loop from the latest checkpoint, or from the start, to its end."""
+def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> float | None:
+    """Runs the training loop from the latest checkpoint, or from the start, to its end.
+
+    Returns:
+      The seconds that an epoch took, evaluations aside; None if there was nothing left to do.
+    """
     config, batches = experiment.config, experiment.batches
     stopping = EarlyStopping(config.train.patience)
     if checkpoints.latest is None:
@@ -244,11 +250,22 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> No
             if stopping.stop:
                 progress.say(f"stopped early: no improvement in {stopping.since_best} evaluations")
                 break
+        seconds = record.seconds_per_epoch()
     checkpoints.wait()
+    return seconds
 
 
-def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dict:
-    """Ranks the test split with the best checkpoint; writes result.json and recommendations."""
+def test(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    seconds_per_epoch: float | None = None,
+) -> dict:
+    """Ranks the test split with the best checkpoint and writes what a finished run keeps.
+
+    Returns:
+      The content of result.json, in which nothing depends on the machine.
+    """
     if checkpoints.best is None:
         raise UserError(
             f"{workdir} holds no evaluated checkpoint yet; train with --mode=train first"
@@ -272,6 +289,8 @@ def test(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> dic
     }
     if jax.process_index() == 0:
         write_recommendations(workdir, experiment.interactions, ranking)
+        write_ranks(workdir, experiment.split, ranking)
+        write_machine_record(workdir, seconds_per_epoch)
         write_json(workdir / "result.json", result)
     return result
 

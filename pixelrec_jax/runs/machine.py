@@ -1,0 +1,77 @@
+"""What depends on the machine that a run was on, apart from its result."""
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import pixelrec_jax
+from pixelrec_jax.system.files import write_json
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_ROOT = Path(pixelrec_jax.__file__).resolve().parent.parent
+
+
+def write_machine_record(workdir: Path, seconds_per_epoch: float | None = None) -> None:
+    """Writes run.json: `machine_record` and the seconds of an epoch of training.
+
+    Without a time, as when a finished run is only evaluated again, an earlier record stays.
+    """
+    path = workdir / "run.json"
+    if seconds_per_epoch is None and path.exists():
+        return
+    write_json(path, {"seconds_per_epoch": seconds_per_epoch, **machine_record()})
+
+
+def machine_record() -> dict[str, Any]:
+    """Returns devices, peak memory of this process in bytes, versions and commit, as for JSON.
+
+    The memory of devices is that of the one that needed most, None where devices do not tell. The
+    commit is None where the code is not a clone, and ends in "-dirty" where files were changed.
+    """
+    device = jax.local_devices()[0]
+    return {
+        "devices": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "processes": jax.process_count(),
+        "peak_memory": {"host": _peak_of_host(), "device": _peak_of_devices()},
+        "versions": {
+            "python": platform.python_version(),
+            "pixelrec_jax": pixelrec_jax.__version__,
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "commit": code_commit(_ROOT),
+    }
+
+
+def code_commit(root: Path) -> str | None:
+    """Returns the commit of the clone at a folder, None if the folder is not the top of one."""
+    if not (root / ".git").exists():  # else git would look in the folders above
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    command.append("--exclude=*")  # tags
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):  # no git, or a folder that it does not trust
+        return None
+    return done.stdout.strip() or None
+
+
+def _peak_of_host() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def _peak_of_devices() -> int | None:
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max(
+        (x["peak_bytes_in_use"] for x in statistics if "peak_bytes_in_use" in x), default=None
+    )

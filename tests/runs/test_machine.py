@@ -1,0 +1,76 @@
+"""run.json: what depends on the machine."""
+
+import json
+import subprocess
+
+import jax
+import numpy
+import pytest
+
+from pixelrec_jax.runs.machine import code_commit, write_machine_record
+from tests.tiny import ROOT
+
+
+def test_the_record_tells_time_devices_memory_and_versions(tmp_path):
+    write_machine_record(tmp_path, 12.5)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["seconds_per_epoch"] == 12.5
+    assert record["devices"]["count"] == jax.device_count()
+    assert record["processes"] == 1
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["versions"]["numpy"] == numpy.__version__
+    # More than one loaded JAX takes and less than any machine has: the unit is right.
+    assert 2**26 < record["peak_memory"]["host"] < 2**44
+    assert record["commit"] == code_commit(ROOT)
+
+
+def test_a_mere_evaluation_leaves_the_record_of_the_training(tmp_path):
+    for seconds, expected in ((None, None), (3.0, 3.0), (None, 3.0), (4.0, 4.0)):
+        write_machine_record(tmp_path, seconds)
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["seconds_per_epoch"] == expected
+
+
+def test_the_commit_is_that_of_the_clone_and_says_whether_files_changed(tmp_path):
+    def git(*arguments):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", "-C", str(tmp_path), *name, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    code, installed = tmp_path / "code.py", tmp_path / "site-packages"
+    code.write_text("1")
+    installed.mkdir()
+    assert code_commit(tmp_path) is None
+    git("init", "--quiet")
+    git("add", "code.py")
+    git("commit", "--quiet", "--message=first")
+    git("tag", "--annotate", "--message=tag", "v1")
+    head = git("rev-parse", "HEAD")
+    assert code_commit(tmp_path) == head
+    assert code_commit(installed) is None  # in a clone, but not the clone's code
+    code.write_text("2")
+    assert code_commit(tmp_path) == f"{head}-dirty"
+
+
+def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    assert code_commit(tmp_path) is None  # damaged
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert code_commit(tmp_path) is None
+
+
+@pytest.mark.parametrize("peaks", [[5, 7], [5, None], [None, None]])
+def test_the_peak_of_devices_is_the_largest_that_they_tell(peaks, monkeypatch, tmp_path):
+    class Device:
+        platform, device_kind = "gpu", "H"
+
+        def __init__(self, peak):
+            self._peak = peak
+
+        def memory_stats(self):
+            return None if self._peak is None else {"peak_bytes_in_use": self._peak}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(peak) for peak in peaks])
+    write_machine_record(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["peak_memory"]["device"] == max((x for x in peaks if x), default=None)
