@@ -51,8 +51,8 @@ def test_every_architecture_has_a_tiny_sibling():
 @pytest.mark.parametrize(
     ("user", "item", "dataset"),
     [(user, items_of(user)[0], name) for user in pixelrec.USERS for name in pixelrec.DATASETS]
-    + [(user, "features", "own") for user in pixelrec.USERS if "features" in items_of(user)]
-    + [("sasrec", item, "own") for item in pixelrec.ITEMS],
+    + [(user, "features", "custom") for user in pixelrec.USERS if "features" in items_of(user)]
+    + [("sasrec", item, "custom") for item in pixelrec.ITEMS],
 )
 def test_every_config_builds(user, item, dataset):
     config = pixelrec.get_config(f"user={user},item={item},dataset={dataset}")
