@@ -93,7 +93,7 @@ def test_normalisation(name):
         ("trainable", "block_99", "unknown block 'block_99'"),
         ("trainable", "block_10,stem,blok_11", "unknown block 'blok_11'; did you mean 'block_11'"),
         ("trainable", "()", "give all, none, last:2 or names"),
-        ("strength", 0.5, "the config has no key 'item.strength'; known: "),
+        ("strength", 0.5, "the config has no key 'item.strength'; did you mean"),
         ("name", "clip_vit_b33", "unknown item encoder 'clip_vit_b33'.*clip_vit_b32"),
     ],
 )
