@@ -1,5 +1,6 @@
 """Our vision backbones beside a PyTorch module with the same weights."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -14,6 +15,7 @@ from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.pretrained import merge_collections, split_collections
 from pixelrec_jax.weights.files import read
 from pixelrec_jax.weights.mapping import WeightMapping, read_weights
+from tests import double
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:
@@ -96,6 +98,13 @@ class Backbone:
         shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image)
         tree = read_weights(tensors, mappings, merge_collections(shapes), origin="PyTorch")
         self.variables = split_collections(tree, shapes)
+
+    def in_float64(self, **options) -> "Backbone":
+        """The same backbone with other options, to compute with under the fixture `in_float64`."""
+        other = copy.copy(self)
+        other.backbone = double.module(self.backbone.clone(**options))
+        other.variables = double.cast(self.variables)
+        return other
 
     def __call__(self, image: np.ndarray) -> jax.Array:
         """The output in evaluation."""
