@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def pixel200k(config: ConfigDict) -> None:
-    """Pixel200K, the dataset of Tables 5 and 6, as prepared by pixelrec_jax.programs.prepare."""
+    """Pixel200K, the dataset of Tables 5 and 6, as `pixelrec prepare` prepares it."""
     _official(config, "pixel200k")
 
 
@@ -38,7 +38,7 @@ def custom(config: ConfigDict) -> None:
 
 
 def toy(config: ConfigDict) -> None:
-    """The generated toy catalogue (pixelrec_jax.ingest.toy), small enough to train in minutes."""
+    """The generated toy catalogue (`pixelrec toy`), small enough to train in minutes."""
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
     config.negatives.count = 2

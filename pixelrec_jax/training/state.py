@@ -82,6 +82,7 @@ def _init_variables(experiment: Experiment) -> dict:
         positive=slot[..., :1],
         negative=slot[..., :1, None],
         weight=jnp.zeros((1, 1, 1)),
+        time=slot if experiment.model.user_encoder.needs_time else None,
     )
     return dict(experiment.model.init(jax.random.key(config.seed), batch, train=False))
 

@@ -138,7 +138,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
             keep_untrained(experiment, checkpoints, workdir)
         else:
             seconds_per_epoch = train(experiment, checkpoints, workdir)
-        return test(experiment, checkpoints, workdir, seconds_per_epoch)
+        return finish(experiment, checkpoints, workdir, seconds_per_epoch)
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
@@ -151,7 +151,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     experiment = _build(config, workdir)
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:
-        return test(experiment, checkpoints, workdir)
+        return finish(experiment, checkpoints, workdir)
 
 
 def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> TrainState:
@@ -255,7 +255,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
     return seconds
 
 
-def test(
+def finish(
     experiment: Experiment,
     checkpoints: Checkpoints,
     workdir: Path,

@@ -52,7 +52,7 @@ def test_the_head_projects_tokens_and_averages_them_or_projects_a_pooled_vector(
         np.testing.assert_allclose(vectors[0, 1], project(pooled), rtol=1e-5, atol=1e-6)
 
 
-def test_more_dense_layers_lie_between_trunk_and_projection():
+def test_more_dense_layers_lie_between_backbone_and_projection():
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy")
     config.item.pool, config.item.dnn_layers = "mean", (24, 12)
     vectors, variables = _encode(config, _items())
@@ -93,7 +93,7 @@ def test_normalisation(name):
         ("trainable", "block_99", "unknown block 'block_99'"),
         ("trainable", "block_10,stem,blok_11", "unknown block 'blok_11'; did you mean 'block_11'"),
         ("trainable", "()", "give all, none, last:2 or names"),
-        ("strength", 0.5, "the config has no key 'item.strength'; known: "),
+        ("strength", 0.5, "the config has no key 'item.strength'; did you mean"),
         ("name", "clip_vit_b33", "unknown item encoder 'clip_vit_b33'.*clip_vit_b32"),
     ],
 )

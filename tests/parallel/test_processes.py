@@ -113,7 +113,11 @@ def _signalled(number, step):
 def _records(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        record["step"]: {name: x for name, x in record.items() if "per_second" not in name}
+        record["step"]: {
+            name: x
+            for name, x in record.items()
+            if not name.startswith("time/") and "_per_" not in name
+        }
         for record in records
     }
 

@@ -180,7 +180,7 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
         choose_encoder(interactions, item="vit_toy", workdir=None)
     with pytest.raises(UserError, match=r"the file 'missing\.py' does not exist"):
         choose_encoder(interactions, item="vit_toy", workdir=None, config="missing.py")
-    with pytest.raises(UserError, match="vit_toy offers tokens, cls, mean"):
+    with pytest.raises(UserError, match=r"item\.pool='max'; expected tokens, cls or mean"):
         _choose(interactions, "vit_toy", pool="max")
     with pytest.raises(UserError, match="--pool goes with --item"):
         choose_encoder(interactions, item=None, workdir="runs", changes={"pool": "cls"})

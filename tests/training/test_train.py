@@ -157,7 +157,7 @@ def _run(config, workdir):
     result = train.train_and_evaluate(config, workdir)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        for name in [n for n in record if n.endswith("_per_second")]:
+        for name in [n for n in record if n.startswith("time/") or "_per_" in n]:
             del record[name]
     experiment = build_experiment(config)
     with Checkpoints(workdir / "checkpoints", metric=config.eval.monitor) as checkpoints:

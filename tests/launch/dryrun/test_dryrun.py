@@ -168,8 +168,8 @@ def test_official_datasets_have_their_counts(monkeypatch):
     ],
 )
 def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, message, tmp_path):
-    module, *arguments = f"{options}{tmp_path}{name}".split()
-    command = [sys.executable, "-m", f"pixelrec_jax.launch.{module}", *arguments]
+    program, *arguments = f"{options}{tmp_path}{name}".split()
+    command = [sys.executable, "-m", "pixelrec_jax", program, *arguments]
     done = subprocesses.run(command, cwd=ROOT)
     assert done.returncode == 2
     (error,) = done.stderr.splitlines()
