@@ -145,7 +145,7 @@ def test_the_manifest_names_the_unit_that_was_given(place, unit):
     (place / "x.csv").write_text(HEADER + lines(("c", "a", 1_600_000_000 + n) for n in range(3)))
     manifest = run(place, timestamp_unit=unit)
     assert manifest["timestamp_unit"] == unit
-    assert f"timestamps    {unit:>13}\n" in program._summary(manifest, "out") + "\n"
+    assert f"timestamps    {unit:>13}\n" in program.summary(manifest, "out") + "\n"
     assert interactions.load(place / "out").manifest["timestamp_unit"] == unit
 
 
