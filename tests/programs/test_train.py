@@ -7,6 +7,7 @@ import sys
 import polars as pl
 import pytest
 
+from pixelrec_jax.configs.keys import meaning
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.runs import report
@@ -185,22 +186,13 @@ def test_metrics_log_drops_what_will_be_done_again(tmp_path):
 @pytest.mark.parametrize("from_workdir", [False, True])
 def test_describe_prints_the_config_and_stops(finished, toy_dataset, from_workdir):
     workdir, _ = finished
-    program = """
-import sys
-from types import SimpleNamespace
-sys.modules["pixelrec_jax.configs.keys"] = SimpleNamespace(meaning=str.upper)
-from pixelrec_jax.programs import train
-from pixelrec_jax.system import errors
-errors.run(train.main, parse_flags=train.parse_flags)
-"""
     given = f"--workdir={workdir}" if from_workdir else CONFIG
     override = [] if from_workdir else [f"--config.dataset.path={toy_dataset}"]
     files = sorted(workdir.rglob("*"))
-    argv = [sys.executable, "-c", program, "--mode=describe", given, *override]
-    done = subprocesses.run(argv, cwd=ROOT)
+    done = run("--mode=describe", given, *override)
     assert done.returncode == 0, done.stderr
     assert f"\nwidth = {16 if from_workdir else 64} " in done.stdout
-    assert "  # OPTIM.LR\n" in done.stdout
+    assert f"  # {meaning('optim.lr')}\n" in done.stdout
     assert "\nmodel: sasrec with item=id\n" in done.stdout
     assert sorted(workdir.rglob("*")) == files
 

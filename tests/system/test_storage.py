@@ -168,7 +168,7 @@ def test_what_cannot_be_reached_is_one_line(call, message, monkeypatch):
     [
         ("programs.prepare", ["--interactions=x.csv", "--out=gs://bucket/data"]),
         ("programs.prepare", ["--interactions=gs://bucket/x.csv", "--out=data"]),
-        ("ingest.toy", ["--out=gs://bucket/raw"]),
+        ("programs.toy", ["--out=gs://bucket/raw"]),
     ],
 )
 def test_programs_that_write_datasets_say_how_to_copy(module, options, tmp_path):

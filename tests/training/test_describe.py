@@ -1,10 +1,8 @@
 """What --mode=describe prints."""
 
-import sys
-from types import ModuleType
-
 import pytest
 
+from pixelrec_jax.configs.keys import meaning
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
@@ -14,13 +12,6 @@ from pixelrec_jax.training.state import count_parameters
 from tests.tiny import tiny_config
 
 
-@pytest.fixture(autouse=True)
-def _meanings(monkeypatch):
-    keys = ModuleType("keys")
-    keys.meaning = lambda key: f"the meaning of {key}"
-    monkeypatch.setitem(sys.modules, "pixelrec_jax.configs.keys", keys)
-
-
 @pytest.mark.parametrize("item", ["id", "vit_toy"])
 def test_every_key_has_its_value_and_meaning(toy_dataset, item):
     config = tiny_config(f"user=sasrec,item={item},dataset=toy", toy_dataset)
@@ -28,7 +19,7 @@ def test_every_key_has_its_value_and_meaning(toy_dataset, item):
     for key, value in flatten(config.to_dict()).items():
         (line,) = [x for x in lines if x.startswith(f"{key} = ")]
         assert line.startswith(f"{key} = {value!r} ")
-        assert line.endswith(f"  # the meaning of {key}")
+        assert line.endswith(f"  # {meaning(key)}")
 
 
 def test_the_model_and_the_training_have_their_sizes(toy_dataset):
