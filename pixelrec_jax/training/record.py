@@ -76,10 +76,9 @@ class StepRecord:
             raise diverged(f"the loss is {metrics['loss']} at step {step}")
         if step % self._log_every and values is None:
             return
-        metrics = {**metrics, "loss": metrics.pop("mean_loss")}
-        scalars = {f"train/{name}": value for name, value in metrics.items()} | (
-            self._rates or self._speed.read()
-        )
+        scalars = {"train/loss": metrics.pop("mean_loss")}
+        scalars |= {f"train/{name}": metrics[name] for name in metrics if name != "loss"}
+        scalars |= self._rates or self._speed.read()
         self._rates = {}
         self._progress.status(one_line(step, scalars))
         if values is not None:
