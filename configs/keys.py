@@ -157,13 +157,32 @@ def check_values(config: ConfigDict) -> None:
     Raises:
       UserError: a key is not known, or no run can work with a value.
     """
-    check_options(flatten(config.to_dict()), _options(config))
+    values = flatten(config.to_dict())
+    if missing := [key for key in flatten(KEYS) if key not in values]:
+        raise UserError(
+            f"the config lacks {', '.join(missing)}; it may come from another version: make it "
+            "anew with --config=pixelrec:words, in a new workdir"
+        )
+    check_options(values, _options(config))
+    _check_loss(config.loss)
     metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.eval.ks]
     if config.eval.monitor not in metrics:
         raise UserError(
             f"eval.monitor={config.eval.monitor!r}; expected one of {', '.join(metrics)}, as "
             f"eval.ks is {tuple(config.eval.ks)}"
         )
+
+
+def _check_loss(loss: ConfigDict) -> None:
+    """Raises `UserError` for an option of another loss: it would be ignored."""
+    from pixelrec_jax.losses import loss_options
+
+    for key in set(loss) - {"name", *loss_options(loss.name)}:
+        if loss[key] != KEYS["loss"][key].default:
+            raise UserError(
+                f"loss.{key}={loss[key]!r} is given, but loss.name={loss.name} does not take it; "
+                "leave it out or take the loss it belongs to"
+            )
 
 
 def _shared_options() -> dict[str, Option]:

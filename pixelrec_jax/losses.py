@@ -1,5 +1,6 @@
 """Training losses, in float32: functions of queries, item vectors and a batch."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ class Loss(Protocol):
           query: float32[G, B, T, D], one for every target.
           item: float32[G, U, E], the vectors of the batch's distinct items.
           batch: says by slots which items are positives and negatives.
-          **options: `config.loss` without its name.
+          **options: what the loss takes by keyword, keys of `config.loss`.
         """
 
 
@@ -76,13 +77,22 @@ def _only_first_row(batch: Batch) -> Batch:
 LOSSES: dict[str, Loss] = {"bpr": bpr}
 
 
+def loss_options(name: str) -> tuple[str, ...]:
+    """Returns the keys of `config.loss` that a registered loss takes, its keyword arguments.
+
+    Raises:
+      UserError: no loss has this name.
+    """
+    if name not in LOSSES:
+        raise UserError(f"unknown loss.name={name!r}{nearest(name, LOSSES)}")
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    return tuple(x.name for x in parameters if x.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
 def build_loss(loss: ConfigDict) -> Loss:
     """Returns the loss that `config.loss` names, with its options.
 
     Raises:
-      UserError: there is not one of this name.
+      UserError: no loss has this name.
     """
-    if loss.name not in LOSSES:
-        raise UserError(f"unknown loss.name={loss.name!r}{nearest(loss.name, LOSSES)}")
-    options = {key: value for key, value in loss.items() if key != "name"}
-    return partial(LOSSES[loss.name], **options)
+    return partial(LOSSES[loss.name], **{key: loss[key] for key in loss_options(loss.name)})

@@ -19,7 +19,7 @@ from jax.stages import Lowered
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions, load
-from pixelrec_jax.data.split import build_split
+from pixelrec_jax.data.split import leave_one_out
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.ingest.official import OFFICIAL
@@ -179,7 +179,7 @@ def images_per_step(experiment: Experiment) -> int:
 def steps_per_epoch(config: ConfigDict, dataset: str, batch_size: int) -> int:
     """Returns how many batches cover an official dataset, split leave-one-out: it has no times."""
     options = {key: value for key, value in config.task.items() if key != "name"}
-    split = build_split(official(dataset, with_items=False), settings=None)
+    split = leave_one_out(official(dataset, with_items=False))
     return -(-len(task_of(config)(split, **options)) // batch_size)
 
 

@@ -6,7 +6,8 @@ from typing import Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.tasks import Rows, Task
+from pixelrec_jax.data.rows import Rows
+from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.system.errors import UserError, nearest
 
 

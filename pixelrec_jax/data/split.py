@@ -122,13 +122,12 @@ SPLITS = {
 }
 
 
-def build_split(interactions: Interactions, settings: Mapping[str, Any] | None) -> Split:
-    """Returns the split that `config.dataset.split` describes; configs of old have none.
+def build_split(interactions: Interactions, settings: Mapping[str, Any]) -> Split:
+    """Returns the split that `config.dataset.split` describes.
 
     Raises:
       UserError: there is none of this name, it has other settings, or nobody has a target.
     """
-    settings = LEAVE_ONE_OUT if settings is None else settings
     name, options = settings["name"], {key: settings[key] for key in settings if key != "name"}
     if name not in SPLITS:
         raise UserError(f"unknown dataset.split.name={name!r}{nearest(name, SPLITS)}")

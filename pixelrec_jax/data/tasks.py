@@ -4,11 +4,12 @@ Everything is vectorised; a task is pickled to worker processes and called from 
 """
 
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.rows import Rows, rows_of_one_target
 from pixelrec_jax.data.split import Split
 from pixelrec_jax.data.windows import (
     Windows,
@@ -19,23 +20,6 @@ from pixelrec_jax.data.windows import (
 )
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.system.options import Number, Option
-
-
-class Rows(NamedTuple):
-    """Training rows in item ids.
-
-    user int32[B], history int32[B, L], positive int32[B, T] and weight float32[B, T] are those of
-    `data.types.Batch`; exclude int32[B, S] has the items that are not a negative of any target of
-    the row, 0 and repeats among them; event int64[B, L] the row of the interaction columns that
-    each place of a history stands for, -1 at padding.
-    """
-
-    user: np.ndarray
-    history: np.ndarray
-    positive: np.ndarray
-    weight: np.ndarray
-    exclude: np.ndarray
-    event: np.ndarray
 
 
 class Task(Protocol):
@@ -154,7 +138,7 @@ class Prefixes(_WindowTask):
         number, place = _locate(chosen, self._first_example)
         event = left_padded(self.windows.start[number], place + 2, self.size)
         prefix = read_items(self.split.interactions, event)
-        return _one_target(
+        return rows_of_one_target(
             self.windows.user[number],
             history=prefix[:, :-1],
             positive=prefix[:, -1],
@@ -180,7 +164,7 @@ class RestOfWindow(_WindowTask):
         # The other positions, oldest first: those before the target move one to the right.
         column = np.arange(1, self.size)
         others = column - (column <= np.arange(self.size)[:, None])
-        return _one_target(
+        return rows_of_one_target(
             np.repeat(self.windows.user[chosen], self.size),
             history=window[:, others].reshape(-1, self.size - 1),
             positive=window.reshape(-1),
@@ -252,7 +236,7 @@ class Pairs(_Task):
         column = np.arange(length.max())
         row = np.where(column < length[:, None], start[:, None] + column, start[:, None])
         positive = interactions.items[start + place]
-        return _one_target(
+        return rows_of_one_target(
             user.astype(np.int32),
             history=np.zeros((len(chosen), self.history_length), np.int32),
             positive=positive.astype(np.int32),
@@ -270,26 +254,6 @@ def _locate(chosen: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Returns the group of each example and its place there, for the result of `_first_of_each`."""
     group = np.searchsorted(first, chosen, side="right") - 1
     return group, chosen - first[group]
-
-
-def _one_target(
-    user: np.ndarray,
-    *,
-    history: np.ndarray,
-    positive: np.ndarray,
-    exclude: np.ndarray,
-    event: np.ndarray,
-) -> Rows:
-    """Rows with T = 1; a row without a target is padding."""
-    real = positive > 0
-    return Rows(
-        user=np.where(real, user, 0),
-        history=np.where(real[:, None], history, 0),
-        positive=positive[:, None],
-        weight=real[:, None].astype(np.float32),
-        exclude=exclude,
-        event=np.where(real[:, None], event, -1),
-    )
 
 
 TASKS: dict[str, type[Task]] = {

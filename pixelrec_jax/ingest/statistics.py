@@ -9,6 +9,8 @@ import polars as pl
 
 from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.time_units import UNITS
+from pixelrec_jax.ingest.columns import recognise_unit
 from pixelrec_jax.ingest.item_info import COUNTS
 
 _ROWS_PER_BLOCK = 8_000_000  # bounds the memory of counting, whatever the size of the dataset
@@ -113,7 +115,7 @@ def analyze(interactions: Interactions) -> Statistics:
             "share_of_top_10_percent": of_items.share_of_top(0.1),
             "gini": of_items.gini(),
         },
-        "timestamps": _timestamps(interactions.timestamps),
+        "timestamps": _timestamps(interactions),
         "item_information": None if info is None else _information(info, popularity),
         "session_length_histogram": of_users.histogram(),
         "popularity_histogram": of_items.histogram(),
@@ -121,16 +123,15 @@ def analyze(interactions: Interactions) -> Statistics:
     return Statistics(facts, of_users, of_items)
 
 
-def _timestamps(timestamps: np.ndarray) -> dict[str, Any]:
-    """Returns the range, with dates where it can only be seconds or milliseconds since 1970."""
+def _timestamps(interactions: Interactions) -> dict[str, Any]:
+    """Returns the unit and the range, with dates where the unit counts from 1970."""
+    unit, timestamps = interactions.manifest["timestamp_unit"], interactions.timestamps
     first, last = int(timestamps.min()), int(timestamps.max())
-    for unit in (1, 1000):
-        if 1e8 * unit <= first <= last < 1e11 * unit:  # 1973 to 5138
-            dates = [
-                datetime.datetime.fromtimestamp(t // unit, datetime.UTC) for t in (first, last)
-            ]
-            return {"first": first, "last": last, "dates": [date.isoformat() for date in dates]}
-    return {"first": first, "last": last, "dates": None}
+    dates = None
+    if unit in UNITS and unit == recognise_unit(timestamps):
+        seconds = (t * UNITS[unit] // UNITS["seconds"] for t in (first, last))
+        dates = [datetime.datetime.fromtimestamp(s, datetime.UTC).isoformat() for s in seconds]
+    return {"unit": unit, "first": first, "last": last, "dates": dates}
 
 
 def _information(info: pl.DataFrame, popularity: np.ndarray) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     top = _recommendations(workdir, users=users, seed=seed)
     settings = read_config(workdir).dataset
     dataset = interactions.load(settings.path)
-    split = build_split(dataset, settings.get("split"))
+    split = build_split(dataset, settings.split)
     names = top["user_id"].unique(maintain_order=True)
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
     places = [user_ids.index_of(name) for name in names]

@@ -93,7 +93,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
 
 
 def _split(result: dict) -> str:
-    settings = result.get("split", LEAVE_ONE_OUT)  # the only one of earlier versions
+    settings = result["split"]
     if settings == LEAVE_ONE_OUT:
         return ""
     options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")

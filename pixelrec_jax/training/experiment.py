@@ -100,7 +100,7 @@ def build_experiment(
     check_values(config)
     mesh = build_mesh(config.mesh, devices)
     interactions = load(config.dataset.path) if interactions is None else interactions
-    split = build_split(interactions, config.dataset.get("split"))
+    split = build_split(interactions, config.dataset.split)
     model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
     store = _open_store(config.item, interactions) if store is None else store
     optimizer = build_optimizer(config.optim, mesh)

@@ -15,7 +15,7 @@ def init_state(experiment: Experiment) -> TrainState:
     """
     config, template = experiment.config, state_template(experiment)
     given = None
-    if config.get("warm_start", {}).get("run"):  # configs of earlier versions have no such section
+    if config.warm_start.run:
         given = read_source(config, experiment.model, template.variables)
     elif config.item.get("weights"):
         backbone = read_backbone(config.item, backbone_variables(template.variables))

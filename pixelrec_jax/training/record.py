@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.runs.goodput import Goodput
@@ -13,6 +15,7 @@ from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.chips import peaks_of
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import Experiment
+from pixelrec_jax.training.state import TrainState
 
 
 class StepRecord:
@@ -73,7 +76,7 @@ class StepRecord:
         (step, metrics), self._pending = self._pending, None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(metrics["loss"]):
-            raise diverged(f"the loss is {metrics['loss']} at step {step}")
+            raise _diverged(f"the loss is {metrics['loss']} at step {step}")
         if step % self._log_every and values is None:
             return
         scalars = {"train/loss": metrics.pop("mean_loss")}
@@ -103,7 +106,21 @@ class StepRecord:
             self._log.flush()
 
 
-def diverged(problem: str) -> UserError:
+def check_finite(metrics: dict[str, jax.Array], state: TrainState, step: int) -> None:
+    """Raises `UserError` if the loss or a parameter of a step is NaN or infinite; waits for it."""
+    if not math.isfinite(loss := float(metrics["loss"])):
+        raise _diverged(f"the loss is {loss} at step {step}")
+    if not _all_finite((state.trainable, state.model_state)):
+        raise _diverged(f"a parameter is not finite after step {step}")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(finite))
+
+
+def _diverged(problem: str) -> UserError:
     """Returns the error of a training whose numbers are not finite."""
     return UserError(
         f"{problem}; lower optim.lr or set optim.clip_norm, in a new workdir (the checkpoints here "

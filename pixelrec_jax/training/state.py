@@ -98,7 +98,7 @@ def count_parameters(experiment: Experiment) -> tuple[int, int]:
 def state_template(experiment: Experiment) -> TrainState:
     """Returns the shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(lambda: create_state(experiment))
-    min_size = experiment.config.mesh.get("fsdp_min_size", 0)  # older configs lack it
+    min_size = experiment.config.mesh.fsdp_min_size
     shardings = infer_shardings(shapes, experiment.mesh, min_size=min_size)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -1,12 +1,10 @@
 """Joint training of item and user encoder: the step and the loop, top to bottom."""
 
 import json
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +34,7 @@ from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.optim import global_norm, learning_rates
-from pixelrec_jax.training.record import StepRecord, diverged
+from pixelrec_jax.training.record import StepRecord, check_finite
 from pixelrec_jax.training.state import TrainState, count_parameters, describe, state_template
 
 
@@ -171,10 +169,11 @@ def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> Trai
 
 def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
     """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
-    state, stopping = init_state(experiment), EarlyStopping(experiment.config.train.patience)
-    progress = TrainingProgress(start=0, total=0)
-    with in_first_process(run_folder.MetricsLog, workdir, continue_from=0) as log:
+    config = experiment.config
+    stopping, progress = EarlyStopping(config.train.patience), TrainingProgress(start=0, total=0)
+    with in_first_process(run_folder.MetricsLog, workdir, continue_from=0, config=config) as log:
         progress.say(describe(experiment, start=0))
+        state = init_state(experiment)
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
         progress.say("untrained: " + one_line(0, scalars, prefix="valid/"))
@@ -218,13 +217,13 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
     ):
         progress.say(describe(experiment, start))
         record = StepRecord(experiment, progress, log, goodput)
-        flops = StepFlops(experiment, make_train_step)
+        count_flops = StepFlops(experiment, make_train_step)
         for step, local in enumerate(goodput.waits(iterator), start=start + 1):
             with goodput.phase("step"), profiler.step(step):
                 batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
                 state, metrics = train_step(state, batch, experiment.resident)
                 record.fetch()  # metrics of the step before, while the devices work on this one
-                record.put(step, metrics, local, flops(batch))
+                record.put(step, metrics, local, count_flops(batch) if log else 0.0)
 
             interrupted = stop.applies_to(step)  # read once: it may change further down this step
             epoch, in_epoch = divmod(step, batches.steps_per_epoch)
@@ -233,7 +232,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             if not (evaluated or interrupted or step % config.train.checkpoint_every == 0):
                 continue
             values = None
-            _check_finite(metrics, state, step)
+            check_finite(metrics, state, step)
             if evaluated:
                 with record.evaluation():
                     values = _validate(experiment, state, stopping)
@@ -335,17 +334,3 @@ def _metadata(experiment: Experiment, stopping: EarlyStopping, *, next_batch: in
         "next_batch": next_batch,
         "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},
     }
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(finite))
-
-
-def _check_finite(metrics: dict[str, jax.Array], state: TrainState, step: int) -> None:
-    """Raises `UserError` if the loss or a parameter of a step is NaN or infinite; waits for it."""
-    if not math.isfinite(loss := float(metrics["loss"])):
-        raise diverged(f"the loss is {loss} at step {step}")
-    if not _all_finite((state.trainable, state.model_state)):
-        raise diverged(f"a parameter is not finite after step {step}")

@@ -11,7 +11,7 @@ from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.negatives import Uniform
 from pixelrec_jax.data.pipeline import TrainBatches
 from pixelrec_jax.data.queries import ranking_queries
-from pixelrec_jax.data.split import build_split, leave_one_out
+from pixelrec_jax.data.split import leave_one_out
 from pixelrec_jax.data.tasks import TASKS
 from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.time_units import UNITS
@@ -189,7 +189,7 @@ def test_queries_carry_times_when_asked():
 def test_offsets_travel_to_workers_as_a_path(toy_dataset):
     interactions = load(toy_dataset)
     assert interactions.manifest["timestamp_unit"] == "seconds"
-    offsets = TimeOffsets(build_split(interactions, None).interactions, "days")
+    offsets = TimeOffsets(leave_one_out(interactions).interactions, "days")
     travelled = pickle.dumps(offsets)
     assert len(travelled) < 1000
     event = np.arange(6)[None]

@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pixelrec_jax.ingest.statistics import Distribution
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
 from tests.described import describe
+from tests.tiny import interactions_of
 
 
 def run(*arguments):
@@ -87,10 +89,29 @@ def test_quantiles_are_those_of_numpy(numbers):
         assert distribution.gini() == pytest.approx(0)
 
 
-def test_dates_are_told_only_where_the_unit_is_plain():
-    for unit, dates in ((1, "2020-09-13"), (1000, "2020-09-13"), (10**6, None), (0, None)):
-        facts = measured._timestamps(np.array([1_600_000_000, 1_600_000_001]) * unit)
-        assert (facts["dates"] or [None])[0] == (dates and "2020-09-13T12:26:40+00:00")
+@pytest.mark.parametrize(
+    ("unit", "first", "has_dates"),
+    [
+        ("seconds", 1_600_000_000, True),
+        ("milliseconds", 1_600_000_000_000, True),
+        ("seconds", 17, False),  # does not count from 1970
+        ("days", 18_518, False),
+        ("other", 1_600_000_000, False),
+        ("order", 0, False),
+    ],
+)
+def test_dates_are_told_where_the_unit_of_the_manifest_counts_from_1970(unit, first, has_dates):
+    dataset = interactions_of([np.array([1, 2])], 3)
+    dataset = replace(
+        dataset,
+        timestamps=np.array([first, first + 1]),
+        manifest={**dataset.manifest, "timestamp_unit": unit},
+    )
+    facts = measured._timestamps(dataset)
+    assert (facts["unit"], facts["first"], facts["last"]) == (unit, first, first + 1)
+    assert bool(facts["dates"]) == has_dates
+    if has_dates:
+        assert facts["dates"][0] == "2020-09-13T12:26:40+00:00"
 
 
 def test_one_dataset_is_analysed_into_its_folder(described):

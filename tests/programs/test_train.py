@@ -108,9 +108,6 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
         (tmp_path / "result.json").write_text(json.dumps(other))
         with pytest.raises(UserError, match="different data, or with other splits"):
             report.table([workdir, tmp_path])
-    del result["split"]  # as earlier versions wrote it
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    assert str(tmp_path) in report.table([workdir, tmp_path])
 
 
 @pytest.mark.parametrize(

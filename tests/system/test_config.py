@@ -138,6 +138,15 @@ def test_an_unknown_key_is_one_line_with_the_nearest(key, message):
         meaning(key)
 
 
+@pytest.mark.parametrize("key", ["mesh.fsdp_min_size", "warm_start.run", "seed"])
+def test_a_config_of_another_version_is_one_line(key):
+    config = pixelrec.get_config("user=sasrec,item=id").unlock()
+    section, _, name = key.rpartition(".")
+    del (config[section] if section else config)[name]
+    with pytest.raises(UserError, match=f"the config lacks {key}; .* in a new workdir"):
+        check_values(config)
+
+
 @pytest.mark.parametrize("user", USER_ENCODERS)
 @pytest.mark.parametrize("item", ITEM_ENCODERS)
 def test_a_user_encoder_takes_the_items_that_it_declares(user, item):

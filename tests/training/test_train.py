@@ -329,16 +329,6 @@ def test_a_split_by_time_ranks_those_who_have_a_past_and_a_target(toy_dataset, t
     assert train.evaluate(config, tmp_path) == result
 
 
-def test_runs_of_versions_without_a_choice_of_splits_go_on(toy_dataset, tmp_path):
-    config = _config(MODELS[0], toy_dataset, epochs=1)
-    del config.dataset.split
-    result = train.train_and_evaluate(config, tmp_path)
-    assert train.evaluate(run_folder.read_config(tmp_path), tmp_path) == result
-    config = _config(MODELS[0], toy_dataset, epochs=1)
-    with pytest.raises(UserError, match=r"dataset.split.name=None there, 'leave_one_out' given"):
-        train.evaluate(config, tmp_path)
-
-
 def test_no_epochs_evaluate_the_initial_state_from_which_training_may_go_on(toy_dataset, tmp_path):
     config = _config(MODELS[0], toy_dataset, epochs=0)
     untrained = train.train_and_evaluate(config, tmp_path / "zero")
