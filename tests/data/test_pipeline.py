@@ -11,9 +11,9 @@ from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.negatives import Uniform, build_negatives
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
 from pixelrec_jax.data.queries import ranking_queries
+from pixelrec_jax.data.rows import Rows
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.split import leave_one_out, training_counts
-from pixelrec_jax.data.rows import Rows
 from pixelrec_jax.data.tasks import TASKS, NextItem, Pairs
 from pixelrec_jax.data.windows import read_items, training_windows, window_events
 from pixelrec_jax.system.errors import UserError
