@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -39,7 +39,7 @@ _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 
 @contextmanager
-def joined(address: str, resume_hint: Callable[[], str]) -> Iterator[None]:
+def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
     """Joins this process to the others of its run, for the time of a with statement.
 
     An error of one process ends all of them with its message, and so does the loss of a process,

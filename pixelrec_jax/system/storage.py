@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def cache() -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Generator[None]:
     """Creates a folder of the cache and waits until no other process of this machine is in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors(url: str | Path, *, missing: str) -> Iterator[None]:
+def _one_line_errors(url: str | Path, *, missing: str) -> Generator[None]:
     try:
         yield
     except UserError:
