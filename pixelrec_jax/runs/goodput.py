@@ -72,12 +72,12 @@ class Goodput:
         self._compiled.clear()
         return previous
 
-    def _on_event(self, event: str, seconds: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         if not event.startswith(_COMPILATION) or threading.get_ident() != self._thread:
             return
         # One function is traced while another one is: the event of the outer holds the inner's.
         end = time.perf_counter()
-        start = max(end - seconds, self._since)
+        start = max(end - duration_secs, self._since)
         while self._compiled and self._compiled[-1][0] >= start:
             inner = self._compiled.pop()
             self._move(inner[0] - inner[1])

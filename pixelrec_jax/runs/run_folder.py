@@ -103,9 +103,10 @@ class MetricsLog:
         Args: `config.log.writers` names writers beside TensorBoard.
         """
         self._workdir, self._folder = workdir, workdir
-        self._spool = self._flushed = None
+        self._spool: TemporaryDirectory | None = None
+        self._flushed = time.monotonic()
         if storage.is_remote(workdir):  # whose objects cannot be appended to
-            self._spool, self._flushed = TemporaryDirectory(), time.monotonic()
+            self._spool = TemporaryDirectory()
             self._folder = Path(self._spool.name)
         self.kept, self.dropped, lines = {}, {}, []
         earlier = workdir / "metrics.jsonl"

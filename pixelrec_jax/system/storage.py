@@ -11,7 +11,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pixelrec_jax.system.errors import TransientError, UserError, reason
 
@@ -64,7 +64,8 @@ def path(name: str | Path) -> Path:
     )
     with _one_line_errors(url, missing=missing):
         filesystem(url).info(bucket)
-    return epath.Path(url)
+    # Not a pathlib.Path by its classes, but by its methods, all that is used of it.
+    return cast(Path, epath.Path(url))
 
 
 def check_protocol(name: str | Path) -> None:
