@@ -6,7 +6,7 @@ PIXELREC = $(VENV)/bin/pixelrec
 # Compiled programs are kept here, which makes the second run of anything start faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test test-numerics lint format clean
+.PHONY: demo test test-numerics lint types format clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -28,9 +28,19 @@ ISA ?= SSE4_2
 test-numerics: $(VENV)/installed-test
 	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(RUN) pytest -n 2 -m numerical
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-test types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The checker finds modules by their folders alone, so it reads a copy with configs/ and launch/ inside
+# pixelrec_jax/, as the wheel has them.
+TYPES = .cache/types
+types: $(VENV)/installed-test
+	rm -rf $(TYPES)
+	mkdir -p $(TYPES)
+	cp -r pixelrec_jax benchmarks pyproject.toml $(TYPES)
+	cp -r configs launch $(TYPES)/pixelrec_jax
+	$(VENV)/bin/ty check --project $(TYPES) --python $(VENV) --output-format concise
 
 format: $(VENV)/installed-test
 	$(VENV)/bin/ruff check --fix .

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ from rich.table import Table
 from benchmarks.timing import seconds_per_call
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.vision import VISION_ENCODERS
-from pixelrec_jax.recommender import build, trainable_filter
+from pixelrec_jax.recommender import Recommender, build, trainable_filter
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError, nearest
@@ -80,7 +81,7 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
     trained, frozen = partition.partition(variables["params"], trainable_filter(model))
 
     def forward(variables: dict, items: Items) -> jax.Array:
-        return model.apply(variables, items, method="encode_items")
+        return nn.apply(Recommender.encode_items, model)(variables, items)
 
     def training(trained: dict, frozen: dict, items: Items) -> Any:
         def loss(trained: dict) -> tuple[jax.Array, Any]:
@@ -111,8 +112,10 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
     for which, (function, arguments) in passes.items():
         compiled = function.lower(*arguments).compile()
         seconds = seconds_per_call(lambda c=compiled, a=arguments: c(*a), calls, warmup=1)
-        memory = compiled.memory_analysis()
-        row[f"{which} GFLOP"] = compiled.cost_analysis()["flops"] / batch / 1e9
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        assert memory is not None, "CPUs, GPUs and TPUs tell it"
+        assert cost is not None, "CPUs, GPUs and TPUs tell it"
+        row[f"{which} GFLOP"] = cost["flops"] / batch / 1e9
         row[f"{which} images/s"] = batch / seconds
         row[f"{which} MiB"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
     return row

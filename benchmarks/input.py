@@ -78,7 +78,8 @@ def open_batches(data: Path) -> TrainBatches:
 
 def stages(batches: TrainBatches) -> dict[str, float]:
     """Returns seconds an image takes in one thread, by stage."""
-    store: ImageStore = batches.store
+    store = batches.store
+    assert isinstance(store, ImageStore), "its model looks at images"
     seconds = dict.fromkeys(("read", "decode"), 0.0)
     ids = np.arange(1, store.num_items + 1)
     store.load(ids)  # the files are in memory now
@@ -86,6 +87,7 @@ def stages(batches: TrainBatches) -> dict[str, float]:
         start = time.perf_counter()
         record = store.record(item)
         middle = time.perf_counter()
+        assert record is not None, "every item has an image"
         store.pixels(record)
         seconds["read"] += middle - start
         seconds["decode"] += time.perf_counter() - middle
@@ -160,9 +162,9 @@ def main(_: Sequence[str]) -> None:
             one.add_row(kind, *(f"{1e6 * x:.0f}" for x in parts.values()), f"{1 / total:,.0f}")
             for workers, threads in itertools.product(_WORKERS.value, _THREADS.value):
                 setting = batches, workers, threads
-                rate, _ = loop(*setting, 0.0)
+                rate = loop(*setting, 0.0)[0]
                 step = 2 * distinct(batches[0]) / rate
-                _, waiting = loop(*setting, step)
+                waiting = loop(*setting, step)[1]
                 many.add_row(
                     kind, str(workers), str(threads), f"{rate:,.0f}", f"{100 * waiting:.1f}"
                 )

@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 
-from pixelrec_jax.data.images import decode
+from pixelrec_jax.data.images import decode, resize
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.runs import vision_encoder
@@ -98,7 +99,11 @@ def read_photos(source: ImageSource, item_ids: Sequence[str], size: int) -> np.n
     photos = []
     for item_id in item_ids:
         try:
-            photos.append(decode(source.read(item_id), size))
+            photo = source.read(item_id)
+            if isinstance(photo, bytes):
+                photos.append(decode(photo, size))
+            else:  # of an LMDB, which holds pixels
+                photos.append(resize(Image.fromarray(photo), size))
         except ValueError as error:
             raise UserError(f"photo of {item_id!r}: {error}; repair or remove it") from None
     return np.stack(photos)
@@ -116,7 +121,7 @@ def _define_flags() -> None:
 def main(_: Sequence[str]) -> None:
     """Prints one JSON line for trained weights, random weights and small photos."""
     values = flags.FLAGS
-    item = vision_encoder.settings(_CONFIG, values.item)
+    item = vision_encoder.settings(str(_CONFIG), values.item)
     item.normalisation = "checkpoint"
     trained = item.weights if values.weights is None else values.weights
     source = open_source(Path(values.images))

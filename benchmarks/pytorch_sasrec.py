@@ -78,7 +78,9 @@ class SASRec(nn.Module):
         x = self.drop(self.LayerNorm(item + self.position_embedding.weight))
         visible = torch.tril((mask != 0)[:, None, None].expand(-1, 1, LENGTH, -1))
         visible = torch.where(visible, 0.0, -1e9)
-        for layer in self.trm_encoder["layer"]:
+        layers = self.trm_encoder["layer"]
+        assert isinstance(layers, nn.ModuleList)
+        for layer in layers:
             x = layer(x, visible)
         return x
 

@@ -18,7 +18,7 @@ tests/golden holds and tests/test_golden.py asks of our model. Needs requirement
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -126,7 +126,7 @@ def _reference(users: int, items: int) -> Any:
 
 
 @contextmanager
-def _process(build: Callable[[], Any]) -> Iterator[Callable[..., Any]]:
+def _process(build: Callable[[], Any]) -> Generator[Callable[..., Any]]:
     """Yields a function that calls methods, by name, of what is built in another process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()

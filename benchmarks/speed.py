@@ -78,7 +78,7 @@ def measure(item: str) -> dict[str, float]:
         ).evaluator
         seconds = seconds_per_call(lambda: few.encode_catalog(variables), 2, warmup=1)
         result["catalog_images_per_second"] = _ENCODE.value / seconds
-        evaluator.encode_catalog = lambda _: jax.jit(
+        evaluator.encode_catalog = lambda variables: jax.jit(
             lambda: jax.random.normal(
                 jax.random.key(0),
                 (evaluator.source.num_shards, evaluator.source.rows_per_shard, config.width),

@@ -57,8 +57,8 @@ def run(command: Command) -> int:
     print(f"+ {shlex.join(command.argv)}", file=sys.stderr, flush=True)
     try:
         # Without text to read it has the terminal, so that gcloud and ssh can ask.
-        text = {"input": command.stdin, "text": True} if command.stdin else {}
-        return subprocess.run(command.argv, check=False, **text).returncode
+        text = command.stdin or None
+        return subprocess.run(command.argv, check=False, input=text, text=True).returncode
     except FileNotFoundError:
         raise UserError(
             f"{command.argv[0]} is not installed on this machine, or not in PATH; install it, or "

@@ -29,7 +29,7 @@ def train(command: Command) -> int:
     """
     # Of a process group of its own: Ctrl-C reaches this process alone, which passes it on.
     process = subprocess.Popen(command.argv, process_group=0)
-    sent = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
+    sent: dict[int, signal.Signals] = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         sent[signal.SIGHUP] = signal.SIGTERM
     before = {

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ Score = Callable[[jax.Array, jax.Array], jax.Array]
 class Loss(Protocol):
     """What training minimises."""
 
-    def __call__(
-        self, score: Score, query: jax.Array, item: jax.Array, batch: Batch, **options: Any
-    ) -> jax.Array:
+    def __call__(self, score: Score, query: jax.Array, item: jax.Array, batch: Batch) -> jax.Array:
         """Returns the loss float32[] of a global batch.
 
         Args:
@@ -28,7 +26,6 @@ class Loss(Protocol):
           query: float32[G, B, T, D], one for every target.
           item: float32[G, U, E], the vectors of the batch's distinct items.
           batch: says by slots which items are positives and negatives.
-          **options: what the loss takes by keyword, keys of `config.loss`.
         """
 
 
@@ -74,7 +71,8 @@ def _only_first_row(batch: Batch) -> Batch:
     )
 
 
-LOSSES: dict[str, Loss] = {"bpr": bpr}
+# A `Loss` each, with options by name beside its arguments.
+LOSSES: dict[str, Callable[..., jax.Array]] = {"bpr": bpr}
 
 
 def loss_options(name: str) -> tuple[str, ...]:

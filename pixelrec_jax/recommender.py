@@ -47,7 +47,7 @@ class Recommender(nn.Module):
         """Returns which rows of which tables items [G, U] and users [...] read."""
         if self.user_encoder.uses_graph:
             return {}  # every row may reach any other
-        found = {}
+        found: dict[tuple[str, ...], EmbeddingLookup] = {}
         path = id_table(self.item_encoder)
         if items is not None and path is not None:
             # The slots of a shard are distinct items; shards may share some.

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.split import leave_one_out
-from pixelrec_jax.data.tasks import task_of
+from pixelrec_jax.data.tasks import build_task
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.items import uses_features, uses_pixels
@@ -73,7 +73,7 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
         raise UserError(f"--num_slices={slices}; expected 1 or more")
     # Everything but the compiler is the CPU's, even where there are TPUs.
     jax.config.update("jax_platforms", "cpu")
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if set(topology.partition(":")[2].split("x")) == {"1"}:  # a part of a host
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
@@ -178,9 +178,8 @@ def images_per_step(experiment: Experiment) -> int:
 
 def steps_per_epoch(config: ConfigDict, dataset: str, batch_size: int) -> int:
     """Returns how many batches cover an official dataset, split leave-one-out: it has no times."""
-    options = {key: value for key, value in config.task.items() if key != "name"}
     split = leave_one_out(official(dataset, with_items=False))
-    return -(-len(task_of(config)(split, **options)) // batch_size)
+    return -(-len(build_task(config, split)) // batch_size)
 
 
 def random_items(rng: np.random.Generator, count: int, items: int) -> np.ndarray:

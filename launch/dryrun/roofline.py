@@ -16,7 +16,7 @@ of the vector unit, whose peak is not published, are not in it: what runs is slo
 """
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,7 +61,7 @@ class Cost:
     @property
     def bound_by(self) -> str:
         """What takes longest."""
-        return max(self.times, key=self.times.get)
+        return max(self.times, key=self.times.__getitem__)
 
     @property
     def mfu(self) -> float:
@@ -107,8 +107,12 @@ def compile_and_count(
       CompilerError: the compiler failed.
     """
     compiled = _compile(lowered)
-    program, analysis = Program(compiled.as_text()), compiled.cost_analysis()
+    text, analysis = compiled.as_text(), compiled.cost_analysis()
     memory = compiled.memory_analysis()
+    assert text is not None, "the compiler of TPUs tells it"
+    assert analysis is not None, "the compiler of TPUs tells it"
+    assert memory is not None, "the compiler of TPUs tells it"
+    program = Program(text)
     collectives = program.collectives(chips=len(coordinates), slices=slices)
     inside = [x for x in collectives if x.group is not None]
     across = [x for x in collectives if x.group is None]
@@ -154,13 +158,14 @@ def _compile(lowered: Lowered) -> Compiled:
 
 
 def _ici_seconds(collective: Collective, chip: Chip, coordinates: Sequence[Sequence[int]]) -> float:
+    assert collective.group is not None, "a collective inside a slice has its places"
     axes = spanned_axes([coordinates[place] for place in collective.group])
     # Two devices of one chip span none; they are connected better than neighbours.
     return collective.bytes / (chip.ici * max(axes, 1) / chip.axes)
 
 
 def _by_kind(collectives: Sequence[Collective]) -> dict[str, float]:
-    total = Counter()
+    total: dict[str, float] = defaultdict(float)
     for collective in collectives:
         total[collective.kind] += collective.bytes
     return dict(total)

@@ -35,7 +35,9 @@ class Case(NamedTuple):
     @property
     def item(self) -> str:
         """Its item encoder."""
-        return re.search(r"item=(\w+)", self.words)[1]
+        found = re.search(r"item=(\w+)", self.words)
+        assert found is not None, f"a setting names an item encoder, {self.words!r} does not"
+        return found[1]
 
     def config(self) -> ConfigDict:
         """Loads the config."""

@@ -29,7 +29,7 @@ def locate(name: str, directory: Path) -> Path:
     url = copies.origin(directory)
     if not storage.is_remote(name):
         within = url is not None and not Path(name).is_absolute()
-        name = f"{url}/{name}" if within else directory / name
+        name = f"{url}/{name}" if within else str(directory / name)
     return storage.local_file(name, beside=".json")
 
 
@@ -100,7 +100,7 @@ class FeatureStore:
         matrix = self._matrix
         content = hashlib.sha256(str((matrix.shape, matrix.dtype)).encode())
         for row in matrix[:: -(-matrix.nbytes // _BYTES_IN_FINGERPRINT)]:
-            content.update(np.ascontiguousarray(row))
+            content.update(np.ascontiguousarray(row).data)
         return content.hexdigest()
 
     def load(self, ids: np.ndarray) -> np.ndarray:

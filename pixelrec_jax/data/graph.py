@@ -7,8 +7,7 @@ from pixelrec_jax.data.split import Split
 from pixelrec_jax.data.types import Array
 
 
-@struct.dataclass
-class Graph:
+class Graph(struct.PyTreeNode):
     """Edges between users and items, each pair once, in order of users.
 
     Attributes:
@@ -23,8 +22,7 @@ class Graph:
     item_degree: Array
 
 
-@struct.dataclass
-class Resident:
+class Resident(struct.PyTreeNode):
     """Arrays that live on the devices beside the state; steps and evaluations are given them once.
 
     Attributes:

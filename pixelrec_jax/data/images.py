@@ -40,7 +40,8 @@ def decode(image: bytes, size: int | None) -> np.ndarray:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             width, height = opened.size
             # Pillow itself only warns up to twice its limit.
-            too_large = width * height > Image.MAX_IMAGE_PIXELS
+            limit = Image.MAX_IMAGE_PIXELS
+            too_large = limit is not None and width * height > limit
             rgb = None if too_large else _to_8_bits(opened).convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("empty file" if not image else "not a JPEG, PNG or WEBP image") from None

@@ -5,11 +5,11 @@ from flax import struct
 
 from pixelrec_jax.data.split import Holdout, Split
 from pixelrec_jax.data.time_offsets import TimeOffsets
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.data.windows import left_padded, read_items
 
 
-@struct.dataclass
-class Queries:
+class Queries(struct.PyTreeNode):
     """Users to rank the catalogue for.
 
     Attributes:
@@ -18,11 +18,11 @@ class Queries:
       time: int32[Q, L], see `data.types.History`, None unless asked for.
     """
 
-    user: np.ndarray
-    history: np.ndarray
-    seen: np.ndarray
-    target: np.ndarray
-    time: np.ndarray | None = None
+    user: Array
+    history: Array
+    seen: Array
+    target: Array
+    time: Array | None = None
 
 
 def ranking_queries(

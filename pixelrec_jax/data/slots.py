@@ -22,7 +22,7 @@ def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarr
     order = np.argsort(ids, axis=1, kind="stable")
     ordered = np.take_along_axis(ids, order, axis=1)
     is_new = np.diff(ordered, axis=1, prepend=ordered[:, :1]) > 0
-    rank = np.cumsum(is_new, axis=1)
+    rank = np.cumsum(is_new, axis=1, dtype=np.intp)
     slots = np.empty_like(ids)
     np.put_along_axis(slots, order, rank.astype(ids.dtype), axis=1)
     used = int(rank[:, -1].max()) + 1

@@ -3,7 +3,7 @@
 Everything is vectorised over users, of whom there may be tens of millions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,7 +116,7 @@ def global_time(interactions: Interactions, *, valid_from: float, test_from: flo
 
 
 # The functions that split, and the settings of each.
-SPLITS = {
+SPLITS: dict[str, tuple[Callable[..., Split], tuple[str, ...]]] = {
     "leave_one_out": (leave_one_out, ()),
     "global_time": (global_time, ("valid_from", "test_from")),
 }

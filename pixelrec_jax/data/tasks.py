@@ -4,7 +4,7 @@ Everything is vectorised; a task is pickled to worker processes and called from 
 """
 
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -34,14 +34,20 @@ class Task(Protocol):
     """
 
     split: Split
-    rows_per_example: int
-    masks: bool
+    masks: ClassVar[bool]
     options: ClassVar[dict[str, Option]]
+
+    @property
+    def rows_per_example(self) -> int:
+        """See above."""
+        ...
 
     @property
     def most_excluded(self) -> int:
         """See above."""
         ...
+
+    def __init__(self, split: Split, **options: Any) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -58,7 +64,7 @@ class _Task:
     """What most tasks have in common."""
 
     rows_per_example = 1
-    masks = False
+    masks: ClassVar[bool] = False
     options: ClassVar[dict[str, Option]] = {}
 
     def __getstate__(self) -> dict:
@@ -179,7 +185,7 @@ class Cloze(_WindowTask):
     As in the reference, items are masked independently, perhaps none of a window.
     """
 
-    masks = True
+    masks: ClassVar[bool] = True
     options: ClassVar[dict[str, Option]] = {
         "mask_ratio": Option("probability that an item is masked", Number(above=0, below=1)),
     }
@@ -263,6 +269,16 @@ TASKS: dict[str, type[Task]] = {
     "cloze": Cloze,
     "pairs": Pairs,
 }
+
+
+def build_task(config: ConfigDict, split: Split) -> Task:
+    """Returns the task that `config.task` describes, of the training data of a split.
+
+    Raises:
+      UserError: there is none of that name, or nothing to train on.
+    """
+    options = {key: value for key, value in config.task.items() if key != "name"}
+    return task_of(config)(split, **options)
 
 
 def task_of(config: ConfigDict) -> type[Task]:

@@ -18,8 +18,7 @@ Array = jax.Array | Any  # numpy arrays on the host, jax arrays on the device
 PAD = 0  # the item index, the user index and the slot that stand for "nothing here"
 
 
-@struct.dataclass
-class Items:
+class Items(struct.PyTreeNode):
     """The distinct items of each shard; a position in the second axis is a slot, slot 0 is PAD.
 
     Attributes:
@@ -37,8 +36,7 @@ class Items:
     weight: Array | None = None
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """One training batch; histories, positives and negatives are slots into `items`, not ids.
 
     Attributes:
@@ -60,8 +58,7 @@ class Batch:
     time: Array | None = None
 
 
-@struct.dataclass
-class History:
+class History(struct.PyTreeNode):
     """What a user encoder reads.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
@@ -49,7 +50,7 @@ class CatalogEncoder:
 
         def encode_items(variables: dict, items: Items) -> jax.Array:
             variables = with_rows(variables, model.embedding_lookups(items=items), mesh)
-            return model.apply(variables, items, method="encode_items")
+            return nn.apply(Recommender.encode_items, model)(variables, items)
 
         def encode(variables: dict, catalog: jax.Array, items: Items, start: jax.Array):
             vector = encode_items(variables, items)
@@ -77,6 +78,7 @@ class CatalogEncoder:
                 if catalog is None:
                     catalog = self._empty(variables, items)
                 catalog = self._encode(variables, catalog, items, step * source.chunk)
+        assert catalog is not None, "a catalogue has a chunk, for it has the padding item"
         return catalog
 
     def shape(self, variables: dict) -> jax.ShapeDtypeStruct:

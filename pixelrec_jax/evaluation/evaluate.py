@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,8 +85,8 @@ class Evaluator:
                 time=queries.time,
             )
             variables = with_rows(variables, model.embedding_lookups(user=queries.user), mesh)
-            query = model.apply(variables, history, method="encode_users")[:, -1]
-            score = partial(model.apply, {}, method="score")
+            query = nn.apply(Recommender.encode_users, model)(variables, history)[:, -1]
+            score = partial(nn.apply(Recommender.score, model), {})
             return self._top_and_rank(score, query, catalog, queries.seen, queries.target)
 
         def rank_by_counts(counts: jax.Array, seen, target):

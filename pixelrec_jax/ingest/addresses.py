@@ -77,10 +77,10 @@ async def resolve(host: str, port: int) -> list[str]:
         raise RefusedError(f"{host} does not resolve") from None
     except UnicodeError:
         raise RefusedError(f"{host} is not a host name") from None
-    return list(dict.fromkeys(address[0] for *_, address in found))
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-class PublicNetwork(httpcore2.AnyIOBackend):
+class PublicNetwork(httpcore2.AsyncNetworkBackend):
     """Opens connections to public addresses and to the hosts in `allowed`, and to nothing else.
 
     A name is resolved here, all its addresses are checked, and the connection is made to one of
@@ -91,6 +91,9 @@ class PublicNetwork(httpcore2.AnyIOBackend):
     def __init__(self, *, allowed: Collection[str] = (), resolver: Resolver = resolve):
         self._allowed = frozenset(allowed)
         self._resolver = resolver
+        network = httpcore2.AnyIOBackend()
+        assert isinstance(network, httpcore2.AsyncNetworkBackend), "httpx2 installs anyio"
+        self._network = network
 
     async def connect_tcp(
         self,
@@ -109,9 +112,13 @@ class PublicNetwork(httpcore2.AnyIOBackend):
         failure: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in found:
             try:
-                return await super().connect_tcp(
+                return await self._network.connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits, before a connection is tried again."""
+        await self._network.sleep(seconds)

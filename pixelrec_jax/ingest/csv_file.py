@@ -1,6 +1,6 @@
 """CSV files of users, unread, and what can be wrong with them in one line each."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ scan = partial(pl.scan_csv, infer_schema=False, glob=False)
 
 
 @contextmanager
-def one_line_errors(path: Path, what: str) -> Iterator[None]:
+def one_line_errors(path: Path, what: str) -> Generator[None]:
     """Raises `UserError` for a file that is missing, unreadable, empty or malformed."""
     try:
         if not path.exists():

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,11 @@ class GoogleDrive:
             found = self._gdown.download_folder(
                 id=source.drive_id, skip_download=True, quiet=True, use_cookies=False, timeout=60
             )
-        return [(file.id, file.path) for file in found]
+        files = []
+        for file in found:
+            assert not isinstance(file, str), "gdown gives names only of what it downloads"
+            files.append((file.id, file.path))
+        return files
 
     def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
         """Downloads a file, or the rest of it, to folder/path and returns its place.
@@ -113,10 +117,11 @@ class GoogleDrive:
                 retries=self._retries,
                 progress=check_space,
             )
+        assert isinstance(written, str), "gdown gives back the kind of output it was given"
         return Path(written)
 
     @contextlib.contextmanager
-    def _one_line(self, what: str, url: str) -> Iterator[None]:
+    def _one_line(self, what: str, url: str) -> Generator[None]:
         try:
             yield
         except self._failures as error:

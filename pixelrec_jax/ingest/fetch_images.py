@@ -135,6 +135,7 @@ def _save(body: bytes, out: Path, item_id: str) -> None:
     """Writes an image under the suffix of its real format; `ValueError` if it is none."""
     images.decode(body, None)  # all of it: headers and types are what a server claims
     with Image.open(io.BytesIO(body), formats=images.FORMATS) as opened:
+        assert opened.format is not None, "an opened file has a format"
         suffix = _SUFFIXES[opened.format]
     with files.replaced_file(out / f"{item_id}{suffix}") as temporary:
         temporary.write_bytes(body)

@@ -100,11 +100,16 @@ def _session_length(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
     for name, dataset in datasets.items():
         lengths = dataset.session_length
         share = lengths.counts / lengths.counts.sum()
-        style = {"histtype": "stepfilled", "alpha": 0.6}
-        if len(datasets) > 1:  # colours that lie on each other would mix
-            style = {"histtype": "step", "linewidth": 1.4}
         label = f"{name} (longest {lengths.values[-1]:,})"
-        axes.hist(lengths.values, bins=edges, weights=share, label=label, **style)
+        bins = edges.tolist()
+        if len(datasets) > 1:  # colours that lie on each other would mix
+            axes.hist(
+                lengths.values, bins, weights=share, label=label, histtype="step", linewidth=1.4
+            )
+        else:
+            axes.hist(
+                lengths.values, bins, weights=share, label=label, histtype="stepfilled", alpha=0.6
+            )
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set(
         xlabel=f"interactions of the user, in bins of {width} (at most 1 % of users have more)",

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def prepare(
 
 
 @contextmanager
-def _partial(out: Path) -> Iterator[Path]:
+def _partial(out: Path) -> Generator[Path]:
     """Yields the folder that becomes `out`; afterwards it stays only if it has images."""
     work = out.with_name(f"{out.name}.partial")
     if work.exists() and not (work / LOCK).exists():

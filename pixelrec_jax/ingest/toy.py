@@ -48,14 +48,14 @@ Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # Folded to one edge, from the tip (1.1, 0) to the notch at radius 0.5 between two tips.
     half = math.pi / 5
-    fold = half - abs(np.mod(np.arctan2(x, -y), 2 * half) - half)
+    fold = half - np.abs(np.mod(np.arctan2(x, -y), 2 * half) - half)
     normal_x, normal_y = 0.5 * math.sin(half), 1.1 - 0.5 * math.cos(half)
     ahead = np.hypot(x, y) * (np.cos(fold) * normal_x + np.sin(fold) * normal_y) - 1.1 * normal_x
     return ahead / math.hypot(normal_x, normal_y)
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = abs(x) * 0.6, 0.55 - y * 0.6
+    x, y = np.abs(x) * 0.6, 0.55 - y * 0.6
     lobe = np.hypot(x - 0.25, y - 0.75) - math.sqrt(0.125)
     side = np.maximum(x + y, 0) / 2
     tip = np.minimum(np.hypot(x, y - 1), np.hypot(x - side, y - side)) * np.sign(x - y)
@@ -65,11 +65,13 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 # Signed distances, negative inside, of shapes of radius about one around the origin.
 SHAPES: dict[str, Field] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.95,
-    "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.82,
-    "triangle": lambda x, y: np.maximum(abs(x) * math.sqrt(0.75) - y / 2, y) - 0.55,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.82,
+    "triangle": lambda x, y: np.maximum(np.abs(x) * math.sqrt(0.75) - y / 2, y) - 0.55,
     "star": _star,
-    "ring": lambda x, y: abs(np.hypot(x, y) - 0.75) - 0.23,
-    "cross": lambda x, y: np.minimum(abs(x), abs(y)).clip(np.maximum(abs(x), abs(y)) - 0.65) - 0.3,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.23,
+    "cross": lambda x, y: (
+        np.minimum(np.abs(x), np.abs(y)).clip(np.maximum(np.abs(x), np.abs(y)) - 0.65) - 0.3
+    ),
     "heart": _heart,
     "moon": lambda x, y: np.maximum(np.hypot(x, y) - 1, 0.82 - np.hypot(x - 0.55, y + 0.15)),
 }
@@ -82,7 +84,8 @@ TEXTURES: dict[str, Field] = {
     "waves": lambda x, y: np.sin(math.tau * (y + 0.3 * np.sin(math.pi * x))),
     "rings": lambda x, y: np.sin(math.tau * np.hypot(x, y)),
 }
-ATTRIBUTES = {"palette": PALETTES, "paint": PAINTS, "shape": SHAPES, "texture": TEXTURES}
+FIELDS: dict[str, dict[str, Field]] = {"shape": SHAPES, "texture": TEXTURES}
+ATTRIBUTES = {"palette": PALETTES, "paint": PAINTS, **FIELDS}
 # What a category prefers, in the order of ATTRIBUTES.
 CATEGORIES = {
     "music": ("indigo violet", "lemon sky", "circle ring moon", "waves rings"),
@@ -186,7 +189,7 @@ def draw_interactions(rng: np.random.Generator, catalog: pl.DataFrame, users: in
     item = {column: catalog[column].to_numpy() for column in catalog.columns}
     match = {kind: MATCH[kind] * np.eye(len(known)) for kind, known in ATTRIBUTES.items()}
     circle = len(PALETTES)
-    gap = abs(np.arange(circle) - np.arange(circle * GRID)[:, None] / GRID)
+    gap = np.abs(np.arange(circle) - np.arange(circle * GRID)[:, None] / GRID)
     gap = np.minimum(gap, circle - gap)  # [circle * GRID, circle]
     match["palette"] = MATCH["palette"] * np.exp(-((gap / PALETTE_WIDTH) ** 2) / 2)
 
@@ -249,7 +252,7 @@ def draw_covers(rng: np.random.Generator, catalog: pl.DataFrame, size: int) -> n
 
     def field(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         values = np.empty((*x.shape, 1), np.float32)
-        for index, function in enumerate(ATTRIBUTES[kind].values()):
+        for index, function in enumerate(FIELDS[kind].values()):
             rows = (catalog[kind] == index).to_numpy()
             values[rows, ..., 0] = function(x[rows], y[rows])
         return values  # [items, size, size, 1]

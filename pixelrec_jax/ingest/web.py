@@ -6,6 +6,7 @@ import datetime
 import email.utils
 import time
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 
 import httpcore2
 import httpx2
@@ -95,8 +96,13 @@ class Fetcher:
         await self._pool.__aenter__()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        await self._pool.__aexit__(*error)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._pool.__aexit__(kind, error, trace)
 
     async def get(self, url: str) -> bytes:
         """Returns the file at a URL, or raises `RefusedError` with the reason why not."""

@@ -94,7 +94,7 @@ def item_options(name: str) -> dict[str, Option]:
     if name not in VISION_ENCODERS:
         raise UserError(f"unknown item encoder {name!r}{nearest(name, ITEM_ENCODERS)}")
     vision = VISION_ENCODERS[name]
-    fields = vision.backbone.func.__dataclass_fields__
+    fields = vision.option_names
     pool = Option(_PIXEL_OPTIONS["pool"].meaning, OneOf(*vision.pools))
     of_backbone = {key: option for key, option in _BACKBONE_OPTIONS.items() if key in fields}
     return {**_PIXEL_OPTIONS, "pool": pool, **of_backbone}

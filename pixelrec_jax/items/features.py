@@ -6,9 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixelrec_jax.data.types import PAD, Items
+from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.items.id import IdEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS, project
+
+
+def _feature_of(items: Items) -> Array:
+    assert items.feature is not None, "a store of features fills the items of these encoders"
+    return items.feature
 
 
 class FeatureEncoder(nn.Module):
@@ -53,7 +58,7 @@ class DenseFeatures(FeatureEncoder):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D] for items.id int32[M] and items.feature float32[M, ..., C]."""
-        x = items.feature
+        x = _feature_of(items)
         if self.has_ids:
             vector = self.id_vector(items, self.width)
             vector = jnp.expand_dims(vector, range(1, x.ndim - 1))
@@ -72,7 +77,7 @@ class BiasedFeatures(FeatureEncoder):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D + 1] for items.id int32[M] and items.feature float32[M, ..., C]."""
-        feature = mean_over_locations(items.feature)
+        feature = mean_over_locations(_feature_of(items))
         width = self.width // 2 if self.has_ids else self.width
         parts = [self.dense(width, "visual")(feature), self.dense(1, "bias")(feature)]
         if self.has_ids:
@@ -91,7 +96,8 @@ class FeatureComponents(FeatureEncoder):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, (1 + S) D] for items.feature float32[M, ..., C] of S locations."""
-        feature = items.feature.reshape(len(items.id), -1, items.feature.shape[-1])
+        feature = _feature_of(items)
+        feature = feature.reshape(len(items.id), -1, feature.shape[-1])
         locations = nn.relu(self.dense(self.width, "location", use_bias=True)(feature))
         locations = locations.reshape(len(items.id), -1)
         return jnp.concatenate([self.id_vector(items, self.width), locations], axis=-1)
@@ -103,7 +109,7 @@ class RawFeatures(FeatureEncoder):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, C] for items.feature float32[M, ..., C]; zeros where f is zero."""
-        feature = mean_over_locations(items.feature)
+        feature = mean_over_locations(_feature_of(items))
         length = jnp.linalg.norm(feature, axis=-1, keepdims=True)
         return feature / jnp.where(length > 0, length, 1)
 
@@ -124,11 +130,12 @@ class SemanticIds(nn.Module):
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> jax.Array:
         """Returns float32[M, D] for items.feature int32[M, S], S codes each."""
-        positions = items.feature.shape[-1]
+        codes = _feature_of(items)
+        positions = codes.shape[-1]
         rows = self.codebook_size + 1  # the reference has one for each position that no code uses
         shape = (positions * rows, self.width)
         table = self.param("codebook", KERNEL_INITS[self.weight_init], shape, jnp.float32)
-        vector = jnp.mean(table[items.feature + jnp.arange(positions) * rows], axis=-2)
+        vector = jnp.mean(table[codes + jnp.arange(positions) * rows], axis=-2)
         # In the reference it is code 0 of the first position that gets no gradient: padding, too,
         # unless a file's codes count from 0.
         vector = jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)

@@ -50,6 +50,7 @@ class PixelEncoder(nn.Module):
 
     def normalise(self, items: Items) -> jax.Array:
         """Returns images dtype[M, H, W, 3] as the backbone takes them."""
+        assert items.image is not None, "a store of images fills the items of this encoder"
         mean, std = map(jnp.asarray, NORMALISATIONS[self.normalisation])
         image = (items.image.astype(jnp.float32) / 255 - mean) / std
         # The reference's padding image is all zeros after normalisation, which uint8 cannot say.

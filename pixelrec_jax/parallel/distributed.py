@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -36,10 +36,11 @@ LEAVE_SECONDS = 5  # in which processes that meet the same error end by themselv
 _FAILURE = "pixelrec_jax/failure"
 # How messages of XLA's runtime begin, as in "UNKNOWN: Gloo all-reduce failed: ...".
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
+_HANDLERS: list[Any] = []  # C knows their addresses only
 
 
 @contextmanager
-def joined(address: str, resume_hint: Callable[[], str]) -> Iterator[None]:
+def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
     """Joins this process to the others of its run, for the time of a with statement.
 
     An error of one process ends all of them with its message, and so does the loss of a process,
@@ -133,6 +134,12 @@ def wait_for_all(reason: str) -> None:
     multihost_utils.sync_global_devices(reason)
 
 
+def _client() -> Any:
+    """Returns the connection to the coordinator, for which jaxlib declares no type."""
+    assert global_state.client is not None, "jax.distributed.initialize has returned"
+    return global_state.client
+
+
 def _fail(error: BaseException, failing: threading.Event) -> None:
     """Ends this process for an error, and tells the others why."""
     ending = errors.ending(error)
@@ -144,7 +151,7 @@ def _fail(error: BaseException, failing: threading.Event) -> None:
     if ending is None:
         traceback.print_exception(error)
         ending = errors.reason(error), 1
-    client = global_state.client
+    client = _client()
     with suppress(RuntimeError):  # another process was first
         client.key_value_set(_FAILURE, json.dumps([jax.process_index(), *ending]))
     _end(*ending)
@@ -152,7 +159,7 @@ def _fail(error: BaseException, failing: threading.Event) -> None:
 
 def _end_with_others(failing: threading.Event) -> None:
     """Ends this process when another one fails, but for errors that this process meets, too."""
-    client = global_state.client
+    client = _client()
     try:
         failure = client.blocking_key_value_get(_FAILURE, 2**31 - 1)
     except RuntimeError:  # all processes have reached the end
@@ -167,8 +174,9 @@ def _end(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     _at_abort(lambda: message, code)  # should process 0 be gone first
+    client = _client()
     with suppress(RuntimeError):
-        global_state.client.wait_at_barrier("pixelrec_jax/end", 2000 * LEAVE_SECONDS)
+        client.wait_at_barrier("pixelrec_jax/end", 2000 * LEAVE_SECONDS)
     if jax.process_index() == 0:
         time.sleep(1)  # all connections end here
     os._exit(code)
@@ -187,7 +195,7 @@ def _at_abort(message: Callable[[], str], code: int = 1) -> None:
         os.write(sys.stderr.fileno(), f"error: {message()}\n".encode())
         os._exit(code)
 
-    _at_abort.handler = handler  # C knows its address only
+    _HANDLERS.append(handler)
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))

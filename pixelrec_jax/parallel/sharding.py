@@ -151,7 +151,12 @@ def local_shards(mesh: Mesh, spec: PartitionSpec) -> list[int]:
     """
     count = num_shards(mesh, spec)
     indices = NamedSharding(mesh, spec).addressable_devices_indices_map((count,)).values()
-    return sorted({index[0].indices(count)[0] for index in indices})
+    return sorted({_rows(index).indices(count)[0] for index in indices})
+
+
+def _rows(index: tuple[slice, ...] | None) -> slice:
+    assert index is not None, "JAX gives None for devices of other processes only"
+    return index[0]
 
 
 def make_global_arrays(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
@@ -160,8 +165,8 @@ def make_global_arrays(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     sharding = NamedSharding(mesh, spec)
 
     def place(x: np.ndarray) -> jax.Array:
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            return x[[shards.index(g) for g in range(*index[0].indices(count))]]
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            return x[[shards.index(g) for g in range(*_rows(index).indices(count))]]
 
         return jax.make_array_from_callback((count, *x.shape[1:]), sharding, read)
 

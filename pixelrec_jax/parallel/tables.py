@@ -29,8 +29,7 @@ Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
 
-@struct.dataclass
-class IndexedSlices:
+class IndexedSlices(struct.PyTreeNode):
     """The gradient of a table [N, D] that is zero but for some rows.
 
     Attributes:

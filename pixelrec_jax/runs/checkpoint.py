@@ -47,9 +47,11 @@ class Checkpoints:
         context.asynchronous.timeout_secs = SAVE_SECONDS
         # Replicas share the writing of what is large; to cut every bias in parts takes longer.
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
+        # Orbax declares policies for metrics of dicts, and its checkpoints have any JSON.
+        policy: Any = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
         self._checkpointer = ocp.training.Checkpointer(
-            directory if storage.is_remote(directory) else directory.absolute(),
-            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(1), best]),
+            str(directory if storage.is_remote(directory) else directory.absolute()),
+            preservation_policy=policy,
             cleanup_tmp_directories=not read_only,
             context=context,
         )
@@ -75,7 +77,7 @@ class Checkpoints:
         if not any("orbax" in frame.filename for frame in frames):
             self._excepthook(args)
 
-    def _value(self, metrics: dict) -> float:
+    def _value(self, metrics: Any) -> float:
         return metrics[self._metric]
 
     @property
@@ -117,7 +119,10 @@ class Checkpoints:
     def metadata(self, step: int) -> dict:
         """Returns the metadata of a checkpoint."""
         try:
-            return dict(self._checkpointer.metadata(step).custom_metadata)
+            metadata = self._checkpointer.metadata(step).custom_metadata
+            if not isinstance(metadata, dict):
+                raise TypeError(f"its metadata is {metadata!r}")
+            return metadata
         except _UNREADABLE as error:
             raise self._unreadable(step, error) from error
 

@@ -38,12 +38,12 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     rows = np.array(places) + 1
     queries = ranking_queries(split, rows, "test", history_length=_HISTORY)
     history = [item_ids.gather(items[items > 0] - 1) for items in queries.history]
-    target = item_ids.gather(queries.target - 1)
+    target = item_ids.gather(np.asarray(queries.target) - 1)
 
     info = item_info.load(dataset)
     shown = [] if info is None else [name for name in _TEXTS if name in info.columns]
     texts = {}
-    if shown:
+    if info is not None and shown:
         listed = pl.concat([*history, target, top["item_id"]]).unique()
         info = info.filter(pl.col("item_id").is_in(listed.implode()))
         texts = info.select("item_id", *shown).rows_by_key("item_id", unique=True)

@@ -215,6 +215,7 @@ def choose_encoder(
         if changes:
             raise UserError(f"--{min(changes)} goes with --item; a run has settings of its own")
         return vision_encoder.trained(storage.path(workdir))
+    assert item is not None, "one of the two is given"
     settings = vision_encoder.settings(config, item)
     settings.normalisation = "checkpoint"  # what frozen weights were trained with
     settings.image_size = interactions.manifest["images"]["size"] or settings.image_size

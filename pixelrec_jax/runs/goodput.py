@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ class Goodput:
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None]:
         """Counts what happens within as that phase; the time of a phase inside is its own."""
         outer = self._switch(name)
         try:
@@ -72,12 +72,12 @@ class Goodput:
         self._compiled.clear()
         return previous
 
-    def _on_event(self, event: str, seconds: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         if not event.startswith(_COMPILATION) or threading.get_ident() != self._thread:
             return
         # One function is traced while another one is: the event of the outer holds the inner's.
         end = time.perf_counter()
-        start = max(end - seconds, self._since)
+        start = max(end - duration_secs, self._since)
         while self._compiled and self._compiled[-1][0] >= start:
             inner = self._compiled.pop()
             self._move(inner[0] - inner[1])

@@ -1,6 +1,6 @@
 """Traces of some steps of a run, for XProf (docs/observe.md)."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,7 @@ class Profiler:
             self._stop()
 
     @contextmanager
-    def step(self, step: int) -> Iterator[None]:
+    def step(self, step: int) -> Generator[None]:
         """Marks what is dispatched within as that step, and starts and stops the trace."""
         if step not in self._steps:
             self._stop()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -60,7 +61,9 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
                 f"{workdir} and {reference} are runs on different data, or with other splits or "
                 "eval settings; compare runs that agree in all of them"
             )
-    rows = [(name, "", "", first["test"][name]) for name in ("random", "popularity")]
+    rows: list[tuple[str, str, str, Any]] = [
+        (name, "", "", first["test"][name]) for name in ("random", "popularity")
+    ]
     for workdir, result in runs:
         if result is None:
             rows.append((f"no result yet ({workdir})", "", "", None))
@@ -68,8 +71,10 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
         model = result["model"]
         label = f"{model['user']}, item={model['item']}"
         label += f" ({workdir})" if len(runs) > 1 else ""
-        sizes = [f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")]
-        rows.append((label, *sizes, result["test"]["model"]))
+        size, trained = (
+            f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")
+        )
+        rows.append((label, size, trained, result["test"]["model"]))
     test = first["test"]
     names = list(test["model"]["all"])
     grids = []

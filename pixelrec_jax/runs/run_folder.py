@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ def to_json(config: ConfigDict) -> dict:
 
 
 @contextmanager
-def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def claim(workdir: Path, config: ConfigDict) -> Generator[None]:
     """Holds a workdir for the training of this config, which is written into it.
 
     A folder without a checkpoint takes any config, since no work is in it yet.
@@ -103,9 +103,10 @@ class MetricsLog:
         Args: `config.log.writers` names writers beside TensorBoard.
         """
         self._workdir, self._folder = workdir, workdir
-        self._spool = self._flushed = None
+        self._spool: TemporaryDirectory | None = None
+        self._flushed = time.monotonic()
         if storage.is_remote(workdir):  # whose objects cannot be appended to
-            self._spool, self._flushed = TemporaryDirectory(), time.monotonic()
+            self._spool = TemporaryDirectory()
             self._folder = Path(self._spool.name)
         self.kept, self.dropped, lines = {}, {}, []
         earlier = workdir / "metrics.jsonl"

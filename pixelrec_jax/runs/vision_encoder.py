@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -111,16 +112,17 @@ def features(
       float32[M, C], of tokens [M, S, C] and of maps [M, H, W, C].
     """
     if layer == VECTOR:
-        x = module.apply(variables, items, train=False)
+        x = nn.apply(PixelEncoder.__call__, module)(variables, items, train=False)
     else:
         names = module.backbone.step_names
         stop = None if layer is None else names.index(layer) + 1
-        x = module.apply(variables, items, stop, method="run_backbone")
+        x = nn.apply(PixelEncoder.run_backbone, module)(variables, items, stop)
     x = x.astype(jnp.float32)
     return mean_over_locations(x) if average else x
 
 
 def _build(item: ConfigDict, width: int) -> PixelEncoder:
     module = build_item_encoder(item, num_items=1, has_mask=False, width=width)
+    assert isinstance(module, PixelEncoder), f"{item.name} does not look at images"
     # Nothing is recomputed where there is no backward pass.
     return module.clone(backbone=module.backbone.clone(remat=False))

@@ -4,7 +4,7 @@ import difflib
 import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -36,7 +36,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(sorted(known))}"
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Returns what a library says of an error, in one line of bearable length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -94,6 +94,6 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
-def _exit(message: str, code: int = 2) -> None:
+def _exit(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message.strip().splitlines()[0]}", file=sys.stderr)
     sys.exit(code)

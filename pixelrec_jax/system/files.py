@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def replaced_file(path: Path) -> Generator[Path]:
     """Yields a temporary path that replaces `path` at the end, so that it is never half-written."""
     if storage.is_remote(path):
         with TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, option: str, busy: str) -> Iterator[None]:
+def locked(folder: Path, *, option: str, busy: str) -> Generator[None]:
     """Creates a folder if need be and holds the lock in it, whose file stays.
 
     Raises `UserError`, with the name of the option that named the folder, if it cannot be written;

@@ -127,6 +127,7 @@ DTYPE = Option(
 
 def options_of(declaring: type) -> dict[str, Option]:
     """Returns the options that the fields of a dataclass declare, by name."""
+    assert dataclasses.is_dataclass(declaring)
     return {
         field.name: field.metadata["option"]
         for field in dataclasses.fields(declaring)

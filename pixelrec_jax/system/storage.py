@@ -8,10 +8,10 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pixelrec_jax.system.errors import TransientError, UserError, reason
 
@@ -64,7 +64,8 @@ def path(name: str | Path) -> Path:
     )
     with _one_line_errors(url, missing=missing):
         filesystem(url).info(bucket)
-    return epath.Path(url)
+    # Not a pathlib.Path by its classes, but by its methods, all that is used of it.
+    return cast(Path, epath.Path(url))
 
 
 def check_protocol(name: str | Path) -> None:
@@ -160,7 +161,7 @@ def cache() -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Generator[None]:
     """Creates a folder of the cache and waits until no other process of this machine is in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors(url: str | Path, *, missing: str) -> Iterator[None]:
+def _one_line_errors(url: str | Path, *, missing: str) -> Generator[None]:
     try:
         yield
     except UserError:

@@ -17,7 +17,7 @@ from pixelrec_jax.data.interactions import Interactions, load
 from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
-from pixelrec_jax.data.tasks import task_of
+from pixelrec_jax.data.tasks import build_task
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.parallel.sharding import (
@@ -104,8 +104,7 @@ def build_experiment(
     model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
     store = _open_store(config.item, interactions) if store is None else store
     optimizer = build_optimizer(config.optim, mesh)
-    options = {key: value for key, value in config.task.items() if key != "name"}
-    task = task_of(config)(split, **options)
+    task = build_task(config, split)
     batches = TrainBatches(
         task,
         store,

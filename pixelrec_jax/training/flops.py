@@ -53,7 +53,7 @@ def _without_remat(experiment: Experiment) -> Experiment:
 
 
 def _operations(lowered: jax.stages.Lowered) -> float:
-    return lowered.cost_analysis().get("flops", 0.0)
+    return (lowered.cost_analysis() or {}).get("flops", 0.0)
 
 
 def _further_rounds(jaxpr: core.Jaxpr) -> float:

@@ -1,6 +1,7 @@
 """The optimizer: AdamW with one group for what looks at images or features, one for the rest."""
 
 import math
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformati
     `warmup_steps` ramps both rates up linearly.
     """
     decays = {"lr": optim.weight_decay, "visual_lr": optim.visual_weight_decay}
-    groups = {
+    groups: dict[Hashable, optax.GradientTransformation] = {
         name: optax.chain(
             optax.add_decayed_weights(decays[name]), optax.scale_by_learning_rate(rate)
         )
@@ -65,14 +66,14 @@ def global_norm(tree: Any) -> jax.Array:
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` for gradients that may hold `IndexedSlices`."""
 
-    def update(gradient: Any, state: optax.EmptyState, params: Any = None):
-        norm = global_norm(gradient)
+    def update(updates: Any, state: Any, params: Any = None):
+        norm = global_norm(updates)
         scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
 
         def clip(x: Any) -> Any:
             return x.replace(values=x.values * scale) if is_sparse(x) else x * scale
 
-        return jax.tree.map(clip, gradient, is_leaf=is_sparse), state
+        return jax.tree.map(clip, updates, is_leaf=is_sparse), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -89,10 +90,10 @@ def scale_by_adam(b1: float, b2: float, eps: float, mesh: Mesh) -> optax.Gradien
         old = decay * old
         return add_rows(old, gradient.ids, new, mesh) if is_sparse(gradient) else old + new
 
-    def update(gradient: Any, state: optax.ScaleByAdamState, params: Any = None):
-        count = state.count + 1
-        mu = jax.tree.map(partial(moment, b1, 1), gradient, state.mu, is_leaf=is_sparse)
-        nu = jax.tree.map(partial(moment, b2, 2), gradient, state.nu, is_leaf=is_sparse)
+    def update(updates: Any, state: Any, params: Any = None):
+        count = jnp.asarray(state.count) + 1
+        mu = jax.tree.map(partial(moment, b1, 1), updates, state.mu, is_leaf=is_sparse)
+        nu = jax.tree.map(partial(moment, b2, 2), updates, state.nu, is_leaf=is_sparse)
         first, second = (_sum_of_weights(decay, count) for decay in (b1, b2))
 
         def direction(mu: jax.Array, nu: jax.Array) -> jax.Array:

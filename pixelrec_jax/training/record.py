@@ -1,7 +1,7 @@
 """What is recorded of training steps: metrics are fetched one step late, so that nothing waits."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +55,7 @@ class StepRecord:
         self._progress.step(step, step // self._steps_per_epoch)
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> Generator[None]:
         """Counts what happens within as evaluation, not as time of training steps."""
         self._rates = self._speed.read()
         with self._goodput.phase("evaluation"):

@@ -17,8 +17,7 @@ from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.weights import partition
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that training changes, and the frozen weights it needs.
 
     Attributes:

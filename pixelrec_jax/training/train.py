@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +22,7 @@ from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.parallel.preemption import stop_request
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
+from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.goodput import Goodput
@@ -57,14 +59,14 @@ def make_train_step(experiment: Experiment):
             variables = state.replace(trainable=trainable).variables
             variables["params"] = unshard_params(variables["params"], mesh)
             variables = model.propagate(variables, resident, mesh)
-            (query, item), model_state = model.apply(
+            apply = nn.apply(Recommender.__call__, model, mutable=list(state.model_state))
+            (query, item), model_state = apply(
                 {**variables, tables.COLLECTION: embeddings},
                 batch,
                 train=True,
                 rngs={"dropout": dropout},
-                mutable=list(state.model_state),
             )
-            score = partial(model.apply, {}, method="score")
+            score = partial(nn.apply(Recommender.score, model), {})
             return compute_loss(score, query, item, batch), model_state
 
         lookups = model.embedding_lookups(items=batch.items, user=batch.user)
@@ -321,7 +323,10 @@ def _validate(
     """Returns the validation metrics by name, of which `stopping` is told."""
     evaluator = experiment.evaluator
     metrics = evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"]
-    values = {name: estimate["value"] for name, estimate in metrics.items()}
+    values = {}
+    for name, estimate in metrics.items():
+        assert estimate["value"] is not None, "every holdout of a split has users"
+        values[name] = estimate["value"]
     stopping.update(values[experiment.config.eval.monitor])
     return values
 

@@ -1,5 +1,6 @@
 """Cross-platform transfer: a run starts from what another one learned (PixelRec section 5.3)."""
 
+import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -85,7 +86,7 @@ def _check_settings(there: ConfigDict, here: ConfigDict, parts: tuple[str, ...])
                 )
 
 
-def _chosen(variables: dict, parts: tuple[str, ...]) -> dict[tuple[str, ...], object]:
+def _chosen(variables: dict, parts: tuple[str, ...]) -> dict[tuple[str, ...], jax.Array]:
     """Returns the leaves of these parts by path, without the table of users."""
     modules = [f"{part}_encoder" for part in parts]
     flat = flatten_dict(variables)

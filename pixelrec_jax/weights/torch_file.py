@@ -215,8 +215,11 @@ def _unpickle(file: BytesIO) -> tuple[Any, dict[str, _Storage]]:
     # A pass without effect first: it finds lengths beyond the end of the file and a memo of absurd
     # size, for which pickle would take the memory before it looks.
     for opcode, argument, position in pickletools.genops(file):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > position:
-            raise ValueError(f"memo entry {argument} at byte {position}")
+        if opcode.name in ("PUT", "LONG_BINPUT"):
+            assert argument is not None, "these have one"
+            assert position is not None, "a file can tell"
+            if argument > position:
+                raise ValueError(f"memo entry {argument} at byte {position}")
     file.seek(start)
     unpickler = _Unpickler(file)
     return unpickler.load(), unpickler.storages

@@ -48,6 +48,20 @@ def test_a_catalogue_of_two_colours(catalogue):
     assert lines[1]["accuracy"] == 1
 
 
+class Pixels:
+    """What an LMDB is: a source that gives pixels, not files."""
+
+    def read(self, item_id):
+        return np.full((5, 3, 3), ord(item_id), np.uint8)
+
+
+def test_photos_of_an_lmdb_are_resized():
+    photos = neighbours.read_photos(Pixels(), ["a", "b"], 2)
+    assert photos.shape == (2, 2, 2, 3)
+    assert np.unique(photos[0]) == ord("a")
+    assert np.unique(photos[1]) == ord("b")
+
+
 def test_wrong_input_is_one_line(catalogue):
     table, source = catalogue / "labels.csv", open_source(catalogue)
     with pytest.raises(UserError, match="no column 'type'"):

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from pixelrec_jax.data import interactions
+from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.evaluation.recommendations import write_recommendations
 from pixelrec_jax.runs import examples
@@ -35,7 +36,7 @@ def run(toy_dataset, tmp_path):
         scores = np.tile(np.float32([2.5, 1.25]), (len(user), 1))
         scores[user == 3, 1] = -np.inf  # nothing else was left for user 3
         workdir.mkdir()
-        config = {"train": {}, "dataset": {"path": str(directory)}}
+        config = {"train": {}, "dataset": {"path": str(directory), "split": LEAVE_ONE_OUT}}
         (workdir / "config.json").write_text(json.dumps(config))
         write_recommendations(workdir, dataset, Ranking(user, target, user, top, scores, user))
         return workdir, dataset

@@ -61,7 +61,7 @@ class TarImages:
         try:
             content = os.pread(self._file.fileno(), size, start)
         except OSError as error:
-            raise DamagedImageError(error.strerror) from None
+            raise DamagedImageError(error.strerror or str(error)) from None
         if len(content) < size:
             raise DamagedImageError("the tar ends before")
         return content

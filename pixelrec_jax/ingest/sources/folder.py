@@ -37,7 +37,7 @@ class FolderImages:
                 check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:
-            raise DamagedImageError(error.strerror) from None
+            raise DamagedImageError(error.strerror or str(error)) from None
 
     def close(self) -> None:
         """Does nothing: no file stays open."""

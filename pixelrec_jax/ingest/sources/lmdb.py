@@ -77,6 +77,8 @@ class LmdbImages:
         try:
             with self._env.begin() as transaction:
                 value = transaction.get(self._ids[item_id])
+            if value is None:
+                raise ValueError("it is gone from the LMDB")
             image = _Unpickler(io.BytesIO(value)).load()
             height, width = image.size
             return np.frombuffer(image.image, np.uint8).reshape(height, width, 3)

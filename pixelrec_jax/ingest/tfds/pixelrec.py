@@ -150,23 +150,26 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             pieces.check(sources["interactions"])
         return {split: self._generate_examples(**sources)}
 
-    def _generate_examples(self, **sources: str | None) -> Any:
-        """Returns the examples, or the Beam transform that makes them."""
-        generate = self._items if self.builder_config.split == "items" else self._users
-        return generate(**sources)
+    def _generate_examples(
+        self, *, interactions: str | None, folder: str | None = None, item_info: str | None = None
+    ) -> Any:
+        """Returns the examples, or the Beam transform that makes them: of items in `folder`."""
+        if folder is not None:
+            return self._items(folder, item_info, interactions)
+        assert interactions is not None, "_split_generators finds those of users or raises"
+        return self._users(interactions)
 
-    def _items(self, **sources: str | None) -> Any:
-        examples = functools.partial(
-            items.examples, folder=sources["folder"], missing=self._missing
-        )
+    def _items(self, folder: str, item_info: str | None, interactions: str | None) -> Any:
+        sources = folder, item_info, interactions
+        examples = functools.partial(items.examples, folder=folder, missing=self._missing)
         if not self._distributed:
-            return (pair for row in items.rows(**sources) for pair in examples(*row))
+            return (pair for row in items.rows(*sources) for pair in examples(*row))
         import apache_beam as beam
 
         return (
             # One worker reads the text, which is small; the images are read by all.
             beam.Create([sources])
-            | "List items" >> beam.FlatMap(lambda sources: items.rows(**sources))
+            | "List items" >> beam.FlatMapTuple(items.rows)
             | beam.Reshuffle()
             | "Read images" >> beam.FlatMapTuple(examples)
         )

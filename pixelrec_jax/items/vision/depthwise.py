@@ -11,14 +11,15 @@ import jax.numpy as jnp
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def pads(size: tuple[int, int], kernel: int, stride: int, padding: str) -> Pads:
+def pads(size: Sequence[int], kernel: int, stride: int, padding: str) -> Pads:
     """Returns the zeros before and after each side of an image of `size` pixels.
 
     "torch" puts half a kernel on every side; "same", TensorFlow's, as little as gives ceil(size /
     stride) outputs, and an odd zero goes after.
     """
     if padding == "torch":
-        return (((kernel - 1) // 2,) * 2,) * 2
+        side = (kernel - 1) // 2
+        return (side, side), (side, side)
     height, width = jax.lax.padtype_to_pads(size, (kernel,) * 2, (stride,) * 2, "SAME")
     return height, width
 
@@ -92,7 +93,7 @@ def shifted(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Ar
         for i in range(side)
         for j in range(side)
     )
-    return sum(terms).astype(x.dtype)
+    return sum(terms, start=jnp.zeros((), jnp.float32)).astype(x.dtype)
 
 
 def shifted_gradients(

@@ -8,8 +8,7 @@ from flax import struct
 from pixelrec_jax.data.types import Array
 
 
-@struct.dataclass
-class Context:
+class Context(struct.PyTreeNode):
     """How a backbone runs on M images; the default is evaluation.
 
     Attributes:

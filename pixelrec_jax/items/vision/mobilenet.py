@@ -83,19 +83,24 @@ class Unit(nn.Module):
         x = BatchNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x, context)
         return x if self.linear else nn.relu6(x)
 
-    def _convolution(self, size: tuple[int, int]) -> nn.Module:
+    def _convolution(self, size: tuple[int, ...]) -> nn.Module:
         if self.width is None:
             return Depthwise(self.kernel, self.stride, self.padding, self.dtype, name="conv")
-        options = {
-            "use_bias": False,
-            "kernel_init": nn.initializers.he_normal(),
-            "dtype": self.dtype,
-            "name": "conv",
-        }
-        if self.kernel == 1:
-            return nn.Dense(self.width, **options)  # faster on CPU than a 1 x 1 convolution
-        sides = pads(size, self.kernel, self.stride, self.padding)
-        return nn.Conv(self.width, (self.kernel,) * 2, self.stride, sides, **options)
+        init = nn.initializers.he_normal()
+        if self.kernel == 1:  # faster on CPU than a 1 x 1 convolution
+            return nn.Dense(
+                self.width, use_bias=False, kernel_init=init, dtype=self.dtype, name="conv"
+            )
+        return nn.Conv(
+            self.width,
+            (self.kernel,) * 2,
+            self.stride,
+            pads(size, self.kernel, self.stride, self.padding),
+            use_bias=False,
+            kernel_init=init,
+            dtype=self.dtype,
+            name="conv",
+        )
 
 
 class InvertedResidual(nn.Module):

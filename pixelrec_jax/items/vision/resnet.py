@@ -42,13 +42,22 @@ class ConvNorm(nn.Module):
         """Returns float[M, H / stride, W / stride, features] for float[M, H, W, C]."""
         # He et al. 2015, as in torchvision.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        options = {"use_bias": False, "dtype": self.dtype, "kernel_init": init, "name": "conv"}
         if self.kernel == 1:  # faster as a matrix product
-            x = nn.Dense(self.features, **options)(x[:, :: self.stride, :: self.stride])
+            dense = nn.Dense(
+                self.features, use_bias=False, dtype=self.dtype, kernel_init=init, name="conv"
+            )
+            x = dense(x[:, :: self.stride, :: self.stride])
         else:
-            window = (self.kernel, self.kernel)
-            padding = self.kernel // 2
-            x = nn.Conv(self.features, window, self.stride, padding=padding, **options)(x)
+            x = nn.Conv(
+                self.features,
+                (self.kernel, self.kernel),
+                self.stride,
+                padding=self.kernel // 2,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=init,
+                name="conv",
+            )(x)
         return BatchNorm(dtype=self.dtype, name="norm")(x, context)
 
 
@@ -151,6 +160,7 @@ class ResNet(Backbone):
             for n, units in enumerate(self.units)
         )
         if self.pool == "attention":
+            assert self.attention is not None, "its spec lists this pool only with the module"
             pool = Step(ATTENTION_POOL, partial(self.attention, dtype=self.dtype))
         else:
             pool = Step(POOL, partial(MapPool, self.pool))

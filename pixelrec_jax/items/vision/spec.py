@@ -1,7 +1,8 @@
 """What the registry knows of a vision encoder."""
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.weights.mapping import WeightMapping
@@ -21,10 +22,17 @@ class EncoderSpec:
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
-    backbone: Callable[..., Backbone]
+    backbone: partial[Backbone]
     multiple: int
     pools: tuple[str, ...]
     normalisation: str = "half"
     mappings: tuple[WeightMapping, ...] = ()
     head_init: str = "xavier_normal"
     optional: tuple[str, ...] = ()
+
+    @property
+    def option_names(self) -> set[str]:
+        """Names of the fields of the backbone."""
+        made = self.backbone.func
+        assert dataclasses.is_dataclass(made), "modules of Flax are dataclasses"
+        return {field.name for field in dataclasses.fields(made)}

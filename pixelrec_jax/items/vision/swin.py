@@ -47,7 +47,7 @@ def _mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
 
 
 def _in_windows(
-    attention: Callable[[jax.Array, Array | None], jax.Array],
+    attention: Callable[[jax.Array, np.ndarray | None], jax.Array],
     x: jax.Array,
     *,
     window: int,
@@ -222,17 +222,14 @@ HUGGINGFACE = WeightMapping(
     ignored=(r"classifier\..*", r".*\.(relative_position_index|attn_mask)"),
 )
 
-_DEFAULTS = {
-    "multiple": 32,
-    "pools": ("mean", "tokens"),
-    "normalisation": "imagenet",
-    "mappings": (HUGGINGFACE,),
-}
+_spec = partial(
+    EncoderSpec,
+    multiple=32,
+    pools=("mean", "tokens"),
+    normalisation="imagenet",
+    mappings=(HUGGINGFACE,),
+)
 SPECS = {
-    "swin_t": EncoderSpec(
-        partial(Swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)), **_DEFAULTS
-    ),
-    "swin_b": EncoderSpec(
-        partial(Swin, width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)), **_DEFAULTS
-    ),
+    "swin_t": _spec(partial(Swin, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24))),
+    "swin_b": _spec(partial(Swin, width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32))),
 }
