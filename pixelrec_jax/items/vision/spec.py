@@ -1,7 +1,7 @@
 """What the registry knows of a vision encoder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.weights.mapping import WeightMapping
@@ -12,7 +12,8 @@ class EncoderSpec:
     """How to build a backbone and where its published weights go.
 
     Attributes:
-      backbone: makes the backbone from keyword arguments: those of `Backbone` and its own options.
+      backbone: its class with its sizes; called with the fields of `Backbone` and with the options
+        that the class declares (`Option.field`).
       multiple: the image's sides must be multiples of it.
       pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
@@ -21,7 +22,7 @@ class EncoderSpec:
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
-    backbone: Callable[..., Backbone]
+    backbone: partial[Backbone]
     multiple: int
     pools: tuple[str, ...]
     normalisation: str = "half"
