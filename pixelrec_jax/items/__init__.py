@@ -22,6 +22,7 @@ from pixelrec_jax.system.options import (
     Whole,
     Wholes,
     check_options,
+    options_of,
 )
 
 FEATURES = ("features", "id+features", "semantic_ids")
@@ -53,7 +54,7 @@ _CODE_OPTIONS = {
     "codebook_size": Option("how many codes there are at each position", Whole()),
     "initializer": Option(_INITIALIZER, OneOf(*KERNEL_INITS)),
 }
-# What every vision encoder's config has; further keys are options of its backbone.
+# What every vision encoder's config has; further keys are options that its backbone declares.
 _PIXEL_OPTIONS = {
     "name": _NAME,
     "image_size": Option("width and height of an image in pixels", Whole()),
@@ -73,10 +74,6 @@ _PIXEL_OPTIONS = {
     "remat": Option("whether the backward pass computes activations again, to save memory", Flag()),
     "dtype": DTYPE,
 }
-# Options of backbones, for those that have a field of the name.
-_BACKBONE_OPTIONS = {
-    "drop_path": Option("rate of stochastic depth in training", Number(least=0, below=1)),
-}
 
 
 def item_options(name: str) -> dict[str, Option]:
@@ -94,10 +91,8 @@ def item_options(name: str) -> dict[str, Option]:
     if name not in VISION_ENCODERS:
         raise UserError(f"unknown item encoder {name!r}{nearest(name, ITEM_ENCODERS)}")
     vision = VISION_ENCODERS[name]
-    fields = vision.option_names
     pool = Option(_PIXEL_OPTIONS["pool"].meaning, OneOf(*vision.pools))
-    of_backbone = {key: option for key, option in _BACKBONE_OPTIONS.items() if key in fields}
-    return {**_PIXEL_OPTIONS, "pool": pool, **of_backbone}
+    return {**_PIXEL_OPTIONS, "pool": pool, **options_of(vision.backbone.func)}
 
 
 def uses_pixels(item: ConfigDict) -> bool:

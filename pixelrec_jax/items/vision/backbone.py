@@ -26,6 +26,21 @@ class Step(NamedTuple):
     takes_context: bool = False
 
 
+def settled(x: jax.Array) -> jax.Array:
+    """Returns dtype[...] with the bits that it has where a program ends with it.
+
+    A compiler that fuses what comes after with what comes before may sum in another order or keep
+    more bits in between. A barrier prevents that, but XLA drops barriers on CPU before it fuses.
+    There it is a condition that always fails, which XLA cannot know.
+    """
+    barrier = jax.lax.optimization_barrier
+
+    def choose(x: jax.Array) -> jax.Array:
+        return jax.lax.cond(barrier(False), jnp.negative, lambda x: x, x)
+
+    return jax.lax.platform_dependent(x, cpu=choose, default=barrier)
+
+
 class Backbone(nn.Module, kw_only=True):
     """Maps images to tokens, maps or one vector in steps that can be run apart.
 
@@ -55,12 +70,12 @@ class Backbone(nn.Module, kw_only=True):
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """Names of the steps, in order."""
+        """Names of all steps in order, `POOL` among them."""
         return tuple(step.name for step in self.steps())
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the steps that have weights, the unit of freezing."""
+        """Names of the steps but `POOL`, which has no weights; what can be trained or frozen."""
         return tuple(name for name in self.step_names if name != POOL)
 
     @nn.compact
@@ -72,6 +87,9 @@ class Backbone(nn.Module, kw_only=True):
         context: Context | None = None,
     ) -> jax.Array:
         """Runs the steps from `start` up to, but not with, `stop`.
+
+        In evaluation, run(run(x, 0, k), k) is run(x) to the bit for every k, also where the pieces
+        are compiled apart.
 
         Args:
           x: dtype[M, ...], what enters step `start`: images [M, H, W, 3] for the first.
@@ -92,6 +110,7 @@ class Backbone(nn.Module, kw_only=True):
                 x = module(x, context.only(step.name in self.train_mode_blocks))
             else:
                 x = module(x)
+            x = settled(x)
         return x
 
     def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:

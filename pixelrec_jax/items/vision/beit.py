@@ -10,7 +10,7 @@ import numpy as np
 
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
-from pixelrec_jax.items.vision.layers import Context, DropPath, TokenPool, prepend_token
+from pixelrec_jax.items.vision.layers import DROP_PATH, Context, DropPath, TokenPool, prepend_token
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
@@ -91,7 +91,7 @@ class Beit(Backbone):
     patch: int
     mlp: int
     epsilon: float = 1e-12
-    drop_path: float = 0.1
+    drop_path: float = DROP_PATH.field(0.1)
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:

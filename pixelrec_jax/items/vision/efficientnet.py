@@ -14,10 +14,10 @@ from pixelrec_jax.items.vision.mobilenet import (
     MobileNet,
     layer_rules,
     repeat,
-    unit_rules,
 )
+from pixelrec_jax.items.vision.resnet import conv_norm
 from pixelrec_jax.items.vision.spec import EncoderSpec
-from pixelrec_jax.weights.mapping import CONV, POINTWISE, TRACKED, WeightMapping
+from pixelrec_jax.weights.mapping import TRACKED, WeightMapping
 
 
 def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
@@ -28,14 +28,14 @@ def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
 TIMM = WeightMapping(
     "timm",
     rules=(
-        *unit_rules("conv_stem", "bn1", "stem", CONV),
+        *conv_norm("conv_stem", "bn1", "stem"),
         *layer_rules("blocks.0.{i}", "stage_0/layer_{i}", ("conv_dw", "bn1", "conv_pw", "bn2")),
         *layer_rules(
             "blocks.{s}.{i}",
             "stage_{s}/layer_{i}",
             ("conv_dw", "bn2", "conv_pwl", "bn3", "conv_pw", "bn1"),
         ),
-        *unit_rules("conv_head", "bn2", "head", POINTWISE),
+        *conv_norm("conv_head", "bn2", "head"),
     ),
     ignored=(r"classifier\..*", TRACKED),
 )
@@ -49,9 +49,9 @@ def efficientnet_pytorch(body: Body) -> WeightMapping:
     return WeightMapping(
         "efficientnet-pytorch",
         rules=(
-            *unit_rules("_conv_stem", "_bn0", "stem", CONV),
+            *conv_norm("_conv_stem", "_bn0", "stem"),
             *(rule for layer in rules for rule in layer),
-            *unit_rules("_conv_head", "_bn1", "head", POINTWISE),
+            *conv_norm("_conv_head", "_bn1", "head"),
         ),
         ignored=(r"_fc\..*", TRACKED),
     )

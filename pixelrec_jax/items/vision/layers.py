@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from pixelrec_jax.data.types import Array
+from pixelrec_jax.system.options import Number, Option
 
 
 class Context(struct.PyTreeNode):
@@ -76,6 +77,9 @@ def _statistics(x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.
 
     mean = total(x) / count
     return mean, total(jnp.square(x - mean)) / count, count
+
+
+DROP_PATH = Option("rate of stochastic depth in training", Number(least=0, below=1))
 
 
 class DropPath(nn.Module):

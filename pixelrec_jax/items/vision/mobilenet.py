@@ -13,16 +13,9 @@ from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import POOL
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
+from pixelrec_jax.items.vision.resnet import conv_norm
 from pixelrec_jax.items.vision.spec import EncoderSpec
-from pixelrec_jax.weights.mapping import (
-    CONV,
-    POINTWISE,
-    TRACKED,
-    Rule,
-    Transform,
-    WeightMapping,
-    batch_norm,
-)
+from pixelrec_jax.weights.mapping import TRACKED, Rule, WeightMapping
 
 
 @dataclass(frozen=True)
@@ -173,12 +166,6 @@ class MobileNet(Backbone):
         )
 
 
-def unit_rules(conv: str, norm: str, target: str, transform: Transform) -> tuple[Rule, ...]:
-    """Rules of a `Unit`, whose convolution and batch norm a checkpoint names separately."""
-    kernel = Rule(f"{conv}.weight", f"{target}/conv/kernel", transform)
-    return (kernel, *batch_norm(norm, f"{target}/norm"))
-
-
 def layer_rules(source: str, target: str, names: Sequence[str]) -> tuple[Rule, ...]:
     """Rules of an inverted residual.
 
@@ -187,12 +174,12 @@ def layer_rules(source: str, target: str, names: Sequence[str]) -> tuple[Rule, .
       names: of convolution and batch norm in turn, of the depthwise convolution, the projection
         and, if there is one, the expansion.
     """
-    units = (("depthwise", CONV), ("project", POINTWISE), ("expand", POINTWISE))
+    units = ("depthwise", "project", "expand")
     names = [f"{source}.{name}" for name in names]
     return tuple(
         rule
-        for conv, norm, (unit, transform) in zip(names[::2], names[1::2], units, strict=False)
-        for rule in unit_rules(conv, norm, f"{target}/{unit}", transform)
+        for conv, norm, unit in zip(names[::2], names[1::2], units, strict=False)
+        for rule in conv_norm(conv, norm, f"{target}/{unit}")
     )
 
 
@@ -204,10 +191,10 @@ def torchvision(depth: int) -> WeightMapping:
     return WeightMapping(
         "torchvision",
         rules=(
-            *unit_rules("features.0.0", "features.0.1", "stem", CONV),
+            *conv_norm("features.0.0", "features.0.1", "stem"),
             *layer_rules("features.1", "block_1/layer_0", first),
             *layer_rules("features.{n}", "block_{n}/layer_0", others),
-            *unit_rules(f"{head}.0", f"{head}.1", "head", POINTWISE),
+            *conv_norm(f"{head}.0", f"{head}.1", "head"),
         ),
         ignored=(r"classifier\..*", TRACKED),
     )

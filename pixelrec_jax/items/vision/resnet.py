@@ -182,22 +182,23 @@ _KERNEL = Transform(
 )
 
 
-def _conv_norm(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
+def conv_norm(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
+    """Rules of a convolution and its batch norm, which a checkpoint names separately."""
     kernel = Rule(f"{conv}.weight", f"{target}/conv/kernel", _KERNEL)
     return kernel, *batch_norm(norm, f"{target}/norm")
 
 
 _UNIT, _OURS = "layer{s}.{n}", "layer{s}/unit_{n}"
 NAMES = (  # of torchvision, and of CLIP
-    *_conv_norm("conv{c}", "bn{c}", "stem/conv_{c}"),
-    *_conv_norm(f"{_UNIT}.conv{{c}}", f"{_UNIT}.bn{{c}}", f"{_OURS}/conv_{{c}}"),
-    *_conv_norm(f"{_UNIT}.downsample.0", f"{_UNIT}.downsample.1", f"{_OURS}/shortcut"),
+    *conv_norm("conv{c}", "bn{c}", "stem/conv_{c}"),
+    *conv_norm(f"{_UNIT}.conv{{c}}", f"{_UNIT}.bn{{c}}", f"{_OURS}/conv_{{c}}"),
+    *conv_norm(f"{_UNIT}.downsample.0", f"{_UNIT}.downsample.1", f"{_OURS}/shortcut"),
 )
 TORCHVISION = WeightMapping("torchvision", NAMES, ignored=(TRACKED, r"fc\..*"))
 
 
 def _huggingface(source: str, target: str) -> tuple[Rule, ...]:
-    return _conv_norm(f"{source}.convolution", f"{source}.normalization", target)
+    return conv_norm(f"{source}.convolution", f"{source}.normalization", target)
 
 
 def _huggingface_layer(source: str, target: str) -> tuple[Rule, ...]:

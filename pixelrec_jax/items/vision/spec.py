@@ -1,6 +1,5 @@
 """What the registry knows of a vision encoder."""
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +12,8 @@ class EncoderSpec:
     """How to build a backbone and where its published weights go.
 
     Attributes:
-      backbone: makes the backbone from keyword arguments: those of `Backbone` and its own options.
+      backbone: its class with its sizes; called with the fields of `Backbone` and with the options
+        that the class declares (`Option.field`).
       multiple: the image's sides must be multiples of it.
       pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
@@ -29,10 +29,3 @@ class EncoderSpec:
     mappings: tuple[WeightMapping, ...] = ()
     head_init: str = "xavier_normal"
     optional: tuple[str, ...] = ()
-
-    @property
-    def option_names(self) -> set[str]:
-        """Names of the fields of the backbone."""
-        made = self.backbone.func
-        assert dataclasses.is_dataclass(made), "modules of Flax are dataclasses"
-        return {field.name for field in dataclasses.fields(made)}

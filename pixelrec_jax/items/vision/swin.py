@@ -12,7 +12,7 @@ import numpy as np
 from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
-from pixelrec_jax.items.vision.layers import Context, DropPath, MapPool
+from pixelrec_jax.items.vision.layers import DROP_PATH, Context, DropPath, MapPool
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
@@ -173,7 +173,7 @@ class Swin(Backbone):
     heads: tuple[int, ...]
     window: int = 7
     patch: int = 4
-    drop_path: float = 0.1
+    drop_path: float = DROP_PATH.field(0.1)
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:

@@ -1,0 +1,69 @@
+"""A backbone that is run in pieces, each compiled for itself, gives the bits of the whole."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import path_aware_map
+
+from pixelrec_jax.items.vision.backbone import Backbone
+from pixelrec_jax.items.vision.blocks import POOL
+from tests.tiny import TINY
+
+pytestmark = pytest.mark.numerical
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+def _images(dtype: str) -> jax.Array:
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3))
+    return jnp.asarray(images, dtype)
+
+
+def _weights(backbone: Backbone, images: jax.Array) -> dict:
+    """Random weights and statistics of a size at which every block matters."""
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        low, high = (0.5, 1.5) if path[-1] in ("scale", "var") else (-0.3, 0.3)
+        return rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
+
+    return path_aware_map(draw, shapes)
+
+
+def _pieces(backbone: Backbone) -> Callable[..., jax.Array]:
+    """`backbone.run` of weights, x, start and stop; each piece is a program of its own."""
+    return jax.jit(
+        lambda weights, x, start, stop: backbone.apply(weights, x, start, stop, method="run"),
+        static_argnums=(2, 3),
+    )
+
+
+def _check(backbone: Backbone, dtype: str, cuts: list[int]) -> None:
+    images = _images(dtype)
+    weights, run = _weights(backbone, images), _pieces(backbone)
+    whole = run(weights, images, 0, None)
+    assert whole.dtype == dtype
+    assert jnp.std(whole.astype(jnp.float32)) > 0
+    for cut in cuts:
+        pieces = run(weights, run(weights, images, 0, cut), cut, None)
+        np.testing.assert_array_equal(pieces, whole, f"cut at {backbone.step_names[cut]}")
+
+
+@DTYPES
+@pytest.mark.parametrize("name", TINY)
+def test_two_pieces_give_the_bits_of_the_whole(name, dtype):
+    backbone = TINY[name].backbone(pool=TINY[name].pools[0], dtype=jnp.dtype(dtype))
+    _check(backbone, dtype, list(range(1, len(backbone.step_names))))
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [(name, pool) for name, encoder in TINY.items() for pool in encoder.pools[1:]],
+)
+def test_pooling_apart_gives_the_bits_of_the_whole(name, pool, dtype):
+    backbone = TINY[name].backbone(pool=pool, dtype=jnp.dtype(dtype))
+    _check(backbone, dtype, [backbone.step_names.index(POOL)])
