@@ -70,16 +70,6 @@ class Ended(NamedTuple):
         return self.errors.strip().splitlines()[-1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_torch(tmp_path_factory):
-    """TensorBoardX imports PyTorch where the tests need it: two seconds for each process."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        yield
-
-
 def _start(programs, arguments, devices=4):
     """Runs processes side by side until all have ended; the number of each is filled in."""
     with socket.socket() as free:
