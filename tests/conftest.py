@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 if "device_count" not in (xla_flags := os.environ.get("XLA_FLAGS", "")):
@@ -22,6 +23,13 @@ from absl import flags  # noqa: E402
 from pixelrec_jax.ingest import toy  # noqa: E402
 from pixelrec_jax.ingest.prepare import prepare  # noqa: E402
 from tests import double  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, then those with many: no process is left with one alone."""
+    count = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -count[item.path]))
 
 
 @pytest.fixture(autouse=True, scope="session")

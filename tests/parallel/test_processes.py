@@ -31,7 +31,7 @@ OPTIONS = {
     "train.log_every": 1,
     "train.checkpoint_every": 3,
     "train.eval_every": 2,
-    "train.epochs": 5,
+    "train.epochs": 3,
     "data.workers": 0,
     "data.slot_buckets": 1,
     "mesh.data": 4,
