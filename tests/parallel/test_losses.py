@@ -14,9 +14,8 @@ import pytest
 from pixelrec_jax.items import vision
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users import USER_ENCODERS
-from tests.steps import run_steps
+from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import (
     TINY,
     interactions_of,
@@ -36,40 +35,8 @@ def _losses(config, devices, start=None):
     interactions = interactions_of(sequences, 41)
     store = random_store(config.item, 41)
     experiment = build_experiment(config, devices=devices, interactions=interactions, store=store)
-    template = state_template(experiment)
-    start = _drawn(template) if start is None else start
-    state = jax.tree.map(_placed, start, template)
-    return run_steps(experiment, 6, state)[0], start
-
-
-def _drawn(template):
-    """A state that no compiled program made: most of a model's first compilation is random numbers.
-
-    That every mesh draws the same ones is seen in the first losses of
-    `test_train.test_losses_are_those_of_one_device`.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path, x):
-        if path[-1].key in ("scale", "var"):
-            return np.ones(x.shape, x.dtype)
-        spread = 1 / np.sqrt(np.prod(x.shape[:-1])) if x.ndim > 1 else 0.02
-        return rng.normal(scale=spread, size=x.shape).astype(x.dtype)
-
-    start = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
-    return start.replace(
-        **{
-            name: jax.tree_util.tree_map_with_path(draw, getattr(template, name))
-            for name in ("trainable", "frozen", "model_state")
-        }
-    )
-
-
-def _placed(x, there):
-    """The same array where another mesh has it, whose tables may have rows to spare."""
-    whole = np.zeros(there.shape, there.dtype)
-    whole[tuple(map(slice, x.shape))] = x
-    return jax.device_put(whole, there.sharding)
+    start = draw_state(experiment) if start is None else start
+    return run_steps(experiment, 6, place_state(start, experiment))[0], start
 
 
 def _wide_resnet(unit):

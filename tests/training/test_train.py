@@ -24,7 +24,7 @@ from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from tests import subprocesses
-from tests.steps import run_steps
+from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
 
 MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=toy")
@@ -44,10 +44,10 @@ def _losses(config, devices, steps):
 
 
 def _on_one_device(config):
-    """An experiment on one device, and its state at the start, there and on the host."""
+    """An experiment on one device, and a state there and on the host."""
     experiment = build_experiment(config, devices=jax.devices()[:1])
-    state = init_state(experiment)
-    return experiment, state, jax.device_get(state)
+    start = draw_state(experiment)
+    return experiment, place_state(start, experiment), start
 
 
 @pytest.mark.parametrize("words", MODELS)
@@ -68,14 +68,15 @@ def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
 ):
     """Drop path and batch statistics are those of one device, with repeats on several devices."""
     use_tiny_encoders(monkeypatch)
-    config = _config(f"user=sasrec,item={item},dataset=toy", toy_dataset)
+    config = _config(f"user=mf,item={item},dataset=toy", toy_dataset)
     config.item.update({"weights": "", "trainable": "all"})
     if item == "swin_t":
         config.item.drop_path = 0.5
-    results = []
+    start, results = None, []
     for devices in (jax.devices()[:1], jax.devices()):
         experiment = build_experiment(config, devices=devices)
-        first, state = run_steps(experiment, 1)
+        start = draw_state(experiment) if start is None else start
+        first, state = run_steps(experiment, 1, place_state(start, experiment))
         # After one step: from then on Adam turns the rounding of gradients that are zero into
         # steps, such as that of a batch norm's bias ahead of a convolution and another batch norm.
         statistics = jax.device_get(state.model_state)
@@ -89,7 +90,7 @@ def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
 
 def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_dataset, monkeypatch):
     use_tiny_encoders(monkeypatch)
-    config = _config("user=sasrec,item=efficientnet_lite0,dataset=toy", toy_dataset)
+    config = _config("user=mf,item=efficientnet_lite0,dataset=toy", toy_dataset)
     config.item.update({"weights": "", "trainable": "last:1"})
 
     def changed_blocks():
@@ -405,7 +406,8 @@ def test_a_loss_that_is_not_a_number_ends_the_run(toy_dataset, tmp_path):
 
 
 def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path):
-    config = _config("user=mf,item=vit_toy,dataset=toy", toy_dataset, epochs=1)
+    options = {"epochs": 1, "batch_size": 64, "checkpoint_every": 100}
+    config = _config("user=mf,item=vit_toy,dataset=toy", toy_dataset, **options)
     train.train_and_evaluate(config, tmp_path)
     config.data.threads = 1  # how fast, not what
     train.evaluate(config, tmp_path)
@@ -475,7 +477,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
     limit += "runpy.run_module('pixelrec_jax.programs.train', run_name='__main__', alter_sys=True)"
-    command = _command(MODELS[0], toy_dataset, workdir)[3:]
+    command = _command("user=mf,item=id,dataset=toy", toy_dataset, workdir)[3:]
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}  # no compile cache to write
     argv = [
         sys.executable,
