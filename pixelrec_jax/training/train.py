@@ -225,7 +225,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
                 batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
                 state, metrics = train_step(state, batch, experiment.resident)
                 record.fetch()  # metrics of the step before, while the devices work on this one
-                record.put(step, metrics, local, flops(batch))
+                record.put(step, metrics, local, flops(batch) if log else 0.0)
 
             interrupted = stop.applies_to(step)  # read once: it may change further down this step
             epoch, in_epoch = divmod(step, batches.steps_per_epoch)

@@ -25,6 +25,7 @@ from tests.tiny import (
     use_tiny_encoders,
 )
 
+pytestmark = pytest.mark.slow
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
