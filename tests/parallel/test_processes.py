@@ -214,7 +214,9 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(preempted, alone, tmp_pa
 
 
 def test_two_processes_read_images_in_processes_of_their_own(toy_dataset, tmp_path):
-    changes = {"data.workers": 1, "train.epochs": 1, "item.image_size": 16}
+    # Four steps: processes that share few cores wait for each other, hundreds of times a step.
+    changes = {"data.workers": 1, "train.epochs": 1, "train.batch_size": 192}
+    changes["item.image_size"] = 16
     words = WORDS.replace("id", "vit_toy")
     arguments = _arguments(toy_dataset, tmp_path / "two", words, **changes)
     ended = _start([MAIN, MAIN], arguments, devices=1)
