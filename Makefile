@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 
 # Two processes, each with the tests of whole files, which share what they compile.
 test: $(VENV)/installed-test lint
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The numerical tests as a processor with the oldest of the instructions of x86 rounds.
 ISA ?= SSE4_2

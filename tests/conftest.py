@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 if "device_count" not in (xla_flags := os.environ.get("XLA_FLAGS", "")):
@@ -12,7 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Small programs are kept as well: a test compiles, and a process that it starts, many of them.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402
@@ -23,10 +25,27 @@ from pixelrec_jax.ingest.prepare import prepare  # noqa: E402
 from tests import double  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, then those with many: no process is left with one alone."""
+    count = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -count[item.path]))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags():
     # grain reads absl flags, which a test runner never parses.
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _programs_without_torch(tmp_path_factory):
+    """TensorBoardX imports PyTorch where it is: two seconds for each program that a test starts."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture

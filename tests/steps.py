@@ -1,11 +1,12 @@
 """Training steps without the loop around them."""
 
+import jax
 import numpy as np
 
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.state import TrainState
+from pixelrec_jax.training.state import TrainState, state_template
 from pixelrec_jax.training.train import make_train_step
 
 
@@ -21,3 +22,37 @@ def run_steps(
         state, metrics = step(state, batch, experiment.resident)
         losses.append(float(metrics["loss"]))
     return np.array(losses), state
+
+
+def draw_state(experiment: Experiment) -> TrainState:
+    """Returns a random state at step 0, in memory of the host.
+
+    No compiled program makes it: most of a model's first compilation is that of random numbers.
+    That all meshes start alike shows in the first losses of
+    `test_train.test_losses_are_those_of_one_device`.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path[-1].key in ("scale", "var"):
+            return np.ones(x.shape, x.dtype)
+        spread = 1 / np.sqrt(np.prod(x.shape[:-1])) if len(x.shape) > 1 else 0.02
+        return rng.normal(scale=spread, size=x.shape).astype(x.dtype)
+
+    template = state_template(experiment)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+    parts = ("trainable", "frozen", "model_state")
+    return zeros.replace(
+        **{part: jax.tree_util.tree_map_with_path(draw, getattr(template, part)) for part in parts}
+    )
+
+
+def place_state(state: TrainState, experiment: Experiment) -> TrainState:
+    """Returns the same state on the mesh of an experiment, whose tables may have more rows."""
+
+    def place(x: np.ndarray, there: jax.ShapeDtypeStruct) -> jax.Array:
+        whole = np.zeros(there.shape, there.dtype)
+        whole[tuple(map(slice, x.shape))] = x
+        return jax.device_put(whole, there.sharding)
+
+    return jax.tree.map(place, state, state_template(experiment))

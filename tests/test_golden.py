@@ -25,8 +25,7 @@ from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.recommender import trainable_filter
 from pixelrec_jax.training.experiment import Experiment, build_experiment
-from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.state import state_template
+from pixelrec_jax.training.state import create_state, state_template
 from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.weights import partition
 from pixelrec_jax.weights.mapping import WeightMapping, read_weights
@@ -79,7 +78,8 @@ class Golden:
         # Rows of the reference's validation batches are in order of the users' first interaction.
         self.order = self.data["data/user_ids"] - 1
         self.config = self._config()
-        self.experiment = self.on(jax.devices()[:1])
+        self.on, self.ranking = cache(self._on), cache(self._ranking)
+        self.experiment = self.on(1)
         template = state_template(self.experiment)
         self.trainable_template = template.trainable
         initial, final = self.tensors("param0/"), self.tensors("param1/")
@@ -105,14 +105,17 @@ class Golden:
             config.optim.weight_decay = float(groups[-1]["weight_decay"])
         return config
 
-    def on(self, devices) -> Experiment:
+    def _on(self, devices: int) -> Experiment:
         """Our experiment on the reference's sequences and with its numbers of users."""
         length = self.data["data/user_seq_len"]
         sequences = np.split(self.data["data/user_seq_flat"], np.cumsum(length)[:-1])
         by_user = [sequences[n] for n in np.argsort(self.order)]
         interactions = interactions_of(by_user, self.num_items)
         return build_experiment(
-            self.config, devices=devices, interactions=interactions, store=self._store()
+            self.config,
+            devices=jax.devices()[:devices],
+            interactions=interactions,
+            store=self._store(),
         )
 
     def _store(self) -> ArrayStore | None:
@@ -157,12 +160,12 @@ class Golden:
             weight=rows.weight[None],
         )
 
-    def ranking(self, devices, k: int = 10) -> tuple[Ranking, np.ndarray, np.ndarray]:
-        """Our ranking with the parameters after the step; for the users of the reference's first
-        validation batch their places in it, and their histories.
+    def _ranking(self, devices: int) -> tuple[Ranking, np.ndarray, np.ndarray]:
+        """Our ranking with the parameters after the step, on one device of all items; for the users
+        of the reference's first validation batch their places in it, and their histories.
         """
         evaluator = self.on(devices).evaluator
-        evaluator.k = k
+        evaluator.k = self.num_items - 1 if devices == 1 else 10
         queries, _ = next(evaluator._queries("valid"))
         places = self.order[: len(self.file["topk"])]
         return evaluator.rank({"params": self.params1}, "valid"), places, queries.history
@@ -231,8 +234,9 @@ def _step_bounds(case: Golden) -> dict[tuple[str, ...], np.ndarray]:
 def test_losses_and_one_adamw_step(golden, name):
     """The program's own train step, from the reference's parameters."""
     case = golden(name)
-    trainable, frozen = case.start
-    state = init_state(case.experiment).replace(trainable=trainable, frozen=frozen)
+    shardings = jax.tree.map(lambda x: x.sharding, state_template(case.experiment))
+    create = jax.jit(partial(create_state, case.experiment), out_shardings=shardings)
+    state = create({"params": case.params0})
     step = make_train_step(case.experiment)
     batch = make_global_arrays(case.batch, case.experiment.mesh, BATCH_SPEC)
     state, metrics = step(state, batch, case.experiment.resident)
@@ -266,30 +270,30 @@ def test_rounding_of_the_reference(golden, name):
 @pytest.mark.parametrize("name", CASES)
 def test_item_vectors_scores_and_top_10(golden, name, devices):
     case = golden(name)
-    evaluator = case.on(jax.devices()[:devices]).evaluator
+    evaluator = case.on(devices).evaluator
     catalog = evaluator.encode_catalog({"params": case.params1})
     if "feat" in case.file:
         vectors = np.asarray(catalog).reshape(-1, catalog.shape[-1])[: len(case.file["feat"])]
         assert_close(vectors[:, slice(*case.case.entries)], case.file["feat"])
-    ranking, places, history = case.ranking(jax.devices()[:devices])
+    ranking, places, history = case.ranking(devices)
+    top_ids, top_scores = ranking.top_ids[places, :10], ranking.top_scores[places, :10]
     if case.file.get("eval.0", np.empty(0)).ndim == 2:
         length = min(history.shape[1], case.file["eval.0"].shape[1])
         expected = case.file["eval.0"][:, :length]
         np.testing.assert_array_equal(history[places, :length], expected)
-    np.testing.assert_array_equal(ranking.top_ids[places], case.file["topk"])
+    np.testing.assert_array_equal(top_ids, case.file["topk"])
     scores = case.file["scores"]
-    places = places[: len(scores)]
-    top = np.take_along_axis(scores, ranking.top_ids[places], axis=1)
+    top = np.take_along_axis(scores, top_ids[: len(scores)], axis=1)
     # Relative to the largest score of all, masked ones aside.
     tolerance = 1e-5 * np.abs(scores[np.isfinite(scores)]).max()
-    assert np.abs(ranking.top_scores[places] - top).max() <= tolerance
+    assert np.abs(top_scores[: len(scores)] - top).max() <= tolerance
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_all_scores_with_history_masked(golden, name):
     case = golden(name)
     expected = case.file["scores"]
-    ranking, places, _ = case.ranking(jax.devices()[:1], k=case.num_items - 1)
+    ranking, places, _ = case.ranking(1)
     scores = np.full(expected.shape, -np.inf, np.float32)
     for row, place in zip(scores, places, strict=False):
         row[ranking.top_ids[place]] = ranking.top_scores[place]
@@ -302,8 +306,7 @@ def test_all_scores_with_history_masked(golden, name):
 @pytest.mark.parametrize("name", CASES)
 def test_validation_metrics(golden, name, devices):
     case = golden(name)
-    evaluator = case.on(jax.devices()[:devices]).evaluator
-    metrics = evaluator.metrics(evaluator.rank({"params": case.params1}, "valid"))["all"]
+    metrics = case.on(devices).evaluator.metrics(case.ranking(devices)[0])["all"]
     for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
         # The reference rounds its metrics to seven decimals.
         assert round(metrics[metric]["value"], 7) == case.file[f"valid/{metric}"]

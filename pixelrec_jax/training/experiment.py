@@ -34,7 +34,7 @@ from pixelrec_jax.training.optim import build_optimizer
 _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself only, so that results can be kept by it
 class Experiment:
     """What a config describes, built.
 

@@ -1,5 +1,6 @@
 """The state of a run: its parts, how it is created, and where it lives on the mesh."""
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -86,6 +87,7 @@ def _init_variables(experiment: Experiment) -> dict:
     return dict(experiment.model.init(jax.random.key(config.seed), batch, train=False))
 
 
+@lru_cache(maxsize=2)
 def count_parameters(experiment: Experiment) -> tuple[int, int]:
     """Returns how many parameters the model has and how many of them are trained."""
     params = jax.eval_shape(lambda: _init_variables(experiment)).get("params", {})
@@ -94,6 +96,7 @@ def count_parameters(experiment: Experiment) -> tuple[int, int]:
     return total, trained
 
 
+@lru_cache(maxsize=2)  # a run asks several times, and each time the model would be traced
 def state_template(experiment: Experiment) -> TrainState:
     """Returns the shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(lambda: create_state(experiment))

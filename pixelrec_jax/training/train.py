@@ -3,7 +3,7 @@
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -40,6 +40,7 @@ from pixelrec_jax.training.record import StepRecord, check_finite
 from pixelrec_jax.training.state import TrainState, count_parameters, describe, state_template
 
 
+@lru_cache(maxsize=2)  # what counts its operations need not trace it again
 def make_train_step(experiment: Experiment):
     """Returns the jitted step: (donated state, global batch, resident) -> (state, metrics).
 

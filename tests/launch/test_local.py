@@ -81,9 +81,10 @@ def test_a_run_that_a_signal_ends_is_interrupted_not_failed():
     assert train(Command((sys.executable, "-c", "raise SystemExit(3)"))) == 3
 
 
-# Makes the runs that a launcher starts use the small siblings of encoders.
+# Makes the runs that a launcher starts use the small siblings of encoders, and not import PyTorch.
 _TINY = """
 import sys
+sys.modules["torch"] = None
 if "pixelrec_jax" in sys.orig_argv:
     from pixelrec_jax.items import vision
     from tests.tiny import TINY

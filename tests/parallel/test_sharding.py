@@ -1,6 +1,5 @@
-"""Where parameters live: rules, rows of tables, equal losses on any mesh, a very large model."""
+"""Where parameters live: rules, rows of tables, a very large model."""
 
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,7 +13,6 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.items import FEATURES, vision
-from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 from pixelrec_jax.parallel.sharding import (
@@ -35,14 +33,11 @@ from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import count_parameters, state_template
 from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
-from tests.steps import run_steps
 from tests.tiny import (
-    TINY,
     interactions_of,
     items_of,
     random_store,
     tiny_config,
-    use_tiny_encoders,
 )
 
 USERS, ITEMS = 200_000, 96_282  # of Pixel200K
@@ -190,52 +185,6 @@ def test_a_checkpoint_of_other_widths_is_refused(tmp_path):
         config.width = 8
         with pytest.raises(UserError, match=r"table is \[9, 16\], expected \[9, 8\]"):
             checkpoints.restore(1, state_template(build_(config)))
-
-
-# Losses. 20 steps, so that an error of a gradient or of an optimizer step shows.
-
-
-def _losses(config, devices, steps=20):
-    rng = np.random.default_rng(0)
-    sequences = [rng.integers(1, 41, rng.integers(5, 13)) for _ in range(40)]
-    interactions = interactions_of(sequences, 41)
-    store = random_store(config.item, 41)
-    experiment = build_experiment(config, devices=devices, interactions=interactions, store=store)
-    return run_steps(experiment, steps)[0]
-
-
-def _wide_resnet(unit):
-    """With the stages that are split over "tensor"."""
-    return replace(TINY["resnet50"], backbone=partial(ResNet, unit, (1, 1, 1, 1), 4))
-
-
-@pytest.mark.parametrize(
-    ("user", "item"),
-    [(user, items_of(user)[0]) for user in USER_ENCODERS if user != "visrank"]
-    + [("vbpr", "id+features"), ("sasrec", "features"), ("sasrec", "semantic_ids")]
-    + [("sasrec", item) for item in TINY],
-)
-def test_losses_over_all_axes_are_those_of_one_device(monkeypatch, user, item):
-    """Every model with all three axes above one, where each parameter is split as its rule says."""
-    use_tiny_encoders(monkeypatch)
-    for name, unit in (("resnet18", Basic), ("resnet50", Bottleneck)):
-        monkeypatch.setitem(vision.VISION_ENCODERS, name, _wide_resnet(unit))
-    config = tiny_config(f"user={user},item={item},dataset=custom")
-    if "dropout" in config.user:
-        config.user.dropout = 0.1  # the same random numbers must fall on the same rows
-    if "trainable" in config.item:
-        config.item.update({"weights": "", "trainable": "all"})
-    one = _losses(config, jax.devices()[:1])
-    config.mesh.update({**CUBE, "fsdp_min_size": 0})
-    np.testing.assert_allclose(_losses(config, jax.devices()), one, rtol=1e-5)
-
-
-def test_mf_of_the_papers_width_with_short_tables_trains_on_eight_devices():
-    config = tiny_config("user=mf,item=id,dataset=custom")
-    config.width = 4096
-    one = _losses(config, jax.devices()[:1])
-    config.mesh.fsdp = 8
-    np.testing.assert_allclose(_losses(config, jax.devices()), one, rtol=1e-5)
 
 
 # A model too large for one chip.

@@ -17,9 +17,9 @@ from tests.tiny import tiny_config, use_tiny_encoders
 
 
 def _config(item, dataset):
-    config = tiny_config(f"user=sasrec,item={item},dataset=toy", dataset)
+    config = tiny_config(f"user=mf,item={item},dataset=toy", dataset)
     config.item.weights = ""
-    config.train.epochs = 1
+    config.train.update({"epochs": 1, "batch_size": 64})
     return config
 
 

@@ -218,7 +218,8 @@ def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_p
     dataset = f"{bucket}/data/toy"
     storage.filesystem(bucket).put(str(toy_dataset), dataset, recursive=True)
     config = tiny_config("user=mf,item=id,dataset=toy", toy_dataset)
-    config.train.update({"epochs": 2, "log_every": 2, "checkpoint_every": 3})
+    # Few checkpoints: each takes a hundred requests.
+    config.train.update({"epochs": 2, "batch_size": 64, "log_every": 2, "checkpoint_every": 7})
     expected = train.train_and_evaluate(config, tmp_path / "run")
 
     place = storage.path(f"{bucket}/runs/id")

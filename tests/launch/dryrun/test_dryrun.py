@@ -3,12 +3,15 @@
 import json
 import re
 import sys
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
 from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run, report, table
@@ -18,7 +21,7 @@ from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
-from tests.tiny import ROOT, tiny_config, use_tiny_encoders
+from tests.tiny import ROOT, TINY, tiny_config
 
 pytest.importorskip("libtpu")
 ID = "user=mf,item=id,dataset=pixel200k"
@@ -39,7 +42,9 @@ def config_of(words: str, **mesh: int):
 
 def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
     """Gradients of dense parameters: 2 (n - 1) / n of their bytes, whatever n."""
-    use_tiny_encoders(monkeypatch)
+    backbone = partial(TINY["vit_toy"].backbone, depth=1)
+    tiny = replace(TINY["vit_toy"], backbone=backbone)
+    monkeypatch.setitem(VISION_ENCODERS, "vit_toy", tiny)
     config = config_of("user=fm,item=vit_toy,dataset=pixel200k")
     sent = {}
     for topology, chips in (("v5e:2x4", 8), ("v5e:4x4", 16)):
