@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.pretrained import merge_collections
 from pixelrec_jax.weights.files import write
@@ -22,6 +23,15 @@ from tests.tiny import TINY
 RECOMPUTED = ("vit_b16", "beit_b16", "swin_t", "resnet18", "resnet50", "clip_rn50", "mobilenet_v2")
 each_case = pytest.mark.parametrize("name", CASES)
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def test_every_architecture_has_a_case():
+    def kind(backbone):
+        options = ("clip", "unit", "padding")  # by which architectures of one class differ
+        return type(backbone), *(getattr(backbone, option, None) for option in options)
+
+    published = {kind(vision.backbone()) for vision in VISION_ENCODERS.values()}
+    assert published == {kind(case.backbone) for case in ARCHITECTURES.values()}
 
 
 @pytest.mark.numerical
