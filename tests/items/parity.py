@@ -170,13 +170,12 @@ class Backbone:
         Returns:
           The gradients of sum(output * direction), the variables that it changes, the output.
         """
-        in_float64 = self.module.dtype == np.float64
-        train = _train_unoptimised if in_float64 else _train_fast
-        return train(self._in_train_mode(), self.variables, image, direction)
+        return self._train(self._in_train_mode(), self.variables, image, direction)
 
     def training_program(self, image: np.ndarray, direction: np.ndarray) -> str:
         """What `train` computes, as text."""
-        return str(_train_fast.trace(self._in_train_mode(), self.variables, image, direction).jaxpr)
+        traced = self._train.trace(self._in_train_mode(), self.variables, image, direction)
+        return str(traced.jaxpr)
 
     def in_float64(self, **options) -> "Backbone":
         """The same backbone with other options, to compute with under the fixture `in_float64`."""
@@ -186,6 +185,10 @@ class Backbone:
     def read_gradients(self, tensors: Mapping) -> dict:
         """PyTorch's gradients as a tree of our parameters."""
         return read_weights(tensors, self.mappings, self.variables["params"], origin="gradients")
+
+    @property
+    def _train(self) -> Callable:
+        return _train_unoptimised if self.module.dtype == np.float64 else _train_fast
 
     def _in_train_mode(self) -> nn.Module:
         return self.module.clone(train_mode_blocks=self.module.blocks)
