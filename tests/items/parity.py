@@ -1,21 +1,25 @@
 """Our vision backbones beside a PyTorch module with the same weights."""
 
-import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
+from transformers import PreTrainedModel
 
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.pretrained import merge_collections, split_collections
-from pixelrec_jax.weights.files import read
+from pixelrec_jax.weights import files
 from pixelrec_jax.weights.mapping import WeightMapping, read_weights
 from tests import double
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:
@@ -44,21 +48,24 @@ def as_torch(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
 
 
-def saved(module: torch.nn.Module, folder) -> dict[str, np.ndarray]:
-    """The tensors of a transformers model by the names of its checkpoints."""
-    module.save_pretrained(folder)
-    return read(folder / "model.safetensors")
+def as_jax(x: torch.Tensor) -> np.ndarray:
+    """PyTorch's map [M, C, H, W] as [M, H, W, C]; other shapes as they are."""
+    return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).detach().numpy()
 
 
-def state_dict(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The tensors of any other module, as they are now."""
+def checkpoint(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The tensors of a module by the names of its checkpoints."""
+    if isinstance(module, PreTrainedModel):  # whose files name them in another way
+        with TemporaryDirectory() as folder:
+            module.save_pretrained(folder)
+            return files.read(Path(folder) / "model.safetensors")
     return {name: x.detach().numpy().copy() for name, x in module.state_dict().items()}
 
 
 def backward(
     module: torch.nn.Module, forward: Callable, image: np.ndarray, direction: np.ndarray
-) -> None:
-    """Gives the module the gradients of sum(forward(images) * direction).
+) -> np.ndarray:
+    """Gives the module the gradients of sum(forward(images) * direction) and returns the output.
 
     Computed in float64, so that a comparison sees no rounding but ours.
     """
@@ -66,78 +73,134 @@ def backward(
     output = forward(as_torch(image).double())
     (output * torch.from_numpy(direction).double()).sum().backward()
     module.float()
+    return output.detach().numpy()
 
 
 def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The gradients of any other module by parameter name."""
-    return {n: p.grad.numpy() for n, p in module.named_parameters() if p.grad is not None}
-
-
-def saved_gradients(module: torch.nn.Module, folder) -> dict[str, np.ndarray]:
-    """The gradients of a transformers model by the names of its checkpoints (it is changed)."""
+    """The gradients of a module by the names of its checkpoints (its weights are lost)."""
+    used = {name for name, x in module.named_parameters() if x.grad is not None}
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.zeros(()) if parameter.grad is None else parameter.grad)
-    return saved(module, folder)
+    named_alike = not isinstance(module, PreTrainedModel)
+    return {
+        name: x
+        for name, x in checkpoint(module).items()
+        if not name.endswith(_STATISTICS) and (name in used or not named_alike)
+    }
 
 
+@cache
+def _shapes(backbone: nn.Module, size: int) -> dict:
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return jax.eval_shape(backbone.init, jax.random.key(0), image)
+
+
+@partial(jax.jit, static_argnames=("backbone", "pools"))
+def _evaluate(
+    backbone: nn.Module, variables: dict, image: jax.Array, pools: tuple[str, ...]
+) -> tuple[dict, dict]:
+    """Outputs by pool and outputs of every block; what they share is computed once."""
+    run = partial(backbone.apply, capture_intermediates=True, mutable=["intermediates"])
+    captured = run(variables, image)[1]["intermediates"]
+    outputs = {pool: backbone.clone(pool=pool).apply(variables, image) for pool in pools}
+    return outputs, {name: captured[name]["__call__"][0] for name in backbone.blocks}
+
+
+def _train(
+    backbone: nn.Module, variables: dict, image: jax.Array, direction: jax.Array
+) -> tuple[dict, dict, jax.Array]:
+    """Gradients of sum(output * direction), what training changes, and the output."""
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def loss(params):
+        output, changed = backbone.apply(
+            {"params": params, **state},
+            image,
+            Context(train=True),
+            mutable=list(state),
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return (output * direction).sum(), (changed, output)
+
+    gradient, (changed, output) = jax.grad(loss, has_aux=True)(variables["params"])
+    return gradient, changed, output
+
+
+_train_fast = jax.jit(_train, static_argnames="backbone")
+# Takes half as long to compile; for float64, where the question is algebra.
+_train_unoptimised = jax.jit(
+    _train, static_argnames="backbone", compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def parameters(backbone: nn.Module, size: int = 224) -> dict[str, int]:
+    """The number of parameters of every block."""
+    params = _shapes(backbone, size)["params"]
+    return {name: sum(x.size for x in jax.tree.leaves(block)) for name, block in params.items()}
+
+
+@dataclass(frozen=True)
 class Backbone:
-    """One of our backbones with the weights of a PyTorch module."""
+    """One of our backbones with weights.
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        mappings: tuple[WeightMapping, ...],
-        tensors: Mapping,
-        *,
-        size: int,
-    ):
-        """Args: `tensors` is a checkpoint; `size` is the side of the images."""
-        self.backbone, self.mappings = backbone, mappings
-        image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-        shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image)
-        tree = read_weights(tensors, mappings, merge_collections(shapes), origin="PyTorch")
-        self.variables = split_collections(tree, shapes)
+    Attributes:
+      module: the backbone itself.
+      mappings: names of weights that it reads.
+      variables: its parameters and running statistics.
+    """
+
+    module: nn.Module
+    mappings: tuple[WeightMapping, ...]
+    variables: dict
+
+    def __call__(self, image: np.ndarray, **options) -> jax.Array:
+        """The output in evaluation; `options` replace some of the backbone's."""
+        module = self.module.clone(**options)
+        return _evaluate(module, self.variables, image, (module.pool,))[0][module.pool]
+
+    def evaluate(self, image: np.ndarray, *pools: str) -> tuple[dict, dict]:
+        """The outputs of these pools, and that of every block, in evaluation."""
+        outputs, layers = _evaluate(self.module, self.variables, image, pools)
+        return outputs, {name: layers[name] for name in self.module.blocks}  # in order
+
+    def train(self, image: np.ndarray, direction: np.ndarray) -> tuple[dict, dict, jax.Array]:
+        """A training step of all blocks.
+
+        Returns:
+          The gradients of sum(output * direction), the variables that it changes, the output.
+        """
+        return self._train(self._in_train_mode(), self.variables, image, direction)
+
+    def training_program(self, image: np.ndarray, direction: np.ndarray) -> str:
+        """What `train` computes, as text."""
+        traced = self._train.trace(self._in_train_mode(), self.variables, image, direction)
+        return str(traced.jaxpr)
 
     def in_float64(self, **options) -> "Backbone":
         """The same backbone with other options, to compute with under the fixture `in_float64`."""
-        other = copy.copy(self)
-        other.backbone = double.module(self.backbone.clone(**options))
-        other.variables = double.cast(self.variables)
-        return other
-
-    def __call__(self, image: np.ndarray) -> jax.Array:
-        """The output in evaluation."""
-        return jax.jit(self.backbone.apply)(self.variables, image)
-
-    def layers(self, image: np.ndarray) -> dict[str, jax.Array]:
-        """The output of every block in evaluation."""
-        run = partial(self.backbone.apply, capture_intermediates=True, mutable=["intermediates"])
-        captured = jax.jit(run)(self.variables, image)[1]["intermediates"]
-        return {name: captured[name]["__call__"][0] for name in self.backbone.blocks}
-
-    def gradients(
-        self, image: np.ndarray, direction: np.ndarray, *, train: bool
-    ) -> tuple[dict, dict]:
-        """Gradients of sum(output * direction), and the variables a training step changes."""
-        backbone = self.backbone.clone(train_mode_blocks=self.backbone.blocks)
-        state = {name: tree for name, tree in self.variables.items() if name != "params"}
-
-        def loss(params):
-            output, changed = backbone.apply(
-                {"params": params, **state},
-                image,
-                Context(train=train),
-                mutable=list(state),
-                rngs={"dropout": jax.random.key(0)},
-            )
-            return (output * direction).sum(), changed
-
-        return jax.jit(jax.grad(loss, has_aux=True))(self.variables["params"])
+        module = double.module(self.module.clone(**options))
+        return Backbone(module, self.mappings, double.cast(self.variables))
 
     def read_gradients(self, tensors: Mapping) -> dict:
         """PyTorch's gradients as a tree of our parameters."""
         return read_weights(tensors, self.mappings, self.variables["params"], origin="gradients")
+
+    @property
+    def _train(self) -> Callable:
+        return _train_unoptimised if self.module.dtype == np.float64 else _train_fast
+
+    def _in_train_mode(self) -> nn.Module:
+        return self.module.clone(train_mode_blocks=self.module.blocks)
+
+
+def read(
+    module: nn.Module, mappings: tuple[WeightMapping, ...], tensors: Mapping, *, size: int
+) -> Backbone:
+    """A backbone for images of `size` pixels with the tensors of a checkpoint."""
+    shapes = _shapes(module, size)
+    tree = read_weights(tensors, mappings, merge_collections(shapes), origin="PyTorch")
+    return Backbone(module, mappings, split_collections(tree, shapes))
 
 
 def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:
@@ -164,13 +227,3 @@ def assert_trees_close(ours: Mapping, theirs: Mapping, tolerance: float = 1e-5) 
             assert np.abs(ours[path]).max() <= noise, name
         else:
             assert_close(ours[path], value, tolerance, name)
-
-
-def assert_bfloat16_close(backbone: Backbone, image: np.ndarray) -> None:
-    """Computing in bfloat16 beside float32 parameters changes the output by a twentieth at most."""
-    half = backbone.backbone.clone(dtype=jnp.bfloat16)
-    output = jax.jit(half.apply)(backbone.variables, image)
-    assert output.dtype == jnp.bfloat16
-    assert_close(output.astype(jnp.float32), backbone(image), 0.05)
-    shapes = jax.eval_shape(half.init, jax.random.key(0), image)
-    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
