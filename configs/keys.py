@@ -177,8 +177,9 @@ def _check_loss(loss: ConfigDict) -> None:
     """Raises `UserError` for an option of another loss: it would be ignored."""
     from pixelrec_jax.losses import loss_options
 
+    defaults = flatten(KEYS)
     for key in set(loss) - {"name", *loss_options(loss.name)}:
-        if loss[key] != KEYS["loss"][key].default:
+        if loss[key] != defaults[f"loss.{key}"].default:
             raise UserError(
                 f"loss.{key}={loss[key]!r} is given, but loss.name={loss.name} does not take it; "
                 "leave it out or take the loss it belongs to"

@@ -22,7 +22,6 @@ from pixelrec_jax.system.options import (
     Whole,
     Wholes,
     check_options,
-    options_of,
 )
 
 FEATURES = ("features", "id+features", "semantic_ids")
@@ -92,7 +91,7 @@ def item_options(name: str) -> dict[str, Option]:
         raise UserError(f"unknown item encoder {name!r}{nearest(name, ITEM_ENCODERS)}")
     vision = VISION_ENCODERS[name]
     pool = Option(_PIXEL_OPTIONS["pool"].meaning, OneOf(*vision.pools))
-    return {**_PIXEL_OPTIONS, "pool": pool, **options_of(vision.backbone.func)}
+    return {**_PIXEL_OPTIONS, "pool": pool, **vision.options}
 
 
 def uses_pixels(item: ConfigDict) -> bool:

@@ -24,7 +24,7 @@ def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformati
     and other projections (the reference's `modal_*`), `lr` and `weight_decay` to the rest.
     `warmup_steps` ramps both rates up linearly.
     """
-    decays = {"lr": optim.weight_decay, "visual_lr": optim.visual_weight_decay}
+    decays = _decays(optim)
     groups: dict[Hashable, optax.GradientTransformation] = {
         name: optax.chain(
             optax.add_decayed_weights(decays[name]), optax.scale_by_learning_rate(rate)
@@ -45,6 +45,33 @@ def learning_rates(optim: ConfigDict, step: jax.Array) -> dict[str, jax.Array]:
         name: jnp.asarray(rate(step) if callable(rate) else rate, jnp.float32)
         for name, rate in _schedules(optim).items()
     }
+
+
+def update_norm(optim: ConfigDict, opt_state: Any, params: dict, step: jax.Array) -> jax.Array:
+    """Returns the global norm float32[] of the update that gave these parameters.
+
+    It solves the equations of AdamW for the update. A norm of the updates themselves would keep
+    them all in memory, where they are otherwise added while they are computed.
+
+    Args:
+      optim, opt_state: settings of the optimizer, and its state after the update.
+      params: parameters after the update.
+      step: int32[], how many updates there were before it.
+    """
+    (adam,) = (x for x in opt_state if isinstance(x, optax.ScaleByAdamState))
+    rates, decays = learning_rates(optim, step), _decays(optim)
+
+    def update(mu: jax.Array, nu: jax.Array, new: jax.Array, group: str) -> jax.Array:
+        # new = old - update, and update = rate * (direction + decay * old).
+        rate, decay = rates[group], decays[group]
+        direction = _direction(mu, nu, adam.count, optim.b1, optim.b2, optim.eps)
+        return rate * (direction + decay * new) / (1 - rate * decay)
+
+    return global_norm(jax.tree.map(update, adam.mu, adam.nu, params, _labels(params)))
+
+
+def _decays(optim: ConfigDict) -> dict[str, float]:
+    return {"lr": optim.weight_decay, "visual_lr": optim.visual_weight_decay}
 
 
 def _schedules(optim: ConfigDict) -> dict[str, float | optax.Schedule]:
@@ -94,14 +121,18 @@ def scale_by_adam(b1: float, b2: float, eps: float, mesh: Mesh) -> optax.Gradien
         count = jnp.asarray(state.count) + 1
         mu = jax.tree.map(partial(moment, b1, 1), updates, state.mu, is_leaf=is_sparse)
         nu = jax.tree.map(partial(moment, b2, 2), updates, state.nu, is_leaf=is_sparse)
-        first, second = (_sum_of_weights(decay, count) for decay in (b1, b2))
-
-        def direction(mu: jax.Array, nu: jax.Array) -> jax.Array:
-            return mu / first / (jnp.sqrt(nu / second) + eps)
-
-        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+        directions = jax.tree.map(lambda mu, nu: _direction(mu, nu, count, b1, b2, eps), mu, nu)
+        return directions, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def _direction(
+    mu: jax.Array, nu: jax.Array, count: jax.Array, b1: float, b2: float, eps: float
+) -> jax.Array:
+    """Returns Adam's step for a learning rate of -1, from the moments after `count` updates."""
+    first, second = (_sum_of_weights(decay, count) for decay in (b1, b2))
+    return mu / first / (jnp.sqrt(nu / second) + eps)
 
 
 def _sum_of_weights(decay: float, count: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ from pixelrec_jax.system.files import write_json
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.optim import global_norm, learning_rates
+from pixelrec_jax.training.optim import global_norm, learning_rates, update_norm
 from pixelrec_jax.training.record import StepRecord, check_finite
 from pixelrec_jax.training.state import TrainState, count_parameters, describe, state_template
 
@@ -45,11 +45,13 @@ def make_train_step(experiment: Experiment):
     """Returns the jitted step: (donated state, global batch, resident) -> (state, metrics).
 
     Metrics are float32[]: `loss`, its mean since the last log line `mean_loss`, the global norms
-    `gradient_norm` (before clipping) and `update_norm`, and the learning rates `lr`, `visual_lr`.
+    `gradient_norm` (before clipping) and `update_norm` (NaN in steps that are not recorded), and
+    the learning rates `lr`, `visual_lr`.
     """
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
     mesh, compute_loss = experiment.mesh, build_loss(experiment.config.loss)
     shardings = jax.tree.map(lambda x: x.sharding, state_template(experiment))
+    steps_per_epoch = experiment.batches.steps_per_epoch
 
     def train_step(
         state: TrainState, batch: Batch, resident: Resident
@@ -81,7 +83,6 @@ def make_train_step(experiment: Experiment):
             "loss": loss,
             "mean_loss": loss_sum / (position + 1),
             "gradient_norm": global_norm(gradient),
-            "update_norm": global_norm(updates),
             **learning_rates(config.optim, state.step),
         }
         new_state = state.replace(
@@ -91,6 +92,10 @@ def make_train_step(experiment: Experiment):
             opt_state=opt_state,
             loss_sum=loss_sum,
         )
+        done = new_state.step
+        recorded = (done % config.train.log_every == 0) | (done % steps_per_epoch == 0)
+        latest = partial(update_norm, config.optim, opt_state, new_state.trainable, state.step)
+        metrics["update_norm"] = jax.lax.cond(recorded, latest, lambda: jnp.float32(jnp.nan))
         return new_state, metrics
 
     replicated = NamedSharding(mesh, PartitionSpec())

@@ -14,6 +14,7 @@ from pixelrec_jax.training.optim import (
     global_norm,
     learning_rates,
     scale_by_adam,
+    update_norm,
 )
 from tests.tiny import tiny_config
 
@@ -81,6 +82,23 @@ def test_what_comes_after_adam_is_dense(sparse):
     assert jax.tree.map(jnp.shape, update) == jax.tree.map(jnp.shape, params)
     untouched = update["user_encoder"]["table"][0]
     np.testing.assert_allclose(untouched, -0.1 * config.optim.lr / 2, rtol=1e-6)
+
+
+@pytest.mark.numerical
+def test_the_norm_of_the_latest_update_is_that_of_the_updates():
+    config = tiny_config("user=sasrec,item=vit_toy")
+    config.optim.update({"lr": 0.1, "weight_decay": 0.3, "visual_weight_decay": 2.0})
+    config.optim.update({"visual_lr": 0.05, "warmup_steps": 3})
+    optimizer = build_optimizer(config.optim, build_mesh(config.mesh, jax.devices()[:1]))
+    _, dense = _gradients(sparse=False)
+    params = {"user_encoder": dense, "item_encoder": jax.tree.map(lambda x: x + 1, dense)}
+    state = optimizer.init(params)
+    for step in range(4):
+        gradient = jax.tree.map(lambda x, n=step: jnp.sin(n + x), params)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        norm = update_norm(config.optim, state, params, jnp.int32(step))
+        np.testing.assert_allclose(norm, global_norm(updates), rtol=1e-6)
 
 
 def test_learning_rates_are_those_of_the_schedule():

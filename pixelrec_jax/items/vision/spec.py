@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pixelrec_jax.items.vision.backbone import Backbone
+from pixelrec_jax.system.options import Option, options_of
 from pixelrec_jax.weights.mapping import WeightMapping
 
 
@@ -29,3 +30,10 @@ class EncoderSpec:
     mappings: tuple[WeightMapping, ...] = ()
     head_init: str = "xavier_normal"
     optional: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """The options of a config that the backbone declares, by name."""
+        made = self.backbone.func
+        assert isinstance(made, type), "a backbone is made by its class"
+        return options_of(made)
