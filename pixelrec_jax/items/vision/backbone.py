@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.blocks import POOL
 from pixelrec_jax.items.vision.layers import Context
 
@@ -66,11 +67,11 @@ class Backbone(nn.Module, kw_only=True):
     @nn.compact
     def run(
         self,
-        x: jax.Array,
+        x: Float[Array, "M *map C"],
         start: int | str = 0,
         stop: int | str | None = None,
         context: Context | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "M *out C2"]:
         """Runs the steps from `start` up to, but not with, `stop`.
 
         Args:
@@ -94,7 +95,9 @@ class Backbone(nn.Module, kw_only=True):
                 x = module(x)
         return x
 
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+    def __call__(
+        self, image: Float[Array, "M H W 3"], context: Context | None = None
+    ) -> Float[Array, "M *tokens C"]:
         """Returns dtype[M, S, C] or dtype[M, C] for float[M, H, W, 3]."""
         return self.run(image, context=context)
 
