@@ -3,41 +3,50 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.types import PAD, Batch, gather_slots
+from pixelrec_jax.data.types import PAD, Array, Batch, gather_slots
 from pixelrec_jax.system.errors import UserError, nearest
 
-Score = Callable[[jax.Array, jax.Array], jax.Array]
+Score = Callable[
+    [Float[Array, "*#batch D"], Float[Array, "*#batch R E"]], Float[Array, "*#batch R"]
+]
 
 
 class Loss(Protocol):
     """What training minimises."""
 
-    def __call__(self, score: Score, query: jax.Array, item: jax.Array, batch: Batch) -> jax.Array:
-        """Returns the loss float32[] of a global batch.
+    def __call__(
+        self,
+        score: Score,
+        query: Float[Array, "G B T D"],
+        item: Float[Array, "G U E"],
+        batch: Batch,
+    ) -> Float[Array, ""]:
+        """Returns the loss of a global batch, float32.
 
         Args:
-          score: gives float32[..., R] for queries [..., D] and items [..., R, E].
-          query: float32[G, B, T, D], one for every target.
-          item: float32[G, U, E], the vectors of the batch's distinct items.
+          score: gives the score of each of R items for its query.
+          query: one for every target, float32.
+          item: the vectors of the batch's distinct items, float32.
           batch: says by slots which items are positives and negatives.
         """
 
 
 def bpr(
     score: Score,
-    query: jax.Array,
-    item: jax.Array,
+    query: Float[Array, "G B T D"],
+    item: Float[Array, "G U E"],
     batch: Batch,
     *,
     epsilon: float,
     single_row: bool,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Bayesian personalised ranking (Rendle et al. 2012), summed over targets, mean over rows.
 
     The losses of a target's K own negatives are averaged.
@@ -88,9 +97,23 @@ def loss_options(name: str) -> tuple[str, ...]:
 
 
 def build_loss(loss: ConfigDict) -> Loss:
-    """Returns the loss that `config.loss` names, with its options.
+    """Returns the loss that `config.loss` names, with its options, which checks what it is given.
 
     Raises:
       UserError: no loss has this name.
     """
-    return partial(LOSSES[loss.name], **{key: loss[key] for key in loss_options(loss.name)})
+    options = {key: loss[key] for key in loss_options(loss.name)}
+    return partial(_checked, LOSSES[loss.name], **options)
+
+
+def _checked(
+    loss: Loss,
+    score: Score,
+    query: Float[Array, "..."],
+    item: Float[Array, "..."],
+    batch: Batch,
+    **options: Any,
+) -> Float[Array, ""]:
+    """Calls a loss with arrays that fit each other; raises ValueError if they do not."""
+    batch.check(query=(query, "G B T D"), item=(item, "G U E"))
+    return loss(score, query, item, batch, **options)

@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import Batch, History, Items, gather_slots
+from pixelrec_jax.data.types import Array, Batch, History, Items, gather_slots
 from pixelrec_jax.items import build_item_encoder, id_table
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.parallel.tables import EmbeddingLookup, Lookups, split_by_columns
@@ -42,9 +43,9 @@ class Recommender(nn.Module):
         return {**variables, "params": self.user_encoder.propagate(params, resident.graph)}
 
     def embedding_lookups(
-        self, *, items: Items | None = None, user: jax.Array | None = None
+        self, *, items: Items | None = None, user: Int[Array, "*users"] | None = None
     ) -> Lookups:
-        """Returns which rows of which tables items [G, U] and users [...] read."""
+        """Returns which rows of which tables items [G, U] and users read."""
         if self.user_encoder.uses_graph:
             return {}  # every row may reach any other
         found: dict[tuple[str, ...], EmbeddingLookup] = {}
@@ -56,25 +57,35 @@ class Recommender(nn.Module):
             found["user_encoder", "table"] = EmbeddingLookup(user, unique_ids=False)
         return found
 
-    def encode_items(self, items: Items, *, train: bool = False) -> jax.Array:
-        """Returns float32[G, U, E]; each slot is encoded once."""
+    def encode_items(self, items: Items, *, train: bool = False) -> Float[Array, "G U E"]:
+        """Returns the items' vectors, float32; each slot is encoded once."""
+        items.check()
         shards, slots = items.id.shape
         flat = jax.tree.map(lambda x: x.reshape(shards * slots, *x.shape[2:]), items)
         return self.item_encoder(flat, train=train).reshape(shards, slots, -1)
 
-    def encode_users(self, history: History, *, train: bool = False) -> jax.Array:
-        """Returns queries float32[B, S, D], S = L or 1; the last one is the user now."""
+    def encode_users(self, history: History, *, train: bool = False) -> Float[Array, "B S D"]:
+        """Returns float32 queries, S = L or 1; the last one is the user now."""
+        history.check()
         return self.user_encoder(history, train=train)
 
-    def score(self, query: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R] for queries [..., D] and items [..., R, E]."""
+    def score(
+        self, query: Float[Array, "*#batch D"], item: Float[Array, "*#batch R E"]
+    ) -> Float[Array, "*#batch R"]:
+        """Returns the score of each of R items for its query, float32."""
         return self.user_encoder.score(query, item)
 
-    def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns a query for every target, float32[G, B, T, D], and item vectors [G, U, E].
+    def __call__(
+        self, batch: Batch, *, train: bool
+    ) -> tuple[Float[Array, "G B T D"], Float[Array, "G U E"]]:
+        """Returns a query for every target, and the items' vectors, both float32.
 
         Losses score the ones against the others.
+
+        Raises:
+          ValueError: the shapes of the batch are wrong or do not fit each other.
         """
+        batch.check()
         item = self.encode_items(batch.items, train=train)
         (embeddings,) = gather_slots(item, batch.history)
         shards, rows, targets = batch.positive.shape

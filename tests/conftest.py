@@ -13,12 +13,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # also in programs that tests start
 # Small programs are kept as well: a test compiles, and a process that it starts, many of them.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+from tests.checker import PACKAGES  # noqa: E402
+
+install_import_hook(PACKAGES, "tests.checker.checked")  # before they are imported
 
 from pixelrec_jax.ingest import toy  # noqa: E402
 from pixelrec_jax.ingest.prepare import prepare  # noqa: E402

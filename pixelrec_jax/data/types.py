@@ -15,6 +15,19 @@ from flax import struct
 
 Array = jax.Array | Any  # numpy arrays on the host, jax arrays on the device
 
+# The axes of fields, checked where arrays enter the model; "..." is any further axes. Annotations
+# cannot say them, since the fields of the same structs hold shardings and shapes as well.
+_ITEMS = {"id": "G U", "image": "G U H W 3", "feature": "G U ...", "weight": "G U"}
+_BATCH = {
+    "user": "G B",
+    "history": "G B L",
+    "positive": "G B T",
+    "negative": "G B T K",
+    "weight": "G B T",
+    "time": "G B L",
+}
+_HISTORY = {"item_embeddings": "B L E", "item": "B L", "user": "B", "time": "B L"}
+
 PAD = 0  # the item index, the user index and the slot that stand for "nothing here"
 
 
@@ -34,6 +47,10 @@ class Items(struct.PyTreeNode):
     image: Array | None = None
     feature: Array | None = None
     weight: Array | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for fields whose shapes are wrong or do not fit each other."""
+        check_shapes(_shaped("items", self, _ITEMS))
 
 
 class Batch(struct.PyTreeNode):
@@ -57,6 +74,15 @@ class Batch(struct.PyTreeNode):
     weight: Array
     time: Array | None = None
 
+    def check(self, **others: tuple[Array, str]) -> None:
+        """Raises ValueError for fields whose shapes are wrong or do not fit each other.
+
+        Args:
+          **others: arrays that belong to the batch, each with its axes: query=(query, "G B T D").
+        """
+        fields = {**_shaped("items", self.items, _ITEMS), **_shaped("batch", self, _BATCH)}
+        check_shapes({**fields, **others})
+
 
 class History(struct.PyTreeNode):
     """What a user encoder reads.
@@ -74,10 +100,41 @@ class History(struct.PyTreeNode):
     user: Array
     time: Array | None = None
 
+    def check(self) -> None:
+        """Raises ValueError for fields whose shapes are wrong or do not fit each other."""
+        check_shapes(_shaped("history", self, _HISTORY))
+
     @property
     def mask(self) -> Array:
         """bool[B, L], False at padding."""
         return self.item != PAD
+
+
+def _shaped(name: str, struct: Any, axes: dict[str, str]) -> dict[str, tuple[Array, str]]:
+    """Returns the fields that a struct has, each with its axes."""
+    fields = {f"{name}.{field}": (getattr(struct, field), axes[field]) for field in axes}
+    return {field: pair for field, pair in fields.items() if pair[0] is not None}
+
+
+def check_shapes(arrays: dict[str, tuple[Array, str]]) -> None:
+    """Raises ValueError where an axis has two lengths; nothing is left of it in what is compiled.
+
+    Args:
+      arrays: by name, each with its axes, such as "G B 3 ...": letters, lengths, any further axes.
+    """
+    known: dict[str, tuple[int, str]] = {}  # of each letter the length, and which array says so
+    for name, (array, text) in arrays.items():
+        axes = text.removesuffix(" ...").split()
+        rank_fits = len(array.shape) >= len(axes) if "..." in text else array.ndim == len(axes)
+        expected = f"{name} has shape {list(array.shape)}, expected is [{', '.join(text.split())}]"
+        if not rank_fits:
+            raise ValueError(expected)
+        for axis, length in zip(axes, array.shape, strict=False):
+            fixed = (int(axis), "") if axis.isdigit() else (length, f" as in {name}")
+            want, where = known.setdefault(axis, fixed)
+            if length != want:
+                said = "" if axis.isdigit() else f" with {axis} = {want}{where}"
+                raise ValueError(expected + said)
 
 
 def gather_slots(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:

@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
-from pixelrec_jax.data.types import Items
+from pixelrec_jax.data.types import Array, Items
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
@@ -48,11 +49,13 @@ class CatalogEncoder:
             local_shards=local_shards(mesh, CATALOG_SPEC),
         )
 
-        def encode_items(variables: dict, items: Items) -> jax.Array:
+        def encode_items(variables: dict, items: Items) -> Float[Array, "G C E"]:
             variables = with_rows(variables, model.embedding_lookups(items=items), mesh)
             return nn.apply(Recommender.encode_items, model)(variables, items)
 
-        def encode(variables: dict, catalog: jax.Array, items: Items, start: jax.Array):
+        def encode(
+            variables: dict, catalog: Float[Array, "G R E"], items: Items, start: Int[Array, ""]
+        ) -> Float[Array, "G R E"]:
             vector = encode_items(variables, items)
             return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
 
@@ -60,7 +63,7 @@ class CatalogEncoder:
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._encode_items = encode_items
 
-    def encode(self, variables: dict) -> jax.Array:
+    def encode(self, variables: dict) -> Float[Array, "G R E"]:
         """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
         source, data = self.source, self._data
         catalog = None
@@ -90,7 +93,7 @@ class CatalogEncoder:
         items = shapes(self.source[0], self.mesh, CATALOG_SPEC)
         return self._encode.lower(variables, self._shape(variables, items), items, 0)
 
-    def _empty(self, variables: dict, items: Items) -> jax.Array:
+    def _empty(self, variables: dict, items: Items) -> Float[Array, "G R E"]:
         catalog = self._shape(variables, items)
         zeros = partial(jnp.zeros, catalog.shape, catalog.dtype)
         return jax.jit(zeros, out_shardings=catalog.sharding)()

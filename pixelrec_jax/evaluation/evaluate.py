@@ -1,6 +1,6 @@
 """Full-catalogue ranking: every user's exact top k and target rank, and what they amount to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
@@ -16,7 +17,7 @@ from pixelrec_jax.data.pipeline import ItemStore
 from pixelrec_jax.data.queries import Queries, ranking_queries
 from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.evaluation import metrics
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
 from pixelrec_jax.evaluation.retrieval import Score, retrieve, target_rank
@@ -75,7 +76,7 @@ class Evaluator:
         )
         self.source = self.catalog.source
 
-        def rank(variables, catalog: jax.Array, queries: Queries):
+        def rank(variables: dict, catalog: Float[Array, "G R E"], queries: Queries):
             flat = catalog.reshape(-1, catalog.shape[-1])
             vector = take_rows(flat, queries.history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
             history = History(
@@ -89,7 +90,9 @@ class Evaluator:
             score = partial(nn.apply(Recommender.score, model), {})
             return self._top_and_rank(score, query, catalog, queries.seen, queries.target)
 
-        def rank_by_counts(counts: jax.Array, seen, target):
+        def rank_by_counts(
+            counts: Float[Array, "G R 1"], seen: Int[Array, "Q S"], target: Int[Array, " Q"]
+        ):
             query = jnp.ones((len(target), 1))
             return self._top_and_rank(dot_product, query, counts, seen, target)
 
@@ -98,18 +101,23 @@ class Evaluator:
         self._rank_by_counts = jax.jit(rank_by_counts)
 
     @cached_property
-    def training_counts(self) -> np.ndarray:
+    def training_counts(self) -> Int[np.ndarray, " N"]:
         """int64[N], how often each item occurs in the training data."""
         return training_counts(self.split)
 
     def _top_and_rank(
-        self, score: Score, query: jax.Array, catalog: jax.Array, seen: jax.Array, target: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        self,
+        score: Score,
+        query: Float[Array, "Q D"],
+        catalog: Float[Array, "G R E"],
+        seen: Int[Array, "Q S"],
+        target: Int[Array, " Q"],
+    ) -> tuple[Int[Array, "Q k"], Float[Array, "Q k"], Int[Array, " Q"]]:
         sizes = {"num_items": self.num_items, "mesh": self.mesh, "chunk": self.config.eval.chunk}
         ids, scores = retrieve(score, query, catalog, seen, self.k, **sizes)
         return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
 
-    def encode_catalog(self, variables: dict) -> jax.Array:
+    def encode_catalog(self, variables: dict) -> Float[Array, "G R E"]:
         """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
         return self.catalog.encode(variables)
 
@@ -166,7 +174,7 @@ class Evaluator:
                     queries = queries.replace(time=np.pad(queries.time, ((0, 0), (0, 1))))
             yield queries, len(chosen)
 
-    def _collect(self, holdout: Holdout, rank_batch) -> Ranking:
+    def _collect(self, holdout: Holdout, rank_batch: Callable) -> Ranking:
         parts = []
         for queries, real in self._queries(holdout):
             top_ids, top_scores, rank = jax.device_get(
@@ -177,7 +185,7 @@ class Evaluator:
             parts.append([column[:real] for column in columns])
         return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _count_candidates(self, queries: Queries) -> np.ndarray:
+    def _count_candidates(self, queries: Queries) -> Int[np.ndarray, " Q"]:
         distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)
         repeated = np.any(queries.seen == queries.target[:, None], axis=1)
         return np.where(repeated, 0, self.num_items - 1 - distinct)
@@ -208,5 +216,5 @@ class Evaluator:
             },
         }
 
-    def _is_cold(self, target: np.ndarray) -> np.ndarray:
+    def _is_cold(self, target: Int[np.ndarray, " Q"]) -> Bool[np.ndarray, " Q"]:
         return self.training_counts[target] <= self.config.eval.cold_threshold

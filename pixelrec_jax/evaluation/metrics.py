@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
 Metrics = dict[str, dict[str, float | None]]  # name -> {"value", "low", "high"}
 
 
-def ranking_metrics(rank: np.ndarray, ks: Sequence[int]) -> Metrics:
+def ranking_metrics(rank: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
     """Recall@k and NDCG@k, each the mean over users and its normal 95 % interval.
 
     With one relevant item, recall is 1 if rank <= k and NDCG is 1 / log2(rank + 1) if rank <= k.
 
     Args:
-      rank: int[Q], 1 = first; Q = 0 gives values of None.
+      rank: 1 = first; Q = 0 gives values of None.
       ks: cut-offs.
     """
     gain = 1 / np.log2(rank.astype(np.float64) + 1)
@@ -25,11 +26,11 @@ def ranking_metrics(rank: np.ndarray, ks: Sequence[int]) -> Metrics:
     return metrics
 
 
-def random_metrics(num_candidates: np.ndarray, ks: Sequence[int]) -> Metrics:
+def random_metrics(num_candidates: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
     """The expected metrics of a uniformly random ranking; exact, so without an interval.
 
     Args:
-      num_candidates: int[Q], how many items each user's target competes with, itself included; 0
+      num_candidates: how many items each user's target competes with, itself included; 0
         for a target that no ranking can hit.
       ks: cut-offs.
     """
@@ -43,11 +44,11 @@ def random_metrics(num_candidates: np.ndarray, ks: Sequence[int]) -> Metrics:
     return metrics
 
 
-def _expectation(values: np.ndarray) -> dict[str, float | None]:
+def _expectation(values: Float[np.ndarray, " Q"]) -> dict[str, float | None]:
     return {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
 
 
-def _estimate(values: np.ndarray) -> dict[str, float | None]:
+def _estimate(values: Float[np.ndarray, " Q"]) -> dict[str, float | None]:
     if not len(values):
         return {"value": None, "low": None, "high": None}
     mean = float(values.mean())

@@ -5,6 +5,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.items.id import IdEncoder
@@ -37,7 +38,7 @@ class FeatureEncoder(nn.Module):
 
     ids_needed: ClassVar[bool] = False
 
-    def id_vector(self, items: Items, width: int) -> jax.Array:
+    def id_vector(self, items: Items, width: int) -> Float[Array, "M {width}"]:
         """Returns float32[M, width], rows of a trainable table."""
         return IdEncoder(self.num_items, width, self.weight_init, name="ids")(items, train=False)
 
@@ -56,7 +57,7 @@ class DenseFeatures(FeatureEncoder):
     """
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
         """Returns float32[M, D] for items.id int32[M] and items.feature float32[M, ..., C]."""
         x = _feature_of(items)
         if self.has_ids:
@@ -75,7 +76,7 @@ class BiasedFeatures(FeatureEncoder):
     """
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
         """Returns float32[M, D + 1] for items.id int32[M] and items.feature float32[M, ..., C]."""
         feature = mean_over_locations(_feature_of(items))
         width = self.width // 2 if self.has_ids else self.width
@@ -94,7 +95,7 @@ class FeatureComponents(FeatureEncoder):
     ids_needed = True
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
         """Returns float32[M, (1 + S) D] for items.feature float32[M, ..., C] of S locations."""
         feature = _feature_of(items)
         feature = feature.reshape(len(items.id), -1, feature.shape[-1])
@@ -107,7 +108,7 @@ class RawFeatures(FeatureEncoder):
     """f / |f|, without parameters, so that dot products are cosines (VisRank)."""
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
         """Returns float32[M, C] for items.feature float32[M, ..., C]; zeros where f is zero."""
         feature = mean_over_locations(_feature_of(items))
         length = jnp.linalg.norm(feature, axis=-1, keepdims=True)
@@ -128,14 +129,14 @@ class SemanticIds(nn.Module):
     weight_init: str = "normal"
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
         """Returns float32[M, D] for items.feature int32[M, S], S codes each."""
         codes = _feature_of(items)
         positions = codes.shape[-1]
         rows = self.codebook_size + 1  # the reference has one for each position that no code uses
         shape = (positions * rows, self.width)
         table = self.param("codebook", KERNEL_INITS[self.weight_init], shape, jnp.float32)
-        vector = jnp.mean(table[codes + jnp.arange(positions) * rows], axis=-2)
+        vector = jnp.mean(table[codes + (jnp.arange(positions) * rows)[None]], axis=-2)
         # In the reference it is code 0 of the first position that gets no gradient: padding, too,
         # unless a file's codes count from 0.
         vector = jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)
@@ -143,17 +144,17 @@ class SemanticIds(nn.Module):
 
 
 def with_mask_vector(
-    encoder: nn.Module, vector: jax.Array, items: Items, mask_item: int | None
-) -> jax.Array:
+    encoder: nn.Module, vector: Float[Array, "M D"], items: Items, mask_item: int | None
+) -> Float[Array, "M D"]:
     """Puts a learned vector in the place of the mask item's, if there is one."""
     if mask_item is None:
         return vector
     mask = encoder.param("mask", nn.initializers.normal(0.02), vector.shape[-1:], jnp.float32)
-    return jnp.where((items.id == mask_item)[:, None], mask, vector)
+    return jnp.where((items.id == mask_item)[:, None], mask[None], vector)
 
 
-def mean_over_locations(feature: jax.Array) -> jax.Array:
-    """[M, ..., C] -> [M, C]."""
+def mean_over_locations(feature: Float[Array, "M *locations C"]) -> Float[Array, "M C"]:
+    """Returns the mean over the locations of an item's image."""
     return feature.reshape(len(feature), -1, feature.shape[-1]).mean(axis=1)
 
 

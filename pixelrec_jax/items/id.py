@@ -5,8 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import PAD, Items
+from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.parallel.tables import embedding_lookup
 
@@ -37,8 +38,8 @@ class IdEncoder(nn.Module):
     init_std: float = 0.02
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
-        """Returns float32[M, D] for items.id int32[M]."""
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M D"]:
+        """Returns rows of the table, float32, for items of leading axis M."""
         shape = (self.num_items, self.width)
         initializer = TABLE_INITS[self.table_init](*shape, self.init_std)
         vector = embedding_lookup(self, "table", initializer, shape, items.id)

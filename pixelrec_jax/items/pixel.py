@@ -1,10 +1,10 @@
 """PixelNet: an item is its image, seen by a trainable vision encoder (PixelRec section 3)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import PAD, Items
+from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.items.projection import project
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.items.vision.layers import Context
@@ -41,17 +41,17 @@ class PixelEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> jax.Array:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M D"]:
         """Returns float32[M, D] for items.id int32[M] and items.image uint8[M, H, W, 3]."""
         context = Context(train=train, item=items.id, weight=items.weight)
         x = self.backbone(self.normalise(items), context)
         widths = (*self.dnn_layers, self.width)
         return project(x, widths, init=self.head_init, dtype=self.dtype)
 
-    def normalise(self, items: Items) -> jax.Array:
+    def normalise(self, items: Items) -> Float[Array, "M H W 3"]:
         """Returns images dtype[M, H, W, 3] as the backbone takes them."""
         assert items.image is not None, "a store of images fills the items of this encoder"
-        mean, std = map(jnp.asarray, NORMALISATIONS[self.normalisation])
+        mean, std = jnp.asarray(NORMALISATIONS[self.normalisation])[:, None, None, None]
         image = (items.image.astype(jnp.float32) / 255 - mean) / std
         # The reference's padding image is all zeros after normalisation, which uint8 cannot say.
         image = jnp.where((items.id == PAD)[:, None, None, None], 0, image)
@@ -59,6 +59,6 @@ class PixelEncoder(nn.Module):
             image = jnp.where((items.id == self.mask_item)[:, None, None, None], 1, image)
         return image.astype(self.dtype)
 
-    def run_backbone(self, items: Items, stop: int | str | None = None) -> jax.Array:
+    def run_backbone(self, items: Items, stop: int | str | None = None) -> Float[Array, "M *map C"]:
         """Returns what enters step `stop` of the backbone, in evaluation; see `Backbone.run`."""
         return self.backbone.run(self.normalise(items), stop=stop)

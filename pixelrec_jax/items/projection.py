@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.initializers import symmetric_uniform
 
 
-def _torch(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def _torch(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "*shape"]:
     return symmetric_uniform(shape[0] ** -0.5)(key, shape, dtype)
 
 
@@ -23,8 +24,12 @@ KERNEL_INITS: dict[str, nn.initializers.Initializer] = {
 
 
 def project(
-    x: jax.Array, widths: Sequence[int], *, init: str, dtype: jnp.dtype = jnp.float32
-) -> jax.Array:
+    x: Float[Array, "M *tokens C"],
+    widths: Sequence[int],
+    *,
+    init: str,
+    dtype: jnp.dtype = jnp.float32,
+) -> Float[Array, "M {widths[-1]}"]:
     """Applies dense layers with ReLU; call it in a compact method, whose parameters they become.
 
     The ReLU is in the reference's code and not in the paper: item vectors are non-negative. If x

@@ -1,10 +1,10 @@
 """ACF: attention to locations of images and to items of a history (Chen et al., SIGIR 2017)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.parallel.tables import embedding_lookup
 from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
@@ -23,14 +23,14 @@ class ACF(UserEncoder):
     feature_head = "components"
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, D], of items as `FeatureComponents`."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+        """Returns one query for each user, float32, of items as `FeatureComponents`."""
         init = nn.initializers.kaiming_normal()
 
         def dense(features: int, name: str, *, bias: bool = True) -> nn.Dense:
             return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
 
-        def attention(x: jax.Array, name: str) -> jax.Array:
+        def attention(x: Float[Array, "*places D"], name: str) -> Float[Array, "*places 1"]:
             # Logits of a softmax; the reference adds a bias, which a softmax ignores.
             return dense(1, name, bias=False)(nn.relu(x)).astype(jnp.float32)
 

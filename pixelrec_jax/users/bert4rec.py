@@ -1,7 +1,8 @@
 """BERT4Rec: a bidirectional transformer over masked histories (Sun et al., CIKM 2019)."""
 
-import jax
+from jaxtyping import Bool
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.users.transformer import Transformer
 
 
@@ -11,6 +12,6 @@ class BERT4Rec(Transformer):
     Where a history ends in the mask item, as in ranking, the last query is the user now.
     """
 
-    def visible(self, mask: jax.Array) -> jax.Array:
-        """Returns bool[B, 1, L + 1]: slots that hold an item, the mask item included."""
+    def visible(self, mask: Bool[Array, "B L"]) -> Bool[Array, "B 1 L"]:
+        """Returns the slots that hold an item, the mask item included; they are L + 1."""
         return mask[:, None, :]

@@ -5,9 +5,10 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import DTYPE, Flag, Option
 
@@ -57,17 +58,21 @@ class UserEncoder(nn.Module):
                 f"use {cls.feature_head}"
             )
 
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B S D"]:
         """Returns the queries."""
         raise NotImplementedError
 
-    def score(self, query: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R] for queries [..., D] and items [..., R, E]."""
+    def score(
+        self, query: Float[Array, "*#batch D"], item: Float[Array, "*#batch R E"]
+    ) -> Float[Array, "*#batch R"]:
+        """Returns the score of each of R items for its query, float32."""
         return dot_product(query, item)
 
 
-def dot_product(query: jax.Array, item: jax.Array) -> jax.Array:
-    """Returns float32[..., R], the dot products of queries [..., D] with items [..., R, E].
+def dot_product(
+    query: Float[Array, "*#batch D"], item: Float[Array, "*#batch R E"]
+) -> Float[Array, "*#batch R"]:
+    """Returns the dot product of each of R items with its query, float32.
 
     An item's entries past the D-th are for user encoders to read and not scored. In full float32,
     also where the chip prefers bf16.
@@ -76,8 +81,8 @@ def dot_product(query: jax.Array, item: jax.Array) -> jax.Array:
     return jnp.einsum("...d,...rd->...r", query, item, precision=jax.lax.Precision.HIGHEST)
 
 
-def visible_embeddings(history: History, *, show_padding: bool) -> jax.Array:
-    """Returns float32[B, L, D]: zeros at padding, unless padding is to be seen.
+def visible_embeddings(history: History, *, show_padding: bool) -> Float[Array, "B L E"]:
+    """Returns the history's vectors: zeros at padding, unless padding is to be seen.
 
     The reference shows some encoders what the item table holds for padding, which is random, or how
     the encoder sees a grey image.

@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder, visible_embeddings
@@ -23,8 +24,8 @@ class GRU4Rec(UserEncoder):
     show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, L, D]; query t has seen the items up to and including slot t."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L D"]:
+        """Returns float32 queries; query t has seen the items up to and including slot t."""
         x = visible_embeddings(history, show_padding=self.show_padding).astype(self.dtype)
         rows, _, width = x.shape
         hidden = self.expansion * width
@@ -35,7 +36,9 @@ class GRU4Rec(UserEncoder):
         recurrent = self.param("recurrent", xavier, (hidden, 3 * hidden), jnp.float32)
         recurrent = recurrent.astype(self.dtype)
 
-        def step(state: jax.Array, gates_in: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(
+            state: Float[Array, "B H"], gates_in: Float[Array, "B 3*H"]
+        ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
             gates = state.astype(self.dtype) @ recurrent
             # The state accumulates over steps: in float32, whatever the products are in.
             reset_in, update_in, new_in = jnp.split(gates_in.astype(jnp.float32), 3, axis=-1)

@@ -4,16 +4,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from pixelrec_jax.data.graph import Graph
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.users.mf import MF
 
 # Edges summed at once: few enough that their vectors stay in a CPU's cache.
 _CHUNK = 8192
 
-# float32[U, D] of users and float32[N, D] of items.
-Tables = tuple[jax.Array, jax.Array]
+# Of users and of items.
+Tables = tuple[Float[Array, "users D"], Float[Array, "N D"]]
 
 
 class LightGCN(MF):
@@ -86,7 +88,9 @@ def _sum_of_neighbours(tables: Tables, graph: Graph) -> Tables:
     users, items = tables
     edges = graph.user, graph.item
 
-    def add(sums: Tables, edges: tuple[jax.Array, jax.Array]) -> tuple[Tables, None]:
+    def add(
+        sums: Tables, edges: tuple[Int[Array, " edges"], Int[Array, " edges"]]
+    ) -> tuple[Tables, None]:
         (to_users, to_items), (user, item) = sums, edges
         return (to_users.at[user].add(items[item]), to_items.at[item].add(users[user])), None
 

@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.system.options import Flag, Option, Whole
 from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder
 from pixelrec_jax.users.transformer import (
@@ -35,12 +36,14 @@ class LightSANsLayer(PostNormLayer):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, position: jax.Array, visible: jax.Array, *, train: bool
-    ) -> jax.Array:
-        """Returns [B, L or 1, D].
-
-        Args: x [B, L, D]; position [L, D]; visible bool[B, L], which slots are seen.
-        """
+        self,
+        x: Float[Array, "B L D"],
+        position: Float[Array, "L D"],
+        visible: Bool[Array, "B L"],
+        *,
+        train: bool,
+    ) -> Float[Array, "B queries D"]:
+        """Returns what comes out for x, of all slots or the last; `visible` slots are seen."""
         width = x.shape[-1]
         query, key, value = (self.dense(width, name)(x) for name in ("query", "key", "value"))
         query, values = self.split(query), self.split(value)
@@ -54,7 +57,7 @@ class LightSANsLayer(PostNormLayer):
         scale = (width // self.heads) ** -0.5
         item = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key)
         # Scaled twice, the second time for two kinds of attention, as in the reference.
-        order = 2**-0.5 * scale**2 * jnp.einsum("qhd,khd->hqk", position_query, position_key)
+        order = 2**-0.5 * scale**2 * jnp.einsum("qhd,khd->hqk", position_query, position_key)[None]
 
         of_query, of_key = visible[:, None, :, None], visible[:, None, None, :]
         if self.query_softmax:
@@ -70,8 +73,10 @@ class LightSANsLayer(PostNormLayer):
             x, context = x[:, -1:], context[:, -1:]
         return self.after_attention(x, context, train=train)
 
-    def _pool(self, x: jax.Array, visible: jax.Array, *, name: str) -> jax.Array:
-        """Pools [B, L, D] to [B, interests, D] by how much each slot belongs to an interest."""
+    def _pool(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B L"], *, name: str
+    ) -> Float[Array, "B {self.interests} D"]:
+        """Pools slots to interests by how much each slot belongs to an interest."""
         shape = (x.shape[-1], self.interests)
         # Much larger than the other weights: so that interests differ from the start.
         interest = self.param(name, normal_init(1.0), shape, jnp.float32).astype(x.dtype)
@@ -98,8 +103,8 @@ class LightSANs(UserEncoder):
     show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, D]."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+        """Returns one query for each user, float32."""
         shape = history.item_embeddings.shape[-2:]
         position = self.param("position", normal_init(self.init_std), shape, jnp.float32)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(

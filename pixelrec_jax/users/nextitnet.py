@@ -1,10 +1,10 @@
 """NextItNet: dilated causal convolutions over the history (Yuan et al., WSDM 2019)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.system.options import Option, Whole, Wholes
 from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder
@@ -28,14 +28,14 @@ class CausalConv(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D]."""
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Returns the convolution of x along the slots."""
         length, width = x.shape[-2:]
         init = symmetric_uniform((self.kernel_size * width) ** -0.5)
         shape = (self.kernel_size, width, width)
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", init, (width,), jnp.float32).astype(self.dtype)
-        y = bias
+        y = bias[None, None]
         for tap in range(self.kernel_size):  # the last one sees the present
             shift = (self.kernel_size - 1 - tap) * self.dilation
             if shift < length:
@@ -56,8 +56,10 @@ class ResidualBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
-        """Args: x [B, L, D]; visible bool[B, L, 1], False where convolutions see zeros."""
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B L 1"]
+    ) -> Float[Array, "B L D"]:
+        """Returns what comes out for x; `visible` is False where convolutions see zeros."""
         y = x
         for n, dilation in enumerate((self.dilation, 2 * self.dilation), start=1):
             y = CausalConv(self.kernel_size, dilation, self.dtype, name=f"conv_{n}")(
@@ -83,8 +85,8 @@ class NextItNet(UserEncoder):
     show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, L, D]; query t has seen the items up to and including slot t."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L D"]:
+        """Returns float32 queries; query t has seen the items up to and including slot t."""
         visible = (history.mask | self.show_padding)[..., None]
         x = history.item_embeddings
         for n, dilation in enumerate(self.dilations * self.repeats):

@@ -1,9 +1,9 @@
 """Users as a pool of their items: factorisation machine and two-tower model without layers."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
@@ -15,16 +15,16 @@ class FM(UserEncoder):
     The reference has no linear terms.
     """
 
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, D]."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+        """Returns one query for each user, float32."""
         return visible_embeddings(history, show_padding=False).sum(axis=1, keepdims=True)
 
 
 class DSSM(UserEncoder):
     """Two towers (Huang et al. 2013), which in the reference have no layers: the history's mean."""
 
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, D]."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+        """Returns one query for each user, float32."""
         total = visible_embeddings(history, show_padding=False).sum(axis=1, keepdims=True)
         count = history.mask.sum(axis=1)[:, None, None]
         return total / (count.astype(jnp.float32) + 1e-8)

@@ -1,16 +1,18 @@
 """SR-GNN: a gated graph network over the items of a session (Wu et al., AAAI 2019)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
-def session_graph(item: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def session_graph(
+    item: Int[Array, "B L"], mask: Bool[Array, "B L"]
+) -> tuple[Float[Array, "B L L"], Float[Array, "B L L"]]:
     """Returns who comes before and after whom in each history, as means over distinct items.
 
     An item that occurs several times is one node of the graph. Every slot carries the state of its
@@ -18,20 +20,20 @@ def session_graph(item: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arra
     sorted or gathered, so that all shapes are static.
 
     Args:
-      item: int32[B, L], what identifies items within a row.
-      mask: bool[B, L], False at padding, which is no node.
+      item: what identifies items within a row.
+      mask: False at padding, which is not a node.
 
     Returns:
-      Two float32[B, L, L]. With states h[B, L, D], the product of the first and h is, in every
+      Two matrices. With states h[B, L, D], the product of the first and h is, in every
       slot, the mean over the distinct predecessors of its item, of the second the mean over its
       successors; zero where there are none. How often items follow each other does not count.
     """
     same = (item[:, :, None] == item[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    first = jnp.argmax(same, axis=-1) == jnp.arange(item.shape[-1])  # its item's first slot
+    first = jnp.argmax(same, axis=-1) == jnp.arange(item.shape[-1])[None]  # its item's first slot
     same = same.astype(jnp.float32)
     follows = same[:, :, :-1] @ same[:, 1:] > 0  # [b, u, v]: v's item comes right after u's
 
-    def mean(edges: jax.Array) -> jax.Array:
+    def mean(edges: Bool[Array, "B L L"]) -> Float[Array, "B L L"]:
         edges = (edges & first[:, None, :]).astype(jnp.float32)
         return edges / jnp.maximum(edges.sum(axis=-1, keepdims=True), 1)
 
@@ -49,8 +51,8 @@ class SRGNN(UserEncoder):
     ).field(2)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, D]."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+        """Returns one query for each user, float32."""
         width = history.item_embeddings.shape[-1]
         init = symmetric_uniform(width**-0.5)
 
@@ -75,7 +77,7 @@ class SRGNN(UserEncoder):
         gates_message, gates_state = dense(3 * width, "message"), dense(3 * width, "state")
         state = visible_embeddings(history, show_padding=False).astype(self.dtype)
         for _ in range(self.steps):
-            message = [edges[name] @ along[name](state) + bias[name] for name in edges]
+            message = [edges[name] @ along[name](state) + bias[name][None, None] for name in edges]
             reset, update, new = jnp.split(gates_message(jnp.concatenate(message, -1)), 3, axis=-1)
             reset_state, update_state, new_state = jnp.split(gates_state(state), 3, axis=-1)
             update = nn.sigmoid(update + update_state)

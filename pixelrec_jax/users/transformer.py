@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option, Whole
 from pixelrec_jax.users.encoder import UserEncoder
@@ -25,7 +26,9 @@ def normal_init(std: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(std)
 
 
-def masked_softmax(logits: jax.Array, visible: jax.Array, *, axis: int = -1) -> jax.Array:
+def masked_softmax(
+    logits: Float[Array, "*#logits"], visible: Bool[Array, "*#logits"], *, axis: int = -1
+) -> Float[Array, "*#logits"]:
     """Returns the softmax in float32 over an axis where `visible`, which broadcasts, is True."""
     return jax.nn.softmax(logits.astype(jnp.float32) + jnp.where(visible, 0, _MASKED), axis)
 
@@ -53,19 +56,27 @@ class PostNormLayer(nn.Module):
         """Returns a layer norm."""
         return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
 
-    def drop(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def drop(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         """Returns x with dropout."""
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
-    def split(self, x: jax.Array) -> jax.Array:
-        """Splits the last axis: [..., D] -> [..., heads, D / heads]."""
+    def split(
+        self, x: Float[Array, "*batch D"]
+    ) -> Float[Array, "*batch {self.heads} D//{self.heads}"]:
+        """Splits the last axis into heads."""
         width = x.shape[-1]
         if width % self.heads:
             raise UserError(f"width={width} is not divisible by user.heads={self.heads}")
         return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
 
-    def after_attention(self, x: jax.Array, context: jax.Array, *, train: bool) -> jax.Array:
-        """Completes a layer on x [B, L, D], given its attention's [B, L, heads, D / heads]."""
+    def after_attention(
+        self,
+        x: Float[Array, "B L D"],
+        context: Float[Array, "B L {self.heads} D//{self.heads}"],
+        *,
+        train: bool,
+    ) -> Float[Array, "B L D"]:
+        """Completes a layer on x, given what its attention made."""
         width = x.shape[-1]
         context = self.dense(width, "out")(context.reshape(x.shape))
         x = self.norm("attention_norm")(x + self.drop(context, train=train))
@@ -78,8 +89,10 @@ class TransformerLayer(PostNormLayer):
     """One layer: self-attention and feed-forward."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array, *, train: bool) -> jax.Array:
-        """Args: x [B, L, D]; visible bool[B, L or 1, L], which keys (last axis) a query sees."""
+    def __call__(
+        self, x: Float[Array, "B L D"], visible: Bool[Array, "B queries L"], *, train: bool
+    ) -> Float[Array, "B L D"]:
+        """Returns what comes out for x; `visible` says which keys (last axis) a query sees."""
         width = x.shape[-1]
         query, key, value = (
             self.split(self.dense(width, name)(x)) for name in ("query", "key", "value")
@@ -103,17 +116,17 @@ class Transformer(UserEncoder):
     dropout: float = DROPOUT.field(0.1)
     init_std: float = INIT_STD.field(0.02)
 
-    def visible(self, mask: jax.Array) -> jax.Array:
-        """Returns bool[B, L or 1, L], which keys (last axis) a query sees, for mask bool[B, L]."""
+    def visible(self, mask: Bool[Array, "B L"]) -> Bool[Array, "B queries L"]:
+        """Returns which keys (last axis) a query sees; one row of them if all see the same."""
         raise NotImplementedError
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, L, D], a query for every slot."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L D"]:
+        """Returns a query for every slot, float32."""
         shape = history.item_embeddings.shape[-2:]
         position = self.param("position", normal_init(self.init_std), shape, jnp.float32)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
-            history.item_embeddings + position
+            history.item_embeddings + position[None]
         )
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         visible = self.visible(history.mask)

@@ -1,9 +1,9 @@
 """VBPR: matrix factorisation with the items' looks and a bias (He and McAuley, AAAI 2016)."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.users.mf import MF
 
 
@@ -16,8 +16,8 @@ class VBPR(MF):
 
     feature_head = "biased"
 
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, E]."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 E"]:
+        """Returns one query for each user, float32, as wide as an item's vector."""
         user = super().__call__(history, train=train)
         biases = history.item_embeddings.shape[-1] - self.width
         return jnp.concatenate([user, jnp.ones((*user.shape[:-1], biases))], axis=-1)

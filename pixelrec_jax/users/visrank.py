@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from pixelrec_jax.data.types import History
+from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
@@ -22,13 +23,15 @@ class VisRank(UserEncoder):
     )
     feature_head = "raw"
 
-    def __call__(self, history: History, *, train: bool) -> jax.Array:
-        """Returns float32[B, 1, L * E], the history's vectors, zeros at padding."""
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+        """Returns the history's vectors side by side, D = L * E; zeros at padding."""
         vector = visible_embeddings(history, show_padding=False)
         return vector.reshape(len(vector), 1, -1)
 
-    def score(self, query: jax.Array, item: jax.Array) -> jax.Array:
-        """Returns float32[..., R] for queries [..., L * E] and unit vectors of items [..., R, E].
+    def score(
+        self, query: Float[Array, "*#batch D"], item: Float[Array, "*#batch R E"]
+    ) -> Float[Array, "*#batch R"]:
+        """Returns scores for queries of width D = L * E and unit vectors of R items each.
 
         Takes the memory of twice [..., R, L] numbers.
         """

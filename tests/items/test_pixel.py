@@ -37,13 +37,13 @@ def test_the_head_projects_tokens_and_averages_them_or_projects_a_pooled_vector(
     items = _items()
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy")
     vectors, variables = _encode(config, items)
-    head = variables["params"]["item_encoder"]["head"]
+    head = jax.device_get(variables["params"]["item_encoder"]["head"])
     backbone = build(config, num_items=5, num_users=5).item_encoder.backbone
     image = (items.image[0, 1:] / np.float32(255) - 0.5) / 0.5
     tokens = backbone.apply({"params": variables["params"]["item_encoder"]["backbone"]}, image)[0]
 
     def project(x):
-        return np.maximum(x @ head["kernel"] + head["bias"], 0)
+        return np.maximum(np.asarray(x) @ head["kernel"] + head["bias"], 0)
 
     np.testing.assert_allclose(vectors[0, 1], project(tokens).mean(axis=0), rtol=1e-5, atol=1e-6)
     for pool, pooled in {"cls": tokens[0], "mean": tokens[1:].mean(axis=0)}.items():

@@ -50,8 +50,9 @@ def test_states_are_those_of_the_equations():
     variables = model.init(jax.random.key(0), history, train=False)
     # Biases start at zero.
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), variables["params"])
+    plain = jax.device_get(params)
     expected = [
-        user_in_plain_numpy(params, user, list(vector[n][item[n] > 0]))
+        user_in_plain_numpy(plain, user, list(vector[n][item[n] > 0]))
         for n, user in enumerate(history.user)
     ]
     state = model.apply({"params": params}, history, train=False)[:, 0]

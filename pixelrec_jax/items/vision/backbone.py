@@ -6,7 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.blocks import POOL
 from pixelrec_jax.items.vision.layers import Context
 
@@ -26,16 +28,16 @@ class Step(NamedTuple):
     takes_context: bool = False
 
 
-def settled(x: jax.Array) -> jax.Array:
-    """Returns dtype[...] with the bits that it has where a program ends with it.
+def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns `x` with the bits that it would have as the result of a program.
 
-    A compiler that fuses what comes after with what comes before may sum in another order or keep
-    more bits in between. A barrier prevents that, but XLA drops barriers on CPU before it fuses.
-    There it is a condition that always fails, which XLA cannot know.
+    A compiler that fuses the next step with this one may sum in another order, or keep more bits
+    than the dtype has. A barrier prevents that, but on CPU, XLA drops barriers before it fuses:
+    there `x` passes a condition that never holds, which XLA cannot know.
     """
     barrier = jax.lax.optimization_barrier
 
-    def choose(x: jax.Array) -> jax.Array:
+    def choose(x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jax.lax.cond(barrier(False), jnp.negative, lambda x: x, x)
 
     return jax.lax.platform_dependent(x, cpu=choose, default=barrier)
@@ -81,11 +83,11 @@ class Backbone(nn.Module, kw_only=True):
     @nn.compact
     def run(
         self,
-        x: jax.Array,
+        x: Float[Array, "M *map C"],
         start: int | str = 0,
         stop: int | str | None = None,
         context: Context | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "M *out C2"]:
         """Runs the steps from `start` up to, but not with, `stop`.
 
         In evaluation, run(run(x, 0, k), k) is run(x) to the bit for every k, also where the pieces
@@ -113,7 +115,9 @@ class Backbone(nn.Module, kw_only=True):
             x = settled(x)
         return x
 
-    def __call__(self, image: jax.Array, context: Context | None = None) -> jax.Array:
+    def __call__(
+        self, image: Float[Array, "M H W 3"], context: Context | None = None
+    ) -> Float[Array, "M *tokens C"]:
         """Returns dtype[M, S, C] or dtype[M, C] for float[M, H, W, 3]."""
         return self.run(image, context=context)
 

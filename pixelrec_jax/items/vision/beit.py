@@ -4,10 +4,11 @@ from functools import partial
 from math import isqrt
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
 from pixelrec_jax.items.vision.layers import DROP_PATH, Context, DropPath, TokenPool, prepend_token
@@ -25,8 +26,8 @@ class Stem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
+    def __call__(self, image: Float[Array, "M H W 3"]) -> Float[Array, "M S {self.width}"]:
+        """Returns the tokens of an image; S = 1 + patches."""
         x = PatchEmbedding(self.width, self.patch, self.dtype, name="embed")(image)
         x = x.reshape(len(x), -1, self.width)
         token = self.param("class_token", nn.initializers.normal(0.02), (self.width,), jnp.float32)
@@ -43,15 +44,17 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, S, C] for float[M, S, C]."""
+    def __call__(self, x: Float[Array, "M S C"], context: Context) -> Float[Array, "M S C"]:
+        """Returns the tokens after the block."""
         width = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
         layer_norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
-        def branch(y: jax.Array, n: int) -> jax.Array:
+        def branch(y: Float[Array, "M S C"], n: int) -> Float[Array, "M S C"]:
             scale = self.param(f"scale_{n}", nn.initializers.constant(0.1), (width,), jnp.float32)
-            return DropPath(self.drop_path, name=f"drop_{n}")(y * scale.astype(y.dtype), context)
+            return DropPath(self.drop_path, name=f"drop_{n}")(
+                y * scale[None, None].astype(y.dtype), context
+            )
 
         attention = RelativeAttention(
             heads=self.heads,

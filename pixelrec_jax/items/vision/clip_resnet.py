@@ -10,7 +10,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
 from pixelrec_jax.items.vision.layers import Context, split_heads
 from pixelrec_jax.items.vision.resnet import NAMES, ConvNorm, ResNet
@@ -18,7 +20,7 @@ from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.weights.mapping import POSITION, TRACKED, Rule, WeightMapping, linear
 
 
-def _average(x: jax.Array, side: int) -> jax.Array:
+def _average(x: Float[Array, "M H W C"], side: int) -> Float[Array, "M H//{side} W//{side} C"]:
     """Means of squares that do not overlap."""
     return x if side == 1 else nn.avg_pool(x, (side, side), (side, side))
 
@@ -30,7 +32,9 @@ class ClipStem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, image: Float[Array, "M H W 3"], context: Context
+    ) -> Float[Array, "M H2 W2 {self.width}"]:
         """Returns float[M, H / 4, W / 4, width] for float[M, H, W, 3]."""
         conv = partial(ConvNorm, kernel=3, dtype=self.dtype)
         x = nn.relu(conv(self.width // 2, stride=2, name="conv_1")(image, context))
@@ -47,7 +51,9 @@ class ClipBottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "M H W C"], context: Context
+    ) -> Float[Array, "M H2 W2 {4*self.width}"]:
         """Returns float[M, H / stride, W / stride, 4 * width] for float[M, H, W, C]."""
         conv = partial(ConvNorm, stride=1, dtype=self.dtype)
         y = nn.relu(conv(self.width, 1, name="conv_1")(x, context))
@@ -72,14 +78,14 @@ class AttentionPool(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns float[M, features] for a map float[M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M {self.features}"]:
+        """Returns one vector for each map."""
         width = x.shape[-1]
         tokens = x.reshape(len(x), -1, width)
         tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)
         init = nn.initializers.normal(width**-0.5)
         position = self.param("position", init, tokens.shape[1:], jnp.float32)
-        tokens = tokens + position.astype(tokens.dtype)
+        tokens = tokens + position[None].astype(tokens.dtype)
         dense = partial(nn.Dense, dtype=self.dtype)
         query = split_heads(dense(width, name="query")(tokens[:, :1]), self.heads)
         key, value = (

@@ -7,6 +7,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from pixelrec_jax.data.types import Array
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -40,7 +43,7 @@ class Depthwise(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M H2 W2 C"]:
         """Returns dtype[M, H', W', C] for float[M, H, W, C]."""
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
@@ -49,7 +52,9 @@ class Depthwise(nn.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
+def depthwise(
+    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
+) -> Float[Array, "M H2 W2 C"]:
     """Convolves x [M, H, W, C] with kernel [k, k, 1, C].
 
     XLA's CPU backend has no fast convolution with groups, so there it is a sum of shifted images
@@ -63,7 +68,9 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.
     )
 
 
-def grouped(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
+def grouped(
+    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
+) -> Float[Array, "M H2 W2 C"]:
     """`depthwise` as XLA's convolution with one group per channel."""
     return jax.lax.conv_general_dilated(
         x,
@@ -76,20 +83,26 @@ def grouped(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Ar
 
 
 def grouped_gradients(
-    x: jax.Array, kernel: jax.Array, out: jax.Array, stride: int, sides: Pads
-) -> tuple[jax.Array, jax.Array]:
+    x: Float[Array, "M H W C"],
+    kernel: Float[Array, "k k 1 C"],
+    out: Float[Array, "M H2 W2 C"],
+    stride: int,
+    sides: Pads,
+) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
     """Gradients of x and kernel for that of the result, `out`, by XLA's convolutions."""
     return jax.vjp(partial(grouped, stride=stride, sides=sides), x, kernel)[1](out)
 
 
-def shifted(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Array:
+def shifted(
+    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
+) -> Float[Array, "M H2 W2 C"]:
     """`depthwise` as a sum over the kernel's elements of shifted images, one loop when compiled."""
     padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
     side = len(kernel)
     rows, columns = ((size - side) // stride + 1 for size in padded.shape[1:3])
     terms = (
         padded[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
-        * kernel[i, j, 0].astype(jnp.float32)
+        * kernel[i : i + 1, j : j + 1].astype(jnp.float32)
         for i in range(side)
         for j in range(side)
     )
@@ -97,8 +110,12 @@ def shifted(x: jax.Array, kernel: jax.Array, stride: int, sides: Pads) -> jax.Ar
 
 
 def shifted_gradients(
-    x: jax.Array, kernel: jax.Array, out: jax.Array, stride: int, sides: Pads
-) -> tuple[jax.Array, jax.Array]:
+    x: Float[Array, "M H W C"],
+    kernel: Float[Array, "k k 1 C"],
+    out: Float[Array, "M H2 W2 C"],
+    stride: int,
+    sides: Pads,
+) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
     """Gradients of x and kernel for that of the result, `out`, fast on CPU.
 
     The kernel's gradient is a sum over all pixels for each of its elements. They are added up
@@ -109,10 +126,12 @@ def shifted_gradients(
     side, columns = len(kernel), out.shape[2]
     zeros = [jnp.float32(0)] * side**2
 
-    def add(sums: Sequence[jax.Array], terms: Sequence[jax.Array]) -> list[jax.Array]:
+    def add(
+        sums: Sequence[Float[Array, "*shape"]], terms: Sequence[Float[Array, "*shape"]]
+    ) -> list[Float[Array, "*shape"]]:
         return [total + term for total, term in zip(sums, terms, strict=True)]
 
-    def add_row(row: int, sums: list[jax.Array]) -> list[jax.Array]:
+    def add_row(row: Int[Array, ""], sums: list[Float[Array, "M C"]]) -> list[Float[Array, "M C"]]:
         window = jax.lax.dynamic_slice_in_dim(padded, row * stride, side, axis=1)
         gradient = jax.lax.dynamic_index_in_dim(out, row, axis=1, keepdims=False)
         gradient = gradient.astype(jnp.float32)
@@ -130,14 +149,17 @@ def shifted_gradients(
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int, sides: Pads
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
+) -> tuple[Float[Array, "M H2 W2 C"], tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]]:
     return depthwise(x, kernel, stride, sides), (x, kernel)
 
 
 def _backward(
-    stride: int, sides: Pads, inputs: tuple[jax.Array, jax.Array], out: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    stride: int,
+    sides: Pads,
+    inputs: tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]],
+    out: Float[Array, "M H2 W2 C"],
+) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
     settings = {"stride": stride, "sides": sides}
     return jax.lax.platform_dependent(
         *inputs,

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
 from pixelrec_jax.system.options import Number, Option
@@ -45,8 +46,8 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns dtype[M, ..., C] for float[M, ..., C]."""
+    def __call__(self, x: Float[Array, "M *map C"], context: Context) -> Float[Array, "M *map C"]:
+        """Returns x normalised, of `dtype`."""
         width = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
@@ -61,22 +62,30 @@ class BatchNorm(nn.Module):
                 running_mean.value = (1 - share) * running_mean.value + share * mean
                 running_var.value = (1 - share) * running_var.value + share * unbiased
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        mean, factor, bias = (_along(x, channel) for channel in (mean, factor, bias))
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
 
 
-def _statistics(x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _along(x: Float[Array, "M *map C"], channel: Float[Array, " C"]) -> Float[Array, "... C"]:
+    """Returns a value of each channel with the axes of x."""
+    return jnp.expand_dims(channel, range(x.ndim - 1))
+
+
+def _statistics(
+    x: Float[Array, "M *map C"], weight: Float[Array, " M"] | None
+) -> tuple[Float[Array, " C"], Float[Array, " C"], Float[Array, ""]]:
     """Returns mean float32[C], biased variance float32[C] and the number of values float32[]."""
     x = x.astype(jnp.float32)
     weight = jnp.ones(len(x)) if weight is None else weight
     pixels = tuple(range(1, x.ndim - 1))
     count = weight.sum() * x[0, ..., 0].size
 
-    def total(values: jax.Array) -> jax.Array:
+    def total(values: Float[Array, "M *map C"]) -> Float[Array, " C"]:
         # Each image first: on CPU that is twice as fast as one sum over everything.
         return jnp.sum(weight[:, None] * values.sum(pixels), axis=0)
 
     mean = total(x) / count
-    return mean, total(jnp.square(x - mean)) / count, count
+    return mean, total(jnp.square(x - _along(x, mean))) / count, count
 
 
 DROP_PATH = Option("rate of stochastic depth in training", Number(least=0, below=1))
@@ -92,8 +101,8 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, ...] for float[M, ...]."""
+    def __call__(self, x: Float[Array, "M ..."], context: Context) -> Float[Array, "M ..."]:
+        """Returns x, zero for the items that are dropped."""
         if not context.train or self.rate == 0:
             return x
         key = self.make_rng("dropout")
@@ -104,13 +113,15 @@ class DropPath(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """Returns float[..., heads, C / heads] for float[..., C]."""
+def split_heads(
+    x: Float[Array, "*batch C"], heads: int
+) -> Float[Array, "*batch {heads} C//{heads}"]:
+    """Returns x with the last axis split into heads."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def prepend_token(token: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns float[M, 1 + S, C]: the class token [C] ahead of float[M, S, C]."""
+def prepend_token(token: Float[Array, " C"], x: Float[Array, "M S C"]) -> Float[Array, "M S+1 C"]:
+    """Returns the class token ahead of the tokens of each image."""
     token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1]))
     return jnp.concatenate([token, x], axis=1)
 
@@ -125,8 +136,8 @@ class MapPool(nn.Module):
     pool: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns float[M, H * W, C] or float[M, C] for float[M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M *tokens C"]:
+        """Returns tokens [M, H * W, C] or vectors [M, C]."""
         tokens = x.reshape(len(x), -1, x.shape[-1])
         return tokens if self.pool == "tokens" else tokens.mean(axis=1)
 
@@ -141,8 +152,8 @@ class TokenPool(nn.Module):
     pool: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns float[M, 1 + S, C] or float[M, C] for float[M, 1 + S, C], class token first."""
+    def __call__(self, x: Float[Array, "M S C"]) -> Float[Array, "M *tokens C"]:
+        """Returns tokens [M, S, C] or vectors [M, C]; the class token comes first."""
         match self.pool:
             case "tokens":
                 return x

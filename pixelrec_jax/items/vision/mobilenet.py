@@ -6,9 +6,10 @@ from functools import partial
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import POOL
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
@@ -70,8 +71,8 @@ class Unit(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, H', W', width] for float[M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
+        """Returns the map that comes out."""
         x = self._convolution(x.shape[1:3])(x)
         x = BatchNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x, context)
         return x if self.linear else nn.relu6(x)
@@ -108,8 +109,8 @@ class InvertedResidual(nn.Module):
     unit: Callable[..., Unit]
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, H', W', C'] for float[M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
+        """Returns the map that comes out."""
         layer, y = self.layer, x
         if layer.expansion != 1:
             y = self.unit(x.shape[-1] * layer.expansion, name="expand")(y, context)
@@ -125,8 +126,8 @@ class Block(nn.Module):
     unit: Callable[..., Unit]
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, H', W', C'] for float[M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
+        """Returns the map that comes out."""
         for n, layer in enumerate(self.layers):
             x = InvertedResidual(layer, self.unit, name=f"layer_{n}")(x, context)
         return x

@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.layers import split_heads
 
 
@@ -33,10 +35,12 @@ class RelativeAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: np.ndarray | None = None) -> jax.Array:
-        """Returns float[M, W, S, C] for M images of W windows of S tokens.
+    def __call__(
+        self, x: Float[Array, "M W S C"], mask: Float[np.ndarray, "W 1 S S"] | None = None
+    ) -> Float[Array, "M W S C"]:
+        """Returns what comes out for M images of W windows of S tokens.
 
-        `mask` float[W, 1, S, S] is added to the attention of query and key.
+        `mask` is added to the attention of query and key.
         """
         width = x.shape[-1]
         index = _offsets(isqrt(x.shape[2] - self.class_token), self.side, self.class_token)
@@ -45,7 +49,7 @@ class RelativeAttention(nn.Module):
         bias = table[index].transpose(2, 0, 1)[None]  # [1, heads, S, S]
         bias = bias if mask is None else bias + mask
 
-        def project(name: str, *, use_bias: bool = True) -> jax.Array:
+        def project(name: str, *, use_bias: bool = True) -> Float[Array, "M W S heads width"]:
             y = nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)(x)
             return split_heads(y, self.heads)
 
@@ -56,7 +60,7 @@ class RelativeAttention(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name="out")(context)
 
 
-def _offsets(side: int, table: int, class_token: bool) -> np.ndarray:
+def _offsets(side: int, table: int, class_token: bool) -> Int[np.ndarray, "S S"]:
     """int[S, S]: the row of a table of side `table` for each query and key of a square window."""
     place = np.stack(np.divmod(np.arange(side * side), side))
     row, column = place[:, :, None] - place[:, None] + table - 1

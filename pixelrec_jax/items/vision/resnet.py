@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL, POOL
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
@@ -38,7 +39,9 @@ class ConvNorm(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "M H W C"], context: Context
+    ) -> Float[Array, "M H2 W2 {self.features}"]:
         """Returns float[M, H / stride, W / stride, features] for float[M, H, W, C]."""
         # He et al. 2015, as in torchvision.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -68,7 +71,9 @@ class Stem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, image: Float[Array, "M H W 3"], context: Context
+    ) -> Float[Array, "M H2 W2 {self.width}"]:
         """Returns float[M, H / 4, W / 4, width] for float[M, H, W, 3]."""
         x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="conv_1")(image, context))
         return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -82,7 +87,9 @@ class Basic(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "M H W C"], context: Context
+    ) -> Float[Array, "M H2 W2 {self.width}"]:
         """Returns float[M, H / stride, W / stride, width] for float[M, H, W, C]."""
         conv = partial(ConvNorm, self.width, dtype=self.dtype)
         y = nn.relu(conv(3, self.stride, name="conv_1")(x, context))
@@ -104,7 +111,9 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "M H W C"], context: Context
+    ) -> Float[Array, "M H2 W2 {4*self.width}"]:
         """Returns float[M, H / stride, W / stride, 4 * width] for float[M, H, W, C]."""
         conv = partial(ConvNorm, dtype=self.dtype)
         y = nn.relu(conv(self.width, 1, 1, name="conv_1")(x, context))
@@ -125,7 +134,7 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
         """Returns float[M, H / stride, W / stride, C'] for float[M, H, W, C]."""
         for n in range(self.units):
             stride = self.stride if n == 0 else 1

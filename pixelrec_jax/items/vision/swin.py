@@ -5,9 +5,9 @@ from functools import partial
 from itertools import accumulate
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.backbone import Backbone, Step
@@ -23,21 +23,25 @@ _MLP_RATIO = 4
 _FAR = -100.0  # added to the attention of places that only the cyclic shift makes neighbours
 
 
-def _split(x: Array, window: int) -> Array:
+def _split(
+    x: Shaped[Array, "M H W C"], window: int
+) -> Shaped[Array, "M windows {window*window} C"]:
     """[M, H, W, C] -> [M, windows, window * window, C]."""
     m, height, width, channels = x.shape
     x = x.reshape(m, height // window, window, width // window, window, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(m, -1, window * window, channels)
 
 
-def _join(x: jax.Array, shape: tuple[int, ...], window: int) -> jax.Array:
+def _join(
+    x: Float[Array, "M windows {window*window} C"], shape: tuple[int, ...], window: int
+) -> Float[Array, "M H W C"]:
     """The inverse of `_split` for maps of the given shape."""
     m, height, width, channels = shape
     x = x.reshape(m, height // window, width // window, window, window, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
-def _mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
+def _mask(height: int, width: int, window: int, shift: int) -> Float[np.ndarray, "windows 1 S S"]:
     """float32[windows, 1, S, S]: `_FAR` where a shifted window joins opposite ends of the map."""
     wrapped = np.add.outer(
         2 * (np.arange(height) >= height - shift), 1 * (np.arange(width) >= width - shift)
@@ -47,12 +51,12 @@ def _mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
 
 
 def _in_windows(
-    attention: Callable[[jax.Array, np.ndarray | None], jax.Array],
-    x: jax.Array,
+    attention: Callable[..., Float[Array, "M windows S C"]],
+    x: Float[Array, "M H W C"],
     *,
     window: int,
     shifted: bool,
-) -> jax.Array:
+) -> Float[Array, "M H W C"]:
     """Runs `attention` within the windows of a map float[M, H, W, C].
 
     Where the window does not divide the map, zeros are put at its bottom and right; they take part.
@@ -82,8 +86,8 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, H, W, C] for float[M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H W C"]:
+        """Returns the map after the layer."""
         width = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
         layer_norm = partial(nn.LayerNorm, epsilon=_EPSILON, dtype=self.dtype)
@@ -124,8 +128,8 @@ class Stage(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Returns float[M, H / 2, W / 2, 2 C] if `merge`, else [M, H, W, C], for [M, H, W, C]."""
+    def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
+        """Returns the map after the layers: of half the sides and twice the width if `merge`."""
         for n, rate in enumerate(self.drop_paths):
             shifted = n % 2 == 1
             layer = self.layer(
@@ -149,8 +153,10 @@ class Stem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """Returns float[M, rows, columns, C] for float[M, H, W, 3]."""
+    def __call__(
+        self, image: Float[Array, "M H W 3"]
+    ) -> Float[Array, "M rows columns {self.width}"]:
+        """Returns a map with a place for each patch."""
         x = PatchEmbedding(self.width, self.patch, self.dtype, name="embed")(image)
         return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name="norm")(x)
 

@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
 from pixelrec_jax.items.vision.layers import TokenPool, prepend_token, split_heads
@@ -32,12 +34,14 @@ from pixelrec_jax.weights.mapping import (
 _normal = nn.initializers.normal(0.02)
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """CLIP's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-def sine_cosine(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+def sine_cosine(
+    key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype
+) -> Float[Array, "{shape[0]} {shape[1]}"]:
     """Initializer of a position table [1 + g * g, C]: MAE's, zero for the class token.
 
     Sines and cosines of the column, at C / 4 frequencies, fill the first half, of the row the
@@ -62,8 +66,8 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns float[M, S, C] for float[M, S, C]."""
+    def __call__(self, x: Float[Array, "M S C"]) -> Float[Array, "M S C"]:
+        """Returns the tokens after the block."""
         width = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
         layer_norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
@@ -91,8 +95,10 @@ class PatchEmbedding(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """Returns float[M, rows, columns, C] for float[M, H, W, 3]."""
+    def __call__(
+        self, image: Float[Array, "M H W C"]
+    ) -> Float[Array, "M H//{self.patch} W//{self.patch} {self.width}"]:
+        """Returns a map with a place for each patch."""
         m, height, breadth, channels = image.shape
         p, rows, columns = self.patch, height // self.patch, breadth // self.patch
         x = image.reshape(m, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -111,8 +117,8 @@ class Stem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """Returns tokens float[M, S, C] for float[M, H, W, 3]; S = 1 + patches."""
+    def __call__(self, image: Float[Array, "M H W 3"]) -> Float[Array, "M S {self.width}"]:
+        """Returns the tokens of an image; S = 1 + patches."""
         embed = PatchEmbedding(
             self.width, self.patch, self.dtype, use_bias=not self.clip, name="embed"
         )
@@ -122,7 +128,7 @@ class Stem(nn.Module):
         x = prepend_token(token, x)
         shape = (x.shape[1], self.width)
         position = self.param("position", self.position_init, shape, jnp.float32)
-        x = x + position.astype(x.dtype)
+        x = x + position[None].astype(x.dtype)
         if not self.clip:
             return x
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
