@@ -5,14 +5,14 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.items.id import IdEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS, project
 
 
-def _feature_of(items: Items) -> Array:
+def _feature_of(items: Items) -> Shaped[Array, "M ..."]:
     assert items.feature is not None, "a store of features fills the items of these encoders"
     return items.feature
 
