@@ -23,7 +23,7 @@ def read_result(workdir: Path) -> dict:
     """
     try:
         result = json.loads((workdir / "result.json").read_text())
-        _measured_on(result)  # has all the parts of a result
+        _measured_on(result)  # raises KeyError where something is missing
         return result
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -40,11 +40,11 @@ def read_result(workdir: Path) -> dict:
 def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
 
-    A run's row has the size of its model, too: millions of parameters, and of those it trains. With
-    `unfinished` a folder that holds no result has a row that says so.
+    A run's row also has the size of its model: millions of parameters, and of trained ones. With
+    `unfinished`, a folder without a result has a row that says so; otherwise it is an error.
 
     Raises:
-      UserError: a folder without a result, none with one, or runs on different datasets.
+      UserError: a folder has no result, no folder has one, or runs used different data or settings.
     """
     runs = []
     for workdir in map(storage.path, workdirs):
@@ -93,7 +93,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
 
 
 def _split(result: dict) -> str:
-    settings = result.get("split", LEAVE_ONE_OUT)  # the only one of earlier versions
+    settings = result.get("split", LEAVE_ONE_OUT)  # the key may be missing
     if settings == LEAVE_ONE_OUT:
         return ""
     options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
