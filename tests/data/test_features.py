@@ -137,7 +137,7 @@ def test_features_of_other_items_are_refused(tmp_path):
     note.write_text(json.dumps({"item_ids": "these"}))
     store_of(tmp_path, FEATURES, interactions=ours)
     note.write_text(json.dumps({"item_ids": "others"}))
-    with pytest.raises(UserError, match="made from another dataset, whose items have other num"):
+    with pytest.raises(UserError, match="made from another dataset, where items have other ind"):
         store_of(tmp_path, FEATURES, interactions=ours)
     for damaged in ("{", "[]", "{}"):
         note.write_text(damaged)
