@@ -148,7 +148,10 @@ def test_weights_have_urls_too(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load("file:///nowhere/data"), "manifest.json: there is no such file, so .* not a prep"),
+        (
+            lambda: load("file:///nowhere/data"),
+            "manifest.json: there is no such file, so .* not a prep",
+        ),
         (lambda: load("nope://bucket/data"), "no protocol nope:// is known"),
         (lambda: load("gs://bucket/data"), "package that is not installed; pip install gcsfs"),
         (lambda: storage.path("gs://bucket/run"), "pip install gcsfs"),
