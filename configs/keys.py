@@ -112,7 +112,7 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         "steps": Key(0, "how many steps are traced; 0 traces nothing", Whole(0)),
     },
     "mesh": {
-        "data": Key(-1, "devices that split the batch; -1 takes what is left", None),
+        "data": Key(-1, "devices that split the batch; -1 takes the rest", None),
         "fsdp": Key(1, "devices that split the batch, large parameters and tables", None),
         "tensor": Key(1, "devices that split heads, hidden units and tables", None),
         "fsdp_min_size": Key(2**16, "entries from which fsdp splits a parameter", Whole(0)),

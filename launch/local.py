@@ -75,7 +75,7 @@ def main(of_run: Sequence[str]) -> None:
         said = f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}"
         if codes == {UserError.exit_code}:
             raise UserError(f"{said}; see above what is wrong")
-        raise TransientError(f"{said}; start the same command again to go on")
+        raise TransientError(f"{said}; start the same command again to continue")
 
 
 def define_flags() -> None:

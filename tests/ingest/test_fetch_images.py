@@ -295,7 +295,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tmp_path, server):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate()
-    expected = "error: interrupted; start the same command again to go on\n"
+    expected = "error: interrupted; start the same command again to continue\n"
     assert (process.returncode, error) == (130, expected)
     assert sorted(os.listdir(tmp_path / "out")) == [f"i{n}.jpg" for n in range(4)]
 

@@ -89,7 +89,7 @@ def test_flags_of_the_run_may_be_those_of_main():
         ([*RUN, "--flagfile=more"], [], "'--flagfile=more' after --; give flags of the run as"),
         (["--config", *RUN], [], "'--config' after --; give flags of the run as --name=value"),
         (["--config.seed=1", *RUN], [], "--config.seed=1 in argv before a value for --config"),
-        ([f"--config={ROOT}/README.md", RUN[1]], [], "README.md' is no config .SyntaxError"),
+        ([f"--config={ROOT}/README.md", RUN[1]], [], "README.md' is not a config .SyntaxError"),
         (["--config=nowhere.py", RUN[1]], [], "the file 'nowhere.py' does not exist"),
         ([f"{RUN[0]},user=x", RUN[1]], [], "unknown user='x'"),
         (RUN, ["swin"], "unknown item='swin'; did you mean 'swin_"),

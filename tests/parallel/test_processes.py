@@ -173,7 +173,7 @@ def test_sigterm_of_one_process_stops_all_after_the_same_step(preempted, whole):
     folder, ended = preempted
     assert [process.code for process in ended] == [130, 130], ended
     for process in ended:
-        assert process.last_line == "error: interrupted; start the same command again to go on"
+        assert process.last_line == "error: interrupted; start the same command again to continue"
         assert "Traceback" not in process.errors
     saved = _saved(folder)
     assert saved >= 4

@@ -152,7 +152,7 @@ def test_weights_have_urls_too(tmp_path):
             lambda: load("file:///nowhere/data"),
             "manifest.json: there is no such file, so .* not a prep",
         ),
-        (lambda: load("nope://bucket/data"), "no protocol nope:// is known"),
+        (lambda: load("nope://bucket/data"), "the protocol nope:// is unknown"),
         (lambda: load("gs://bucket/data"), "package that is not installed; pip install gcsfs"),
         (lambda: storage.path("gs://bucket/run"), "pip install gcsfs"),
         (lambda: storage.path("s3://bucket/run"), "on gs://, not on s3://"),
