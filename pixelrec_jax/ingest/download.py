@@ -97,7 +97,7 @@ class GoogleDrive:
             if total is not None and total - done > (free := shutil.disk_usage(folder).free):
                 raise UserError(
                     f"{what} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
-                    f"{free / 1e6:,.0f} MB; free space and start again to go on"
+                    f"{free / 1e6:,.0f} MB; free space and start again to continue"
                 )
 
         target = folder / path
@@ -126,7 +126,7 @@ class GoogleDrive:
             ) from None
         except OSError as error:
             raise UserError(
-                f"cannot write {what}: {error.strerror}; start again to go on"
+                f"cannot write {what}: {error.strerror}; start again to continue"
             ) from None
 
 

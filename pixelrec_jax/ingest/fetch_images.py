@@ -85,7 +85,7 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
             _write_report(report, todo, failures)
     except OSError as error:
         raise UserError(
-            f"cannot write to {error.filename or out}: {error.strerror}; start again to go on"
+            f"cannot write to {error.filename or out}: {error.strerror}; start again to continue"
         ) from None
     if failures:
         first = min(failures)

@@ -238,7 +238,7 @@ def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
     """Says in one line what the disk refused; None if the error is a bug of ours."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):  # ArrayRecord and polars have no errno.
-        kept = f"; the next run goes on with the images in {work}"
+        kept = f"; the next run uses the images in {work}"
         return (
             f"no space left on the disk of {out.parent}; --out={out} was not created; free some, "
             f"and start again{kept if shards.sidecars(work / FOLDER) else ''}"

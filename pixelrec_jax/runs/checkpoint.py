@@ -198,7 +198,7 @@ def resume_hint(directory: Path) -> str:
         return "no checkpoint is complete; start all processes again"
     return (
         f"the last complete checkpoint is of step {max(steps)}; start all processes again with the "
-        "same command to go on from there"
+        "same command to continue from there"
     )
 
 

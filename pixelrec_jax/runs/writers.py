@@ -104,8 +104,8 @@ class MLflow:
             return getattr(self._mlflow, name)(*arguments, **options)
         except self._mlflow.exceptions.MlflowException as error:
             raise TransientError(
-                f"MLflow failed ({reason(error)}); start the same command again to go on, or leave "
-                "mlflow out of log.writers"
+                f"MLflow failed ({reason(error)}); start the same command again to continue, or "
+                "leave mlflow out of log.writers"
             ) from None
 
 

@@ -396,7 +396,7 @@ def test_a_failure_at_the_very_end_leaves_finished_images(place, monkeypatch, wh
         return "hash"
 
     monkeypatch.setattr(program, where, fail)
-    with pytest.raises(UserError, match=r"no space left .* goes on with the images in .*partial"):
+    with pytest.raises(UserError, match=r"no space left .* uses the images in .*partial"):
         run(place)
     assert len(list((place / "out.partial" / "images").iterdir())) == 2
 

@@ -69,7 +69,7 @@ def test_a_sweep_in_which_every_run_fails_names_them_all(tmp_path, monkeypatch):
     assert process.returncode == 1
     assert process.stderr == (
         "error: 2 of 2 runs failed: runs/vit_toy (exit code 1), runs/swin_t (exit code 1); start "
-        "the same command again to go on\n"
+        "the same command again to continue\n"
     )
 
 

@@ -195,7 +195,7 @@ def test_a_lost_process_ends_the_others_and_all_go_on(
     assert step < saved <= step + 8
     assert ended[0].last_line == (
         "error: a process of this run was lost (see above); the last complete checkpoint is of "
-        f"step {saved}; start all processes again with the same command to go on from there"
+        f"step {saved}; start all processes again with the same command to continue from there"
     )
     assert "Traceback" not in ended[0].errors
     # On the same mesh and number of processes every bit is that of the uninterrupted run.
