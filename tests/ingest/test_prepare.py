@@ -467,7 +467,7 @@ def test_load_refuses_what_is_not_whole(place):
     with pytest.raises(UserError, match=r"offsets.npy holds int64\[4\], .*says int64\[7\]"):
         interactions.load(out)
     (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
-    with pytest.raises(UserError, match="has schema version 1, this program reads 3"):
+    with pytest.raises(UserError, match="has schema version 1, but this program reads version 3"):
         interactions.load(out)
     (out / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest.json cannot be read"):

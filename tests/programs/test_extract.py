@@ -158,9 +158,9 @@ def test_files_are_complete_and_replaced_only_if_asked(interactions, tmp_path):
 
 def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
     encoder = _choose(interactions, "vit_toy")
-    with pytest.raises(UserError, match=r"block_7 is .*; give one of stem, block_0, block_1, norm$"):
+    with pytest.raises(UserError, match=r"block_7 is .* of stem, block_0, block_1, norm$"):
         extract(interactions, encoder, tmp_path / "x.npy", layer="block_7")
-    with pytest.raises(UserError, match="vector is not a layer of vit_toy"):  # its projection is random
+    with pytest.raises(UserError, match="vector is not a layer of"):  # its projection is random
         extract(interactions, encoder, tmp_path / "x.npy", layer="vector")
     with pytest.raises(UserError, match=r"does not end in \.npy"):
         check(interactions, tmp_path / "x.json", overwrite=False)
