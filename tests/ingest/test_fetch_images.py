@@ -255,7 +255,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, server, path):
 )
 def test_ids_that_could_leave_the_folder_are_refused(tmp_path, server, item_id):
     file = write_urls(tmp_path, server, {"good": "image", item_id: "image"})
-    with pytest.raises(UserError, match="no file names"):
+    with pytest.raises(UserError, match="cannot be file names"):
         fetch_images.fetch(file, tmp_path / "out", fetcher())
     assert not server.hits
     assert not (tmp_path / "out").exists()

@@ -328,10 +328,10 @@ def test_bad_csv(place, text, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"min_interactions": -1}, "--min_interactions=-1 must be 0 or more"),
+        ({"min_interactions": -1}, "--min_interactions=-1; give 0 or more"),
         ({"min_interactions": 99}, "leaves no users; the most that any of the 2 has is 4"),
-        ({"image_size": 0, "store": "resized"}, "--image_size=0 must be between 1 and 4096"),
-        ({"image_size": 64}, "--image_size=64 is of --store=resized"),
+        ({"image_size": 0, "store": "resized"}, "--image_size=0; give 1 to 4096"),
+        ({"image_size": 64}, "--image_size=64 needs --store=resized"),
         ({"missing": "dropp"}, "--missing=dropp is not an option; did you mean 'drop'"),
         ({"store": "jpeg"}, "--store=jpeg is not an option; known: original, resized"),
     ],
@@ -344,7 +344,7 @@ def test_absent_inputs(place):
     (place / "x.csv").rename(place / "y.csv")
     refused(place, "interactions file .*x.csv' does not exist")
     (place / "x.csv").mkdir()
-    refused(place, "interactions file .*x.csv' is no file")
+    refused(place, "interactions file .*x.csv' is not a file")
     (place / "x.csv").rmdir()
     (place / "y.csv").rename(place / "x.csv")
     (place / "images").rename(place / "pictures")
@@ -526,11 +526,11 @@ def test_samples_are_random_and_nested_and_leave_out_rare_users(many, monkeypatc
 @pytest.mark.parametrize(
     ("sample", "match"),
     [
-        ("41", "--sample asks for 41 users, there are 40"),
-        ("0", "--sample=0 is no positive number"),
-        ("9" * 5000, "--sample=9{40} is no positive number"),
-        ("pixel20k", "--sample=pixel20k is no .*did you mean 'pixel200k'"),
-        ("pixel1m", "--sample asks for 1,000,000 users, there are 20"),
+        ("41", "--sample asks for 41 users, but there are 40"),
+        ("0", "--sample=0 is not a positive number"),
+        ("9" * 5000, "--sample=9{40} is not a positive number"),
+        ("pixel20k", "--sample=pixel20k is not .*did you mean 'pixel200k'"),
+        ("pixel1m", "--sample asks for 1,000,000 users, but there are 20"),
     ],
 )
 def test_bad_samples(many, sample, match):
