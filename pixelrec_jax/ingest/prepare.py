@@ -1,4 +1,4 @@
-"""Makes a prepared dataset: interactions CSV + images -> one directory (see programs/prepare.py)."""
+"""Makes a prepared dataset: interactions CSV + images -> one directory (programs/prepare.py)."""
 
 import errno
 import json
@@ -177,9 +177,7 @@ def _check_free(out: Path) -> None:
     try:
         occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
-        raise UserError(
-            f"cannot look into --out={out}: {error.strerror}; give another folder"
-        ) from None
+        raise UserError(f"cannot look into --out={out}: {error.strerror}; give another") from None
     if occupied:
         raise UserError(f"--out={out} exists and is not empty; remove it or choose another folder")
 
@@ -209,9 +207,7 @@ def _write_images(
                 "not made again"
             )
         if len(reasons) == len(ids):
-            raise UserError(
-                f"all {len(ids):,} items are without an image; give the images of these items"
-            )
+            raise UserError(f"all {len(ids):,} items are without an image; give their images")
         records[list(reasons)] = -1
     if reasons and missing == "drop":
         table = selection.drop(table, (records >= 0)[table.items], "missing_images", dropped)
