@@ -16,16 +16,16 @@ from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
 ROWS = "image_rows.npy"  # int32[items]: the record number of item i + 1, -1 for a grey image
-PER_SHARD = 1024  # records in an image shard, which is an ArrayRecord file
+RECORDS_PER_SHARD = 1024  # images in an image shard, which is an ArrayRecord file
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
 _MOST_OPEN = 256  # image shards that a process keeps open
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-def shard_name(record_number: int) -> str:
+def image_shard_name(record_number: int) -> str:
     """Returns the file name of the image shard that holds a record."""
-    return f"{record_number // PER_SHARD:05d}.array_record"
+    return f"{record_number // RECORDS_PER_SHARD:05d}.array_record"
 
 
 def decode(image: bytes, size: int | None) -> np.ndarray:
@@ -175,9 +175,9 @@ class ImageStore:
         number = int(self._record_numbers[item - 1])
         if number < 0:
             return None
-        path = self._directory / FOLDER / shard_name(number)
+        path = self._directory / FOLDER / image_shard_name(number)
         try:
-            return self._open(path).read([number % PER_SHARD])[0]
+            return self._open(path).read([number % RECORDS_PER_SHARD])[0]
         except RuntimeError as error:
             raise self._damaged(f"{FOLDER}/{path.name}", error) from None
 

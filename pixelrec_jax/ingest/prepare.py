@@ -15,7 +15,7 @@ import polars as pl
 from pixelrec_jax.data.images import FOLDER, ROWS
 from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
 from pixelrec_jax.data.time_units import OTHER
-from pixelrec_jax.ingest import columns, missing_images, official, selection, shards
+from pixelrec_jax.ingest import columns, image_shards, missing_images, official, selection
 from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest import options as choices
 from pixelrec_jax.ingest.columns import Table
@@ -133,7 +133,7 @@ def _partial(out: Path) -> Iterator[Path]:
                 raise UserError(message) from error
             raise
         finally:  # also after Ctrl-C; after the rename, nothing is left to remove
-            if not shards.sidecars(work / FOLDER):
+            if not image_shards.sidecars(work / FOLDER):
                 shutil.rmtree(work, ignore_errors=True)
 
 
@@ -148,7 +148,7 @@ def _publish(work: Path, out: Path) -> None:
                 "again, which uses the finished images"
             ) from None
         raise
-    for path in (out / LOCK, *shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
+    for path in (out / LOCK, *image_shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
         path.unlink(missing_ok=True)
     sync(out.parent)
 
@@ -193,7 +193,7 @@ def _write_images(
     """Writes the images of all items; returns the table of the kept items, and facts on images."""
     missing, size = options["missing"], options["image_size"]
     ids = table.item_ids.to_list()
-    reasons = shards.write_shards(work / FOLDER, source, ids, size=size)
+    reasons = image_shards.write_shards(work / FOLDER, source, ids, size=size)
     records = np.arange(len(ids), dtype=np.int32)
     if reasons:
         report = work / "missing_images.csv"
@@ -228,7 +228,7 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for path in sorted(work.iterdir()):
         if path.is_dir():
-            for name, file in shards.digests(path).items():
+            for name, file in image_shards.digests(path).items():
                 files[f"{path.name}/{name}"] = file
         elif path.name != LOCK:
             files[path.name] = {"sha256": digest(path), "bytes": path.stat().st_size}
@@ -243,7 +243,7 @@ def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
         kept = f"; the next run uses the images in {work}"
         return (
             f"no space left on the disk of {out.parent}; --out={out} was not created; free disk "
-            f"space and start again{kept if shards.sidecars(work / FOLDER) else ''}"
+            f"space and start again{kept if image_shards.sidecars(work / FOLDER) else ''}"
         )
     message = f"cannot write {str(out)!r}: {error}; give another --out"
     return message if isinstance(error, OSError) else None

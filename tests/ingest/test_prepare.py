@@ -15,7 +15,7 @@ from PIL import Image
 
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.ingest import columns, selection, shards
+from pixelrec_jax.ingest import columns, image_shards, selection
 from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
@@ -442,7 +442,7 @@ def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monke
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "_record", interrupt)
+    monkeypatch.setattr(image_shards, "_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(place)
     assert sorted(os.listdir(place)) == ["images", "x.csv"]

@@ -1,4 +1,4 @@
-"""Writing the files of a TFDS dataset: the same bytes in every run, also into buckets."""
+"""Writes the file shards of a TFDS dataset: the same bytes in every run, also to buckets."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 
 class ShardWriter(writer.ExampleWriter):
-    """Writes a shard; ArrayRecord knows no buckets, so one for gs:// or s3:// is copied there."""
+    """Writes a file shard; to gs:// or s3:// it is copied, as ArrayRecord cannot write there."""
 
     def write(self, path: epath.PathLike, examples: Iterable[tuple[object, bytes]]) -> None:
         """Writes (key, serialized example) pairs to `path`."""
@@ -25,7 +25,7 @@ class ShardWriter(writer.ExampleWriter):
 
 
 def _canonical(examples: Iterable[tuple[object, bytes]]) -> Iterator[tuple[object, bytes]]:
-    # TFDS serializes the features of an example, a protobuf map, in an order that changes by run.
+    # The features of an example are a protobuf map, which TFDS serializes in a random order.
     for key, example in examples:
         parsed = tf_example_pb2.Example.FromString(example)
         yield key, parsed.SerializeToString(deterministic=True)
