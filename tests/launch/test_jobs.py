@@ -79,7 +79,7 @@ def test_flags_of_the_run_may_be_those_of_main():
         ([], [], "--config is missing; give the flags of the run after --"),
         (RUN[:1], [], "--workdir is missing"),
         ([*RUN, "stray"], [], "unexpected 'stray' after --"),
-        ([*RUN, "--distributed=auto"], [], "--distributed is what the launcher gives"),
+        ([*RUN, "--distributed=auto"], [], "but the launcher gives it; leave it out"),
         ([*RUN, "--config.optim.lrr=1"], [], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
         ([*RUN, "--noconfig.item.remit"], [], "no key 'item.remit'; did you mean 'item.remat'?"),
         ([*RUN, "--mdoe=evaluate"], [], "Unknown command line flag 'mdoe'. Did you mean: mode"),

@@ -140,7 +140,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
     assert finished.returncode == 2
     assert f"continuing from step {saved}" in finished.stderr
     assert finished.stderr.splitlines()[-1] == (
-        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); see above what is wrong"
+        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); see the errors above"
     )
     tables = finished.stdout[finished.stdout.rindex("all test targets") :]  # and that of cold ones
     rows = [line.split() for line in tables.splitlines() if str(root) in line]
