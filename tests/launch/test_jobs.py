@@ -128,7 +128,7 @@ def test_names_that_google_cloud_refuses(name):
         (
             f"tpu --do=run --name=a --zone=z --project=p --topology=v5e:4x4 --shared=/d -- "
             f"--config={FILE} --workdir=/d/w --config.dataset.path=/d/d",
-            "this file is not there on the other machine",
+            "this file is not sent to the other machine",
         ),
         ("tpu --do=start", "value should be one of"),
         ("gke --name=a --image=i --topology=v5e:2x4 --num_slices=2 -- RUN", "several hosts only"),
