@@ -43,8 +43,8 @@ esac
 srun --kill-on-bad-exit=1 --cpus-per-task={cpus} {train}
 code=$?
 case "$code" in
-  0 | 2 | 126 | 127) times=0 ;; # it has finished, or would fail again
-  130) times={_INTERRUPTIONS} ;; # it has reached its time limit
+  0 | 2 | 126 | 127) times=0 ;; # it has finished, or starting it again would not help
+  130) times={_INTERRUPTIONS} ;; # it was told that its time is up
   *) times={_RESTARTS} ;; # a process was lost
 esac
 [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$times" ] || scontrol requeue "$SLURM_JOB_ID"

@@ -173,7 +173,7 @@ def main(of_run: Sequence[str]) -> None:
     execute({job.name: commands(job) for job in every}, dry_run=values.dry_run)
     if values.do == "run":
         print(f"# The table, when they have finished: {jobs.report(every)}")
-    print("# VMs cost money until they are deleted: --do=delete")
+    print("# What is not deleted costs money: --do=delete")
 
 
 def define_flags() -> None:

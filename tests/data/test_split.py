@@ -1,4 +1,4 @@
-"""Splits: against a plain reading of their definition, and what is refused."""
+"""Splits, compared with a plain reading of their definition, and refused settings."""
 
 import dataclasses
 import pickle

@@ -144,7 +144,7 @@ def test_times_belong_to_the_items_of_every_task(name):
 
 
 class Untouchable:
-    """Timestamps that nobody may look at."""
+    """Timestamps that must not be read."""
 
     def __getattr__(self, name):
         raise AssertionError(f"timestamps were read: {name}")

@@ -1,4 +1,4 @@
-"""Runs of a launcher: names, folders, and what is refused."""
+"""Runs of a launcher: names, folders, and refused flags."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Features of frozen encoders: what the layers make, by item, in a file that recommenders read."""
+"""Features of frozen encoders: outputs of layers, by item, in a file that recommenders read."""
 
 import dataclasses
 import json

@@ -227,7 +227,7 @@ def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_p
     place = storage.path(f"{bucket}/runs/id")
     config.dataset.path, config.train.epochs = dataset, 1
     train.train_and_evaluate(config, place)
-    config.train.epochs = 2  # goes on from the checkpoint
+    config.train.epochs = 2  # continues from the checkpoint
     assert train.train_and_evaluate(config, place) == expected
     assert "continuing from step" in capsys.readouterr().err
 

@@ -47,7 +47,7 @@ def _config(words, dataset, **changes):
 
 def _source(words, dataset, workdir):
     config = _config(words, dataset)
-    config.seed = 1  # else it would start as the target does
+    config.seed = 1  # otherwise it would start as the target does
     config.train.epochs = 0 if "vit" in words else 1  # running statistics must have moved
     train.train_and_evaluate(config, workdir)
     return workdir
