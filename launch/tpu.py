@@ -106,7 +106,8 @@ def _of_clone(every: Sequence[jobs.Job], *, pack: bool) -> dict[Command, str]:
         return steps
     clean = f'test -z "$({shlex.join((*git, "status", "--porcelain"))})"'
     steps[Command(("sh", "-c", clean))] = (
-        "changes or files are not committed, but only committed code runs; commit them"
+        "there are changes or files that are not committed, but only committed code runs; commit "
+        "them"
     )
     archive = (*git, "archive", "--format=tar.gz", f"--output={_packed()}", "HEAD")
     return steps | _folder() | {Command(archive): "git cannot pack the code; see above"}

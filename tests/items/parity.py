@@ -92,7 +92,7 @@ class Backbone:
         *,
         size: int,
     ):
-        """Builds the backbone for images of `size` pixels with the tensors of a checkpoint."""
+        """Args: `tensors` is a checkpoint; `size` is the side of the images."""
         self.backbone, self.mappings = backbone, mappings
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
         shapes = jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x), image)
@@ -151,8 +151,8 @@ def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:
 def assert_trees_close(ours: Mapping, theirs: Mapping, tolerance: float = 1e-5) -> None:
     """Tensor by tensor, relative to each one's own largest magnitude.
 
-    Tensors that are zero except for rounding, such as the gradient of a key's bias, are exempt:
-    theirs and ours are at most a millionth of the largest magnitude of all.
+    Exempt are tensors that are zero but for rounding, such as the gradient of a key's bias: theirs
+    and ours have at most a millionth of the largest magnitude of all.
     """
     ours, theirs = flatten_dict(ours), flatten_dict(theirs)
     assert ours.keys() == theirs.keys()

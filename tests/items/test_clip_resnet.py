@@ -38,7 +38,7 @@ def pair():
     """Their module and our backbone with its weights."""
     module = ModifiedResNet([1, 2, 1, 1], output_dim=12, heads=4, image_size=SIZE, width=8)
     # Smaller than elsewhere: attention to large features amplifies rounding, so that with twice
-    # as large ones PyTorch's gradients in float32 and float64 also differ by 1e-5.
+    # as large ones PyTorch's gradients in float32 and in float64, too, differ by 1e-5.
     module = parity.randomise(module, scale=0.05).eval()
     return module, parity.Backbone(BACKBONE, (OPENAI,), parity.state_dict(module), size=SIZE)
 

@@ -89,7 +89,7 @@ def test_every_block_equals_transformers_for_an_odd_size_of_image(kind):
 @pytest.mark.numerical
 @pytest.mark.parametrize("kind", UNITS)
 def test_a_training_step_equals_pytorchs(kind):
-    # With 32 pixels the last batch norm would see few values and amplify rounding, as in PyTorch.
+    # With 32 pixels the last batch norm would see few values and amplify rounding, in PyTorch, too.
     module, backbone = _of_transformers(kind, size=64)
     # The gradient jumps at a relu's kink: here no input of one is within five roundings of zero.
     image = parity.random_image(64, count=4, seed=29)

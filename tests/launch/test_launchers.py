@@ -348,7 +348,7 @@ def test_only_what_is_committed_goes_to_tpus(fakes, tmp_path):
     mine = [RUN[1].replace("=pixelrec:", "=mine/pixelrec.py:"), *RUN[2:]]
     assert "error: mine/pixelrec.py is not committed" in refused(*mine)
     (clone / "configs" / "new.py").touch()
-    assert "files are not committed" in refused(*RUN[1:])
+    assert "files that are not committed" in refused(*RUN[1:])
     (clone / "configs" / "new.py").unlink()
     with (clone / "configs" / "pixelrec.py").open("a") as file:
         file.write("# changed\n")

@@ -1,4 +1,4 @@
-"""Several real processes make one run: same batches, losses, files and end as one process."""
+"""Several real processes are one run: same batches, losses and files as one process, one end."""
 
 import json
 import os

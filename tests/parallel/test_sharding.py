@@ -1,4 +1,4 @@
-"""Sharding of parameters: rules, rows of tables, equal losses on any mesh, a very large model."""
+"""Where parameters live: rules, rows of tables, equal losses on any mesh, a very large model."""
 
 from dataclasses import replace
 from functools import partial
@@ -156,7 +156,7 @@ def test_rows_are_added_where_they_are(cube):
 
 
 def test_tables_of_any_length_start_and_are_saved_alike_on_any_mesh(tmp_path):
-    """101 items do not divide: padding rows of a mesh are zeros that no other mesh sees."""
+    """101 items divide by nothing: rows that a mesh adds are zeros, and no other mesh sees them."""
     config = tiny_config("user=mf,item=id,dataset=toy")
     sequences = list(np.random.default_rng(0).integers(1, 101, (30, 5)))
     build_ = partial(build_experiment, interactions=interactions_of(sequences, 101))
@@ -289,7 +289,7 @@ def _bytes(tree):
 
 
 def test_training_sends_weights_not_activations(halves):
-    """100 MiB of weights, with a batch so small that XLA would prefer to send activations."""
+    """Of 100 MiB of weights, with a batch so small that XLA would rather move its activations."""
     experiment, state, count = halves("vit_s16")
     cost = count(programs.lower_train_step(experiment, state))
     # Half of the weights are gathered, gradients are summed.
