@@ -71,10 +71,10 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         ),
     },
     "optim": {
-        "lr": Key(1e-4, "learning rate of all other parameters than with visual_lr", Number(0)),
+        "lr": Key(1e-4, "learning rate of parameters that read no images or features", Number(0)),
         "weight_decay": Key(0.1, "decoupled weight decay of the same parameters", Number(0)),
         "visual_lr": Key(1e-4, "learning rate of backbones, heads and projections", Number(0)),
-        "visual_weight_decay": Key(0.0, "decoupled weight decay of the same ones", Number(0)),
+        "visual_weight_decay": Key(0.0, "decoupled weight decay of the same parameters", Number(0)),
         "b1": Key(0.9, "Adam's decay of the mean gradient", Number(0, below=1)),
         "b2": Key(0.999, "Adam's decay of the mean squared gradient", Number(0, below=1)),
         "eps": Key(1e-8, "added to Adam's denominator", Number(0)),

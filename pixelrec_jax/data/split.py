@@ -100,8 +100,8 @@ def global_time(interactions: Interactions, *, valid_from: float, test_from: flo
     first, last = int(timestamps.min()), int(timestamps.max())
     if not first < valid_from < test_from <= last:
         raise UserError(
-            f"dataset.split.valid_from is the time {valid_from}, test_from {test_from}; expected "
-            f"are two times in this order, after the first interaction ({first}) and not after the "
+            f"dataset.split.valid_from is the time {valid_from}, test_from {test_from}; give "
+            f"two times in this order, after the first interaction ({first}) and not after the "
             f"last ({last}), or fractions of the interactions, as 0.8 and 0.9"
         )
     offsets = np.asarray(interactions.offsets)
@@ -158,7 +158,7 @@ def _timestamp(timestamps: np.ndarray, time: float) -> int:
         return int(np.partition(timestamps, place)[place])
     if time != int(time):
         raise UserError(
-            f"dataset.split: {time} is no time; expected a timestamp, which is a whole number, or "
+            f"dataset.split: {time} is not a time; give a timestamp, which is a whole number, or "
             "a fraction of the interactions between 0 and 1"
         )
     return int(time)

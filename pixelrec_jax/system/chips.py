@@ -40,7 +40,8 @@ class Chip(Peaks):
 def _chip(
     *, tflops: float, hbm: float, hbm_gbps: float, ici_gbps: float, axes: int, dcn_gbit: float
 ) -> Chip:
-    # The pages give the sum of both directions of the links, and the network of a chip in bits.
+    # The pages give the sum of both directions of the links, and the network of a pod in bits;
+    # `dcn_gbit` is the share of a chip.
     return Chip(
         flops=tflops * 1e12,
         hbm=hbm * 2**30,

@@ -125,8 +125,8 @@ def test_a_split_travels_without_its_arrays(toy_dataset):
         ({"valid_from": 45, "test_from": 44}, "valid_from is the time 45, test_from 44"),
         ({"valid_from": 0}, "after the first interaction (0)"),
         ({"test_from": 50}, "not after the last (49)"),
-        ({"test_from": 44.5}, "44.5 is no time"),
-        ({"test_from": -0.5}, "-0.5 is no time"),
+        ({"test_from": 44.5}, "44.5 is not a time"),
+        ({"test_from": -0.5}, "-0.5 is not a time"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
