@@ -12,7 +12,7 @@ from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 
-_SLICES = {"all": "all test targets", "cold": "cold targets"}
+_GROUPS = {"all": "all test targets", "cold": "cold targets"}
 
 
 def read_result(workdir: Path) -> dict:
@@ -73,11 +73,11 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     test = first["test"]
     names = list(test["model"]["all"])
     grids = []
-    for part, title in _SLICES.items():
-        if part == "cold":
+    for group, title in _GROUPS.items():
+        if group == "cold":
             title += f" (at most {test['cold_threshold']} training interactions)"
         grid = Table(
-            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][part]:,} users, "
+            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][group]:,} users, "
             f"{test['items']:,} items ranked, percent",
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -86,7 +86,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
         for name in ("M parameters", "M trained", *names):
             grid.add_column(name, justify="right")
         for *labels, metrics in rows:
-            cells = [_cell(metrics[part][name]) for name in names] if metrics else []
+            cells = [_cell(metrics[group][name]) for name in names] if metrics else []
             grid.add_row(*labels, *cells)
         grids.append(grid)
     return render(grids)
