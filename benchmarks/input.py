@@ -157,9 +157,9 @@ def main(_: Sequence[str]) -> None:
             size = sum(file["bytes"] for file in manifest["files"].values()) / count / 1e3
             written.add_row(kind, f"{count:,}", f"{count / seconds:,.0f}", f"{size:.0f}")
             batches = open_batches(out)
-            seconds = stages(batches)
-            total = seconds.pop("total")
-            one.add_row(kind, *(f"{1e6 * x:.0f}" for x in seconds.values()), f"{1 / total:,.0f}")
+            by_stage = stages(batches)
+            total = by_stage.pop("total")
+            one.add_row(kind, *(f"{1e6 * x:.0f}" for x in by_stage.values()), f"{1 / total:,.0f}")
             for workers, threads in itertools.product(_WORKERS.value, _THREADS.value):
                 setting = batches, workers, threads
                 rate, _ = loop(*setting, 0.0)
