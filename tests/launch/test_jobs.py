@@ -116,7 +116,7 @@ def test_names_that_google_cloud_refuses(name):
         ("gke --name=a --image=i -- RUN", "--topology is missing"),
         ("gke --name=a --image=i --topology=v5e:4x5 -- RUN", "v5e has no topology '4x5'"),
         ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all; expected gs://"),
-        ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "expected CLAIM:/folder"),
+        ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "give CLAIM:/folder"),
         (
             "gke --name=a --image=i --topology=v5e:4x4 --mount=x:/d --mount=y:/d -- RUN",
             "--mount=y:/d: 'x' is mounted there already",
@@ -131,7 +131,10 @@ def test_names_that_google_cloud_refuses(name):
             "this file is not sent to the other machine",
         ),
         ("tpu --do=start", "value should be one of"),
-        ("gke --name=a --image=i --topology=v5e:2x4 --num_slices=2 -- RUN", "several hosts only"),
+        (
+            "gke --name=a --image=i --topology=v5e:2x4 --num_slices=2 -- RUN",
+            "GKE joins only slices",
+        ),
         ("gke --name=a --image=i --topology=v5e:4x4 --mount=x:/app/ -- RUN", "needs '/app/'"),
         ("tpu --do=create --name=a --zone=z --project=p -- RUN", "--topology is missing"),
         (

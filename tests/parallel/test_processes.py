@@ -267,7 +267,7 @@ def test_processes_that_never_come_are_not_waited_for_forever(tmp_path):
     argv = [sys.executable, "-c", program, f"--workdir={tmp_path}", "--distributed=localhost:1,1,2"]
     ended = subprocesses.run(argv, cwd=ROOT)
     assert ended.returncode == 1
-    assert "all must come within 1 seconds" in ended.stderr.splitlines()[-1]
+    assert "all must join within 1 seconds" in ended.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("address", ["yes", "localhost,0,2", "localhost:80,2,2", "localhost:80,1"])

@@ -387,8 +387,8 @@ def test_small_tensors_may_repeat_their_elements(tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.pth"
     assert "without the data.pkl" in _refusal(_zip_of(path, {"readme.txt": b""}))
-    assert "holds no tensor" in _refusal(_save({"epoch": 1}, path, "zip"))
-    assert "holds no tensor" in _refusal(_save(torch.ones(2), path, "legacy"))
+    assert "does not hold a named tensor" in _refusal(_save({"epoch": 1}, path, "zip"))
+    assert "does not hold a named tensor" in _refusal(_save(torch.ones(2), path, "legacy"))
     assert "compressed" in _refusal(
         _zip_of(path, {"archive/data.pkl": bytes(9)}, zipfile.ZIP_DEFLATED)
     )
