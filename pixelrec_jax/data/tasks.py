@@ -257,10 +257,7 @@ class Pairs(_Task):
 
 
 def _first_of_each(count: np.ndarray) -> np.ndarray:
-    """Returns int64[len + 1]: the first example of each group, and last the number of examples.
-
-    `count` int[len] is the number of examples in each group.
-    """
+    """Returns int64[len + 1]: the first of each group of `count` examples, and their total."""
     return np.concatenate([[0], np.cumsum(count)])
 
 

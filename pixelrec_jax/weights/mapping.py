@@ -83,9 +83,8 @@ RELATIVE = Transform(_read_relative, lambda x: x)  # [(2 * g - 1)^2 + 3, heads]
 class Rule:
     """Maps the tensor `source` to the parameter `target`.
 
-    Both may hold placeholders such as {n}, which stand for the same number on both sides. With
-    several targets, the source's first axis is split evenly between them, as in a fused query, key
-    and value.
+    Both may hold placeholders such as {n}, which stand for the same number on both sides. Several
+    targets split the source's first axis evenly, as in a fused query, key and value.
     """
 
     source: str
@@ -190,9 +189,8 @@ def read_weights(
       optional: top-level names of targets that the model may lack, such as an unused pooling.
 
     Raises:
-      UserError: the source does not fit. The message counts and lists source tensors without a
-        rule, shapes that differ and parameters that stay empty; names that differ only in numbers
-        are listed as one pattern.
+      UserError: the source does not fit. Tensors without a rule, wrong shapes and unfilled
+        parameters are counted and listed, as one pattern if names differ only in numbers.
     """
     mapping = max(mappings, key=lambda p: sum(p.find(name) is not None for name in source))
     targets = {"/".join(path): tuple(x.shape) for path, x in flatten_dict(template).items()}
@@ -228,8 +226,7 @@ def read_weights(
     if problems:
         counts, names = _summary(problems)
         raise UserError(
-            f"{origin} does not fit the model: {counts} (give weights of the same architecture); "
-            f"{names}"
+            f"{origin} does not fit the model: {counts} (give weights of its architecture); {names}"
         )
     return unflatten_dict({tuple(path.split("/")): value for path, value in filled.items()})
 
@@ -253,9 +250,8 @@ def write_weights(tree: Mapping, mapping: WeightMapping) -> dict[str, np.ndarray
         pieces.setdefault(name, {})[position] = rule.transform.write(value)
     if unnamed:
         counts, names = _summary(unnamed)
-        raise UserError(
-            f"cannot write {mapping.name} names: {counts}; {names}; choose other names with --names"
-        )
+        problem = f"cannot write {mapping.name} names: {counts}; {names}"
+        raise UserError(f"{problem}; choose other names with --names")
     return {
         name: np.ascontiguousarray(np.concatenate([x for _, x in sorted(by_position.items())]))
         if len(by_position) > 1
@@ -283,8 +279,8 @@ def _summary(problems: list[tuple[str, str, str]]) -> tuple[str, str]:
     """Returns how many problems of each kind there are, and the list of them.
 
     Args:
-      problems: (kind with {s} for its plural, name, detail). Names that differ only in numbers are
-        listed as one pattern without details.
+      problems: (kind with {s} for its plural, name, detail). A pattern without details stands for
+        names that differ only in numbers.
     """
     kinds: dict[str, dict[str, list[str]]] = {}
     for kind, name, detail in problems:
