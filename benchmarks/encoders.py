@@ -1,14 +1,14 @@
-"""Speed, size, work and memory of every vision encoder on the present device.
+"""Measures speed, size, FLOPs and memory of every vision encoder on the present device.
 
 python -m benchmarks.encoders [--items=clip_vit_b32,swin_t] [--batch=16] [--csv=encoders.csv]
     [--pytorch]
 
-Weights and images are random, of the size and with the trainable blocks that the encoder's config
-names. The forward pass is that of the catalogue (evaluation), the backward pass that of training:
-only the trainable blocks and the projection get gradients. Parameters are the backbone's.
-FLOPs (two per multiply-add) are counted by the compiler for one image. It counts the body of a loop
-once, which on CPU leaves out most of the kernel gradients of depthwise convolutions. Memory is what
-a compiled pass needs at its peak beside its inputs.
+Weights and images are random, with the sizes and trainable blocks of the encoder's config. The
+forward pass is that of evaluation, the backward pass that of training: only the trainable blocks
+and the projection get gradients. Parameters are those of the backbone. The compiler counts FLOPs
+(two per multiply-add) for one image. It counts the body of a loop once, and so leaves out most of
+the kernel gradients of depthwise convolutions on CPU. Memory is the peak of a compiled pass without
+its inputs.
 --pytorch times the forward pass of the same network in PyTorch on CPU (requirements-test.txt).
 """
 
@@ -54,14 +54,14 @@ _PYTORCH = {"PyTorch forward images/s": "{:.1f}", "ratio": "{:.2f}"}
 
 
 def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) -> dict[str, Any]:
-    """Measures one encoder.
+    """Returns the measurements of one encoder.
 
     Args:
-      name: of the encoder.
-      batch: images a call.
-      calls: timed calls, of which the median counts.
+      name: name of the encoder.
+      batch: images in a call.
+      calls: number of timed calls; their median is taken.
       trainable: as `item.trainable`; empty for that of the config.
-      dtype: of computation.
+      dtype: dtype of activations.
     """
     config = load_config(f"{_CONFIG}:user=sasrec,item={name},dataset=pixel200k").unlock()
     config.item.dtype = dtype
@@ -97,7 +97,7 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
 
         return jax.grad(loss, has_aux=True)(trained)
 
-    # As constants, images would be computed with at compile time.
+    # With constant images, the compiler would compute the result at compile time.
     passes = {
         "forward": (jax.jit(forward), (variables, items)),
         "training": (jax.jit(training), (trained, frozen, items)),
@@ -132,11 +132,11 @@ def _define_flags() -> None:
     flags.DEFINE_string("trainable", "", "blocks to train, as item.trainable")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
     flags.DEFINE_bool("pytorch", False, "compare with PyTorch on CPU")
-    flags.DEFINE_string("csv", None, "file to write the table to, too")
+    flags.DEFINE_string("csv", None, "file that also gets the table")
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints one row per encoder, and writes them to --csv as they come."""
+    """Prints one row per encoder, and adds it to --csv at once."""
     values = flags.FLAGS
     names = values["items"].value or list(VISION_ENCODERS)
     for name in names:

@@ -1,4 +1,4 @@
-"""Images from a prepared dataset to the training loop: how many a second, and where time goes.
+"""Measures the input of images, from a prepared dataset to the training loop.
 
 python -m benchmarks.input [--images=DIR] [--count=1024] [--size=224] [--workers=0 --workers=2]
     [--threads=1 --threads=2]
@@ -6,11 +6,11 @@ python -m benchmarks.input [--images=DIR] [--count=1024] [--size=224] [--workers
 Prepares images of a folder, or generated JPEG files of 400 x 300 pixels, once as they are and once
 resized, and prints
   prepare: images written a second, on all cores.
-  stages: microseconds an image takes in one thread, of reading the record, decoding it, and all
-    else (copying into the batch, ids, slots), and images/s of one core that come of it.
-  loop: images/s that arrive at a loop that does nothing, by processes and threads that make
-    batches, and the share of its time that a loop waits whose step takes twice as long as making a
-    batch does at that rate (on a device, that is without a core of this machine).
+  stages: microseconds for an image in one thread: reading the record, decoding it, everything else
+    (copying into the batch, ids, slots); and the resulting images/s of one core.
+  loop: images/s that arrive at an empty loop, by number of processes and threads that make batches;
+    and the share of its time that a loop waits if a step takes twice as long as making a batch at
+    that rate (as on a device, which needs no core of this machine).
 """
 
 import csv
@@ -39,9 +39,11 @@ from pixelrec_jax.training.experiment import build_experiment
 _IMAGES = flags.DEFINE_string("images", "", "Folder, tar or zip of images; default generated ones.")
 _COUNT = flags.DEFINE_integer("count", 1024, "Images to use at most.", lower_bound=64)
 _SIZE = flags.DEFINE_integer("size", 224, "Pixels per side.", lower_bound=8)
-_WORKERS = flags.DEFINE_multi_integer("workers", [0, 1, 2], "Processes; 0: the program's threads.")
+_WORKERS = flags.DEFINE_multi_integer(
+    "workers", [0, 1, 2], "Processes that make batches; 0 uses threads of the program."
+)
 _THREADS = flags.DEFINE_multi_integer("threads", [1, 2], "Threads in each process.")
-_BATCHES = flags.DEFINE_integer("batches", 10, "Batches of a measurement.", lower_bound=2)
+_BATCHES = flags.DEFINE_integer("batches", 10, "Batches in a measurement.", lower_bound=2)
 _ROOT = Path(__file__).parent.parent
 _PREFETCH = 2
 _HISTORY = 10
@@ -57,7 +59,7 @@ def draw(folder: Path, count: int) -> None:
 
 
 def write_interactions(path: Path, item_ids: Sequence[str]) -> None:
-    """Writes users of ten items each, every item in turn."""
+    """Writes the interactions of users with ten items each; all items occur in order."""
     rng = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -77,7 +79,7 @@ def open_batches(data: Path) -> TrainBatches:
 
 
 def stages(batches: TrainBatches) -> dict[str, float]:
-    """Returns seconds an image takes in one thread, by stage."""
+    """Returns the seconds for an image in one thread, by stage."""
     store = batches.store
     assert isinstance(store, ImageStore), "its model looks at images"
     seconds = dict.fromkeys(("read", "decode"), 0.0)
@@ -99,12 +101,12 @@ def stages(batches: TrainBatches) -> dict[str, float]:
 
 
 def distinct(batch) -> int:
-    """Returns how many images a batch holds."""
+    """Returns the number of images in a batch."""
     return int(np.count_nonzero(batch.items.id))
 
 
 def loop(batches: TrainBatches, workers: int, threads: int, step: float) -> tuple[float, float]:
-    """Returns images/s, and the share of the time that a step of so many seconds waits."""
+    """Returns images/s, and the share of time that a loop with steps of so many seconds waits."""
     images, waited = 0, 0.0
     with iterate(
         batches,
@@ -157,9 +159,9 @@ def main(_: Sequence[str]) -> None:
             size = sum(file["bytes"] for file in manifest["files"].values()) / count / 1e3
             written.add_row(kind, f"{count:,}", f"{count / seconds:,.0f}", f"{size:.0f}")
             batches = open_batches(out)
-            parts = stages(batches)
-            total = parts.pop("total")
-            one.add_row(kind, *(f"{1e6 * x:.0f}" for x in parts.values()), f"{1 / total:,.0f}")
+            by_stage = stages(batches)
+            total = by_stage.pop("total")
+            one.add_row(kind, *(f"{1e6 * x:.0f}" for x in by_stage.values()), f"{1 / total:,.0f}")
             for workers, threads in itertools.product(_WORKERS.value, _THREADS.value):
                 setting = batches, workers, threads
                 rate = loop(*setting, 0.0)[0]

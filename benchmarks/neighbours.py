@@ -1,12 +1,12 @@
-"""How much pretrained features know of a catalogue: has the most similar photo the same label?
+"""Measures how well pretrained features fit a catalogue: has the nearest photo the same label?
 
 python -m benchmarks.neighbours --images=DIR --labels=CSV --item=efficientnet_lite0 [--weights=...]
 
 The CSV has the columns item_id and label, such as the product type; --label names another column.
-For every photo the one with the most similar features (cosine of the backbone's output, mean over
-its tokens) is looked up among all others. The accuracy is the share of photos for which that one
-has the same label; photos whose label no other has do not count. Random weights and the photos
-themselves at 16 x 16 pixels say what is to be beaten. Nothing is trained.
+For every photo, the nearest other photo is found by the cosine of features (the backbone's output,
+mean over its tokens). The accuracy is the share of photos with the label of their nearest photo;
+photos with a label of their own do not count. Random weights and the photos themselves at 16 x 16
+pixels are baselines. Nothing is trained.
 """
 
 import json
@@ -33,11 +33,11 @@ _BATCH = 16
 
 
 def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows whose nearest other row by cosine has their label.
+    """Returns the share of rows with the same label as their nearest other row by cosine.
 
     Args:
       features: float[N, C].
-      labels: [N]; rows with a label of their own are neighbours but not counted.
+      labels: [N]; rows with a unique label can be neighbours but are not counted.
 
     Raises:
       UserError: no two rows have the same label.
@@ -55,7 +55,7 @@ def accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def encode(item: ConfigDict, images: np.ndarray) -> np.ndarray:
-    """Returns the backbone's output float32[N, C] for uint8[N, H, W, 3] with `item.weights`."""
+    """Returns the backbone's output float32[N, C] for photos uint8[N, H, W, 3]."""
     encoder = vision_encoder.pretrained(item)
     features = jax.jit(partial(vision_encoder.features, encoder.module, average=True))
     batches = []
@@ -94,7 +94,7 @@ def read_photos(source: ImageSource, item_ids: Sequence[str], size: int) -> np.n
     """Returns photos uint8[N, size, size, 3].
 
     Raises:
-      UserError: one of them cannot be decoded.
+      UserError: a photo cannot be decoded.
     """
     photos = []
     for item_id in item_ids:
@@ -112,10 +112,12 @@ def read_photos(source: ImageSource, item_ids: Sequence[str], size: int) -> np.n
 def _define_flags() -> None:
     flags.DEFINE_string("images", None, "folder, tar or zip of <item_id>.jpg", required=True)
     flags.DEFINE_string("labels", None, "CSV with the columns item_id and label", required=True)
-    flags.DEFINE_string("label", "label", "another name of the label's column")
+    flags.DEFINE_string("label", "label", "name of the column of labels")
     flags.DEFINE_string("item", None, "vision encoder", required=True)
     flags.DEFINE_string("weights", None, "as item.weights; default those of the config")
-    flags.DEFINE_integer("limit", 1200, "photos to use; their pixels are in memory", lower_bound=2)
+    flags.DEFINE_integer(
+        "limit", 1200, "most photos to use; their pixels are in memory", lower_bound=2
+    )
 
 
 def main(_: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""Preparing interactions of PixelRec's full size, and opening them for training.
+"""Measures preparing interactions of PixelRec's full size, and opening them for training.
 
 python -m benchmarks.prepare --dir=DIR [--users=N] [--items=N] [--interactions=N]
 
-Writes a CSV of that size with PixelRec's shape into DIR, unless it is there: long-tail items,
-sessions of 6 to 434, rows in order of time. Then, each in a process of its own:
+Writes a CSV with the size and shape of PixelRec into DIR, unless it exists: long-tail items,
+sessions of 6 to 434, interactions in order of time. Then, each in its own process:
   prepare: pixelrec prepare without images.
   open: loading the result, checking its hashes, and making the first batch of SASRec on ids.
 """
@@ -46,9 +46,9 @@ build_experiment(config).batches[0]
 
 
 def write_interactions(path: Path, users: int, items: int, interactions: int) -> None:
-    """Writes a CSV of random interactions; the number of them is met on average."""
+    """Writes a CSV of random interactions; their number is right on average."""
     rng = np.random.default_rng(0)
-    # Half of the users are at the least length, the others have a long tail.
+    # Half of the users have the least length, the others have a long tail.
     mean = max(interactions / users - _LEAST, 0)
     extra = rng.pareto(2.0, users) * mean * (rng.random(users) < 0.5) * 2
     length = np.minimum(_LEAST + extra + rng.random(users), _MOST).astype(np.int64)

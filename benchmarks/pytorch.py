@@ -1,6 +1,6 @@
-"""The same encoders in PyTorch, for a ratio of speeds within one run.
+"""The same encoders in PyTorch, to compare speeds within one run.
 
-Needs requirements-test.txt. Weights are random and of full size; nothing is fetched.
+Needs requirements-test.txt. Weights are random, in full size; nothing is fetched.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ MODULES: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 def forward(name: str, *, batch: int, size: int) -> Callable[[], None]:
-    """Returns a forward pass in evaluation, images of channels last (the faster form on CPU)."""
+    """Returns a forward pass in evaluation, with images channels last, which is faster on CPU."""
     torch.manual_seed(0)
     module = MODULES[name]().eval()
     convolutional = not hasattr(module, "config")  # transformers' models are the others

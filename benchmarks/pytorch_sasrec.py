@@ -1,6 +1,6 @@
 """SASRec on ids as the PyTorch reference of PixelRec trains it, for benchmarks.reference.
 
-One model in one process on CPU; what the reference wraps around it for several GPUs is left out.
+It is one model in one process on CPU, without the reference's wrappers for several GPUs.
 """
 
 import random
@@ -61,7 +61,7 @@ class SASRec(nn.Module):
     """Two layers of four heads; parameters have the reference's names."""
 
     def __init__(self, num_items: int, width: int, dropout: float = 0.1):
-        """Args: `num_items` counts padding."""
+        """Builds the model; `num_items` includes padding."""
         super().__init__()
         self.item_embedding = nn.Embedding(num_items, width, padding_idx=0)
         self.position_embedding = nn.Embedding(LENGTH, width)
@@ -94,10 +94,10 @@ class SASRec(nn.Module):
 
 
 class Chunks(Dataset):
-    """Samples one at a time, in Python: a chunk of a user's items and its negatives."""
+    """The reference's training samples, made one at a time: a chunk of items and its negatives."""
 
     def __init__(self, sequences: list[list[int]], num_items: int):
-        """Args: `sequences` of all users, in time order; their last two items are held out."""
+        """Takes the `sequences` of all users in time order; the last two items are held out."""
         self.num_items, self.chunks = num_items, []
         size = LENGTH + 1
         for sequence in sequences:
@@ -124,10 +124,10 @@ class Chunks(Dataset):
 
 
 class Users(Dataset):
-    """Users one at a time: history, what to mask, and target of the validation split."""
+    """The reference's validation users, one at a time: history, items to mask, and target."""
 
     def __init__(self, sequences: list[list[int]]):
-        """Args: `sequences` as those of `Chunks`."""
+        """Takes `sequences` as `Chunks` does."""
         self.sequences = sequences
 
     def __len__(self) -> int:
@@ -147,10 +147,10 @@ def _collate_users(samples: list[tuple[list[int], list[int], int]]) -> tuple[Ten
 
 
 class Training:
-    """The reference's loop; every call says with how many threads and workers (0 threads: all)."""
+    """The reference's loop; each call gives the numbers of threads (0: all) and workers."""
 
     def __init__(self, sequences: list[list[int]], num_items: int, *, width: int = 512):
-        """Args: `sequences` of all users and N; `width` is D."""
+        """Builds the model of width D for the `sequences` of all users."""
         torch.manual_seed(0)
         self.all_threads = torch.get_num_threads()
         self.data, self.users = Chunks(sequences, num_items), Users(sequences)
@@ -160,7 +160,7 @@ class Training:
         self.ready = [torch.stack(x) for x in zip(*samples, strict=True)]
 
     def step(self, items: Tensor, mask: Tensor) -> float:
-        """Trains on a batch and returns its loss, for which it waits."""
+        """Trains on a batch, waits for it and returns its loss."""
         self.optimizer.zero_grad()
         loss = self.model(items, mask)
         loss.backward()
@@ -179,7 +179,7 @@ class Training:
         return seconds
 
     def epoch(self, *, threads: int, workers: int) -> Epoch:
-        """Times an epoch; worker processes are started anew, as in the reference."""
+        """Times an epoch; it starts its workers again, as in the reference."""
         torch.set_num_threads(threads or self.all_threads)
         begin, first, total = time.perf_counter(), 0.0, 0.0
         loader = DataLoader(self.data, BATCH, shuffle=True, num_workers=workers)
@@ -205,7 +205,7 @@ class Training:
 
 
 def check(golden: Mapping[str, np.ndarray]) -> None:
-    """Raises if the loss before or after an AdamW step is not that of the reference."""
+    """Raises an error if the loss before or after an AdamW step is not the reference's."""
     start = {k.removeprefix("param0/"): v for k, v in golden.items() if k.startswith("param0/")}
     num_items, width = start["item_embedding.weight"].shape
     model = SASRec(num_items, width, dropout=0.0)

@@ -1,18 +1,18 @@
-"""An epoch of SASRec on ids beside that of the PyTorch reference, on CPU.
+"""Compares an epoch of SASRec on ids with that of the PyTorch reference, on CPU.
 
 python -m benchmarks.reference [--items=2000,10000,96282] [--users=512] [--rounds=3] [--steps=5]
 
 Settings are those of the paper: D = 512, 64 windows a batch, 10 items of history. Both programs
-train on the same random interactions, each in a process of its own, and take turns, so that what
-else the machine does falls on both; the medians of the rounds count. A ratio is PyTorch's time by
+train on the same random interactions, each in its own process. They take turns, so that other load
+of the machine affects both; medians of the rounds are taken. A ratio is PyTorch's time divided by
 ours.
   threads, workers: PyTorch's for computing and for making batches. The reference sets 1 and 10.
   step: a training step on a batch that is ready.
-  start: until the first batch of an epoch is there; the reference starts its workers anew.
-  loop: a step of the rest of the epoch, making batches, the loop and its messages included.
-  epoch: all of it, and validation: ranking the catalogue for every user.
-Before, the PyTorch model must reproduce the reference's own losses around an AdamW step, which
-tests/golden holds and tests/test_golden.py asks of our model. Needs requirements-test.txt.
+  start: time until the first batch of an epoch; the reference starts its workers again.
+  loop: a step of the rest of the epoch, including its batch, the loop and its messages.
+  epoch: the whole epoch; validation: ranking the catalogue for every user.
+First, the PyTorch model must reproduce the reference's own losses around an AdamW step, which are
+in tests/golden; tests/test_golden.py checks our model against them. Needs requirements-test.txt.
 """
 
 import multiprocessing
@@ -56,10 +56,10 @@ _COLUMNS += ("epoch s", "ratio", "validation s", "ratio")
 
 
 class Ours:
-    """What `pixelrec_jax.training.train` does in an epoch."""
+    """The steps of an epoch in `pixelrec_jax.training.train`."""
 
     def __init__(self, users: int, items: int):
-        """Args: the size of the random interactions to train on."""
+        """Builds the model for random interactions of this size."""
         flags.FLAGS.mark_as_parsed()  # grain reads them
         config = load_config("pixelrec:user=sasrec,item=id,dataset=pixel200k").unlock()
         config.eval.batch_size = min(config.eval.batch_size, users)
@@ -127,7 +127,7 @@ def _reference(users: int, items: int) -> Any:
 
 @contextmanager
 def _process(build: Callable[[], Any]) -> Generator[Callable[..., Any]]:
-    """Yields a function that calls methods, by name, of what is built in another process."""
+    """Yields a function that calls methods, by name, of an object built in another process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, build))

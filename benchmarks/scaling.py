@@ -1,10 +1,10 @@
-"""What a train step exchanges and keeps on 1, 2, 4 and 8 devices, from compiled programs.
+"""Prints communication and memory of a train step on 1, 2, 4 and 8 devices, from its HLO.
 
 python -m benchmarks.scaling [--item=vit_s16] [--sequences=4]
 
-The devices are virtual ones of this machine; nothing is run or allocated, so real models of the
-paper's size do. Each device has its own sequences, so that the batch grows with the devices, but
-along "tensor", where all share the same.
+The devices are virtual; nothing is run or allocated, so that models of the paper's size fit.
+Each device has its own sequences, so that the batch grows with the devices, except along "tensor",
+where all devices have the same sequences.
 """
 
 import os
@@ -39,7 +39,7 @@ _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 
 
 def measure(axis: str, devices: int) -> list[str]:
-    """Returns a row of the table: a mesh that has all devices along one axis."""
+    """Returns a row of the table, for a mesh with all devices along one axis."""
     words = f"user={_USER.value},item={_ITEM.value},dataset=pixel200k"
     config = load_config(f"{_CONFIG}:{words}").unlock()
     if "trainable" in config.item:

@@ -1,9 +1,9 @@
-"""Speed of training, catalogue encoding and full ranking on the present device.
+"""Measures the speed of training, catalogue encoding and ranking on the present device.
 
 python -m benchmarks.speed [--models=id,clip_vit_b32] [--items=10000] [--steps=10]
 
-Weights and images are random and lie in memory, so that the model is measured and not the disk; a
-step includes making its batch. The batches are the reference's: 64 sequences for ids, 8 sequences
+Weights and images are random and in memory, so that the disk is not measured; a step includes
+making its batch. The batches are the reference's: 64 sequences for ids, 8 sequences
 (176 images, of which each distinct one is encoded once) for ViT-B/32.
 """
 
@@ -61,7 +61,7 @@ def measure(item: str) -> dict[str, float]:
         )
         return metrics["loss"]
 
-    for _ in range(8):  # every number of slots that will come up is compiled before the timing
+    for _ in range(8):  # every number of slots that will occur is compiled before the timing
         step()
     result = {"step_seconds": seconds_per_call(step, _STEPS.value)}
     result["sequences_per_second"] = config.train.batch_size / result["step_seconds"]
@@ -70,7 +70,7 @@ def measure(item: str) -> dict[str, float]:
         distinct = float(np.mean(encoded[-_STEPS.value :]))
         result["distinct_images_per_step"] = distinct
         result["distinct_images_per_second"] = distinct / result["step_seconds"]
-        # What the reference encodes for the same batch: 22 images a sequence, repeats and padding.
+        # The reference encodes for the same batch 22 images a sequence, with repeats and padding.
         reference = 22 * config.train.batch_size
         result["reference_images_per_second"] = reference / result["step_seconds"]
         few = build_experiment(

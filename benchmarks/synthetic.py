@@ -1,4 +1,4 @@
-"""Random data of the shape of PixelRec's, in memory."""
+"""Random data in memory, with the shape of PixelRec."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from pixelrec_jax.launch.dryrun.programs import random_items
 
 
 class RandomImages:
-    """A store over a few random images that all items share."""
+    """A store with a few random images that all items share."""
 
     field = "image"
     fingerprint = ""
 
     def __init__(self, size: int):
-        """Args: `size` is the side of the images in pixels."""
+        """Makes a store of images with `size` x `size` pixels."""
         rng = np.random.default_rng(0)
         self._pixels = rng.integers(0, 256, (64, size, size, 3)).astype(np.uint8)
 
@@ -25,7 +25,7 @@ class RandomImages:
 
 
 def random_interactions(users: int, items: int) -> Interactions:
-    """Sequences as long as those of Pixel200K on average (20), over popular and rare items."""
+    """Returns sequences with the mean length of Pixel200K (20), of popular and rare items."""
     rng = np.random.default_rng(0)
     length = np.minimum(6 + rng.geometric(1 / 14, users), 434)
     ids = random_items(rng, int(length.sum()), items)

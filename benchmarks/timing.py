@@ -1,4 +1,4 @@
-"""Timing on the present device."""
+"""Functions for timing on the present device."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Epoch(NamedTuple):
-    """A pass over the training data: its steps, and seconds until the first batch and in all."""
+    """The timing of an epoch: number of steps, seconds until the first batch, seconds in total."""
 
     steps: int
     start: float

@@ -33,7 +33,7 @@ def _official(config: ConfigDict, name: str) -> None:
 
 
 def custom(config: ConfigDict) -> None:
-    """Any prepared dataset; say where with --config.dataset.path=DIR."""
+    """Any prepared dataset; --config.dataset.path=DIR names its folder."""
     config.dataset = ConfigDict({"name": "custom", "path": "data/custom"})
 
 
@@ -42,14 +42,14 @@ def toy(config: ConfigDict) -> None:
     config.dataset = ConfigDict({"name": "toy", "path": "data/toy"})
     config.width = 64
     config.negatives.count = 2
-    # On ids these first learn what is popular, and what users like only after a plateau.
+    # On ids these models first learn popularity, and the taste of users only after a plateau.
     slow = config.user.name in ("gru4rec", "nextitnet", "srgnn", "bert4rec")
     on_ids = 3e-3 if slow else 1e-3
     config.optim.lr = config.optim.visual_lr = on_ids if config.item.name == "id" else 2e-3
     config.optim.warmup_steps = 50
     config.train.epochs = min(config.train.epochs, 40)
     config.train.patience = 10 if slow else 3
-    config.data.workers = 0  # a worker process takes seconds to start
+    config.data.workers = 0  # a worker takes seconds to start
 
 
 DATASETS = {

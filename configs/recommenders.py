@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """How a recommender is trained on one kind of items.
+    """How a recommender is trained with one kind of items.
 
     Attributes:
-      lr, weight_decay: of all parameters that see neither images nor features.
-      batch_size: examples of the task.
-      visual_lr, visual_weight_decay: of the parameters that see images or features; None is the
-        same as of all others. On images both come from the vision encoder.
+      lr, weight_decay: for all parameters that do not read images or features.
+      batch_size: examples of the task in a step.
+      visual_lr, visual_weight_decay: for the parameters that read images or features; None takes
+        `lr` and `weight_decay`. For images the vision encoder has its own.
     """
 
     lr: float
@@ -25,21 +25,22 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class RecommenderSettings:
-    """The settings of one recommender, those that the reference's authors found best (its README).
+    """The settings of one recommender: the best ones that the reference's authors found (README).
 
     Attributes:
       paper: where it was published.
-      results: the PixelRec paper's on Pixel200K, Recall@10 / NDCG@10 in percent: on ids or features
-        (Table 5) and on images (Table 6).
-      task: changes to `config.task`; always its name.
+      results: results of the PixelRec paper on Pixel200K, Recall@10 / NDCG@10 in percent: with ids
+        or features (Table 5) and with images (Table 6).
+      task: changes to `config.task`, among them its name.
       width: D.
-      ids: for Table 5.
-      pixels: for Table 6; None is as for ids.
-      features: of the reference's configs; None is as for pixels, and for codes as for ids.
-      initializer: how tables of ids start.
-      feature_initializer: how encoders of features start.
-      feature_head: what features become, a key of `FEATURE_HEADS`.
-      options: those of the user encoder.
+      ids: hyperparameters with ids (Table 5).
+      pixels: hyperparameters with images (Table 6); None takes those with ids.
+      features: hyperparameters with features, of the reference's configs; None takes those with
+        images, and for codes those with ids.
+      initializer: initializer of id tables.
+      feature_initializer: initializer of feature heads.
+      feature_head: the feature head, a key of `FEATURE_HEADS`.
+      options: options of the user encoder.
       train, eval: changes to these sections.
     """
 
@@ -176,7 +177,7 @@ RECOMMENDERS = {
         results="Table 5: 0.758 / 0.377, on ids and frozen features of locations",
         task={"name": "rest_of_window"},
         width=128,
-        # Its batches are of 64 rows; an example, a window, makes about eight of them.
+        # The reference's batch has 64 rows; an example, a window, makes about eight rows.
         ids=Hyperparameters(lr=1e-4, weight_decay=0.1, batch_size=8),
         feature_initializer="kaiming_normal",
         feature_head="components",
@@ -189,8 +190,8 @@ RECOMMENDERS = {
         ids=Hyperparameters(lr=0.0, weight_decay=0.0, batch_size=64),
         feature_head="raw",
         options={"average_top_k": 1},
-        train={"epochs": 0},  # there is nothing to train
-        # Cosines of 32 histories of 50 with Pixel200K's catalogue take 1.2 GB.
+        train={"epochs": 0},  # nothing is trained
+        # The cosines of 32 histories of 50 with Pixel200K's catalogue take 1.2 GB.
         eval={"batch_size": 32},
     ),
 }

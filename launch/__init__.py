@@ -1,1 +1,1 @@
-"""Programs that start runs elsewhere, and that check what a run needs before it is paid for."""
+"""Launchers: they start runs on other machines, after checks of what a run needs."""

@@ -1,4 +1,4 @@
-"""Commands of other programs: printed as they would be typed, or run."""
+"""Commands of other programs, which are run or printed as a shell script."""
 
 import shlex
 import subprocess
@@ -16,21 +16,21 @@ _END = "END"
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments, and the text that it reads."""
+    """A program with its arguments, and the text for its standard input."""
 
     argv: tuple[str, ...]
     stdin: str = ""
 
     def __str__(self) -> str:
-        """The command as a shell takes it."""
+        """Returns the command in the form of a shell."""
         line = shlex.join(self.argv)
         return f"{line} <<'{_END}'\n{self.stdin}{_END}" if self.stdin else line
 
 
 def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
-    """Runs the commands of every job in turn, or prints all of them as a shell script.
+    """Runs the commands of all jobs in order, or prints them as a shell script.
 
-    A job ends with its first failing command; the other jobs go on.
+    A job ends at its first failing command; the other jobs continue.
 
     Raises:
       UserError: commands failed, or a program is not installed.
@@ -49,20 +49,20 @@ def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
 
 
 def run(command: Command) -> int:
-    """Runs a command to its end, saying so, and returns its exit code.
+    """Prints a command, runs it to its end and returns its exit code.
 
     Raises:
       UserError: the program is not installed.
     """
     print(f"+ {shlex.join(command.argv)}", file=sys.stderr, flush=True)
     try:
-        # Without text to read it has the terminal, so that gcloud and ssh can ask.
+        # Without `stdin` the command has the terminal, so that gcloud and ssh can ask questions.
         text = command.stdin or None
         return subprocess.run(command.argv, check=False, input=text, text=True).returncode
     except FileNotFoundError:
         raise UserError(
             f"{command.argv[0]} is not installed on this machine, or not in PATH; install it, or "
-            "see with --dry_run what it would be asked"
+            "print the commands with --dry_run"
         ) from None
 
 
@@ -82,7 +82,7 @@ def program(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def define_extra_flag(of: str, example: str) -> None:
-    """Defines --extra, options that are passed on to a command."""
+    """Defines --extra: further options for a command of the launcher."""
     flags.DEFINE_multi_string("extra", [], f"another option of {of}, as in {example}; repeatable")
     flags.register_validator(
         "extra",
@@ -96,9 +96,9 @@ def define_common_flags() -> None:
     flags.DEFINE_list(
         "sweep",
         [],
-        "one run for each of these encoders, or figure9: those of the paper's Figure 9. Leave out "
-        "item= of --config; each run has the folder <workdir>/<encoder>",
+        "one run for each of these encoders; figure9 stands for those of the paper's Figure 9. "
+        "Leave out item= in --config; each run has the folder <workdir>/<encoder>",
     )
-    flags.DEFINE_bool("dry_run", False, "print what would run, a shell script, and run nothing")
-    for name in ("sweep", "dry_run"):  # so that --help of the program has them
+    flags.DEFINE_bool("dry_run", False, "print the commands as a shell script, and run nothing")
+    for name in ("sweep", "dry_run"):  # so that --help of the program lists them
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

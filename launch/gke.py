@@ -18,9 +18,9 @@ from pixelrec_jax.launch.commands import Command, define_common_flags, execute, 
 from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.system.errors import UserError
 
-_SAVING = 120  # seconds that a run has for saving when its node is drained; Spot VMs have 15 to 30
+_SAVING = 120  # seconds for saving when a node is drained; Spot VMs give 15 to 30
 _JOBSET = "jobset.sigs.k8s.io"
-_OCCUPIED = ("", "/app", "/dev/shm")  # by launch/Dockerfile and the manifest
+_OCCUPIED = ("", "/app", "/dev/shm")  # folders of launch/Dockerfile and of the manifest
 
 
 def manifest(
@@ -36,7 +36,7 @@ def manifest(
 ) -> dict[str, Any]:
     """Returns the JobSet (v1alpha2) of a run: a job for each slice, a pod for each of its hosts.
 
-    `claims` are persistent volume claims by the folder where they are mounted.
+    `claims` are persistent volume claims by the folder that each is mounted to.
     """
     claims = claims or {}
     volumes = {f"claim-{number}": path for number, path in enumerate(claims)}
@@ -49,7 +49,7 @@ def manifest(
         "image": image,
         "command": ["python", "-m", "pixelrec_jax", "train"],
         "args": arguments,
-        # The chips read memory that is locked, more than other containers may lock:
+        # The chips read locked memory, and need more of it than an unprivileged container may lock:
         # https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#privileged-mode
         "securityContext": {"privileged": True},
         "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
@@ -66,7 +66,7 @@ def manifest(
             "cloud.google.com/gke-tpu-topology": on.topology,
         },
         "containers": [container],
-        # Processes that decode images hand them over in shared memory, of which pods have 64 MB.
+        # Workers pass decoded images in shared memory; a pod has only 64 MB by default.
         "volumes": [
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
             *(
@@ -91,8 +91,8 @@ def manifest(
         "parallelism": on.hosts,
         "completions": on.hosts,
         "completionMode": "Indexed",
-        "backoffLimit": 0,  # one lost pod ends the job, so that all processes start again together
-        # Wrong input (exit code 2) stays wrong: it fails at once.
+        "backoffLimit": 0,  # one lost pod ends the job, so that all processes restart together
+        # Wrong input (exit code 2) would fail again: it ends the run at once.
         "podFailurePolicy": {
             "rules": [
                 {
@@ -105,7 +105,7 @@ def manifest(
     }
     metadata = {"name": job.name}
     if on.hosts > 1:
-        # Such a slice is a node pool; a job has one of its own.
+        # A slice of several hosts is a node pool, and each job needs its own.
         pool = "cloud.google.com/gke-nodepool"
         metadata["annotations"] = {f"alpha.{_JOBSET}/exclusive-topology": pool}
     return {
@@ -135,11 +135,13 @@ def _claims(mounts: Sequence[str]) -> dict[str, str]:
     for mount in mounts:
         claim, _, path = mount.partition(":")
         if not claim or not path.startswith("/") or ".." in path:
-            raise UserError(f"--mount={mount}; expected CLAIM:/folder")
+            raise UserError(f"--mount={mount} is malformed; give CLAIM:/folder")
         if path.rstrip("/") in _OCCUPIED:
             raise UserError(f"--mount={mount}: the image needs {path!r}; give another folder")
         if path in claims:
-            raise UserError(f"--mount={mount}: {claims[path]!r} is mounted there already")
+            raise UserError(
+                f"--mount={mount}: {claims[path]!r} is mounted there already; give another folder"
+            )
         claims[path] = claim
     return claims
 
@@ -151,12 +153,12 @@ def _create(of_run: Sequence[str]) -> None:
     on, claims = Slice.parse(values.topology), _claims(values.mount)
     if values.num_slices > 1 and on.hosts == 1:
         raise UserError(
-            f"--num_slices={values.num_slices}: GKE joins slices of several hosts only, and "
-            f"{values.topology} has one; give a larger --topology"
+            f"--num_slices={values.num_slices}: GKE joins only slices of several hosts, but "
+            f"{values.topology} has one host; give a larger --topology"
         )
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_shared(every, list(claims), what="a folder that --mount=CLAIM:/folder names")
-    jobs.check_config_travels(every, folder="configs")  # what launch/Dockerfile copies
+    jobs.check_config_travels(every, folder="configs")  # launch/Dockerfile copies this folder
     jobs.check_devices(every, on.chips * values.num_slices, slices=values.num_slices)
     commands = {}
     for job in every:
@@ -182,7 +184,7 @@ def _kubectl() -> tuple[str, ...]:
 
 
 def _logs(name: str) -> Command:
-    """The log of the first process, which tells how the run goes."""
+    """Returns the command that shows the log of process 0, which reports on the run."""
     pod = {
         f"{_JOBSET}/jobset-name": name,
         f"{_JOBSET}/job-index": 0,
@@ -194,9 +196,9 @@ def _logs(name: str) -> Command:
 
 
 def main(of_run: Sequence[str]) -> None:
-    """Does with the JobSets what --do says."""
+    """Creates, lists, follows or deletes the JobSets, as --do says."""
     values = flags.FLAGS
-    # Names of pods end in -slice-<slice>-<host>-<five letters>.
+    # The names of pods end in -slice-<slice>-<host>-<five letters>.
     last = f"-slice-{values.num_slices}-9999-abcde"
     names = jobs.names(values.name, values.sweep, longest=63 - len(last))
     if values.do == "create":
@@ -214,15 +216,15 @@ def define_flags() -> None:
     """Defines the flags of this program."""
     define_common_flags()
     flags.DEFINE_enum("do", "create", ["create", "status", "logs", "delete"], "what to do")
-    flags.DEFINE_string("name", None, "of the JobSet", required=True)
+    flags.DEFINE_string("name", None, "name of the JobSet", required=True)
     flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4")
     flags.DEFINE_integer("num_slices", 1, "slices of each run", 1)
-    flags.DEFINE_string("image", "", "container image, of launch/Dockerfile")
+    flags.DEFINE_string("image", "", "container image, built with launch/Dockerfile")
     flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
-    flags.DEFINE_integer("restarts", 20, "how often a run starts again and goes on", 0)
+    flags.DEFINE_integer("restarts", 20, "how often an interrupted run is continued", 0)
     flags.DEFINE_multi_string("mount", [], "CLAIM:/folder, a persistent volume claim; repeatable")
-    flags.DEFINE_string("service_account", "", "of Kubernetes, that may use the buckets")
-    flags.DEFINE_string("namespace", "", "default: that of kubectl's context")
+    flags.DEFINE_string("service_account", "", "Kubernetes account that may use the buckets")
+    flags.DEFINE_string("namespace", "", "namespace; default that of kubectl's context")
 
 
 if __name__ == "__main__":

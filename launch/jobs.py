@@ -22,7 +22,7 @@ from pixelrec_jax.system.config import (
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.storage import check_protocol, is_remote
 
-# Image encoders of the paper's Figure 9: (a) by kind, (b) CLIP's RN50 by size (RN50 is in both).
+# Vision encoders of the paper's Figure 9: (a) kinds, (b) sizes of CLIP's RN50 (RN50 is in both).
 FIGURE_9 = (
     "clip_vit_b32",
     "clip_rn50",
@@ -34,8 +34,8 @@ FIGURE_9 = (
     "clip_rn50x16",
     "clip_rn50x64",
 )
-_READ = ("dataset.path", "item.path", "item.weights")  # of a URL every machine makes its own copy
-_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")  # of one machine, wherever a cluster shares the others
+_READ = ("dataset.path", "item.path", "item.weights")  # paths that a run reads
+_LOCAL = ("/tmp", "/var/tmp", "/dev/shm")  # folders that no cluster shares
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -44,11 +44,11 @@ class Job:
     """One run.
 
     Attributes:
-      name: of the run, among those of a sweep.
-      flags: of `pixelrec train`.
-      config_file: of the config.
-      config: with what the flags override.
-      folders: that machines have to share, by flag.
+      name: name of the run within a sweep.
+      flags: flags of `pixelrec train`.
+      config_file: the file of the config, or "pixelrec".
+      config: the config with the overrides of the flags.
+      folders: folders that all machines must share, by flag.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Job:
 
     @property
     def workdir(self) -> str:
-        """Folder of the run."""
+        """The folder of the run."""
         return self.folders["--workdir"]
 
 
 def names(name: str, sweep: Sequence[str], *, longest: int = 63) -> list[str]:
-    """Returns the name of every run, as Google Cloud and Kubernetes take them.
+    """Returns the names of all runs, as Google Cloud and Kubernetes allow them.
 
     Raises:
-      UserError: they would refuse one of them.
+      UserError: Google Cloud or Kubernetes would refuse a name.
     """
     every = [_name(name, encoder) for encoder in encoders(sweep)] or [name]
     for given in every:
@@ -83,13 +83,13 @@ def encoders(sweep: Sequence[str]) -> tuple[str, ...]:
     """Returns the encoders that --sweep names.
 
     Raises:
-      UserError: one of them is there twice.
+      UserError: an encoder is named twice.
     """
     every = tuple(sweep)
     if every == ("figure9",):
         return FIGURE_9
     if len(set(every)) < len(every):
-        raise UserError(f"--sweep={','.join(every)} names an encoder twice; their folders clash")
+        raise UserError(f"--sweep={','.join(every)} names an encoder twice; name each once")
     return every
 
 
@@ -97,8 +97,8 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
     """Returns the runs that the flags of `pixelrec train` describe.
 
     Raises:
-      UserError: a flag that is missing, has another form than --name=value or is not the user's, or
-        a config that does not exist or that no run can work with.
+      UserError: a flag is missing, does not have the form --name=value or is reserved for the
+        launcher, or the config does not exist or is wrong.
     """
     given = _parse(of_run)
     for needed in ("config", "workdir"):
@@ -108,11 +108,11 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
                 "--config=pixelrec:user=sasrec,dataset=pixel200k --workdir=runs/first"
             )
     if "distributed" in given:
-        raise UserError("--distributed is what the launcher gives; leave it out")
+        raise UserError("--distributed is given after --, but the launcher gives it; leave it out")
     if not sweep:
         return [_job(name, tuple(of_run), given)]
     if re.search(r"[:,]item=", given["config"]):
-        raise UserError(f"--sweep gives the word item; leave it out of --config={given['config']}")
+        raise UserError(f"--sweep sets the word item; leave it out of --config={given['config']}")
     every = []
     for encoder in encoders(sweep):
         separator = "," if ":" in given["config"] else ":"
@@ -126,50 +126,53 @@ def jobs(of_run: Sequence[str], name: str, sweep: Sequence[str]) -> list[Job]:
 
 
 def check_shared(every: Iterable[Job], shared: Sequence[str], *, what: str) -> None:
-    """Raises `UserError` for a folder that is neither on gs:// nor below a shared one.
+    """Raises `UserError` for a folder that is neither on gs:// nor below a shared folder.
 
-    `what` tells how a folder comes to be shared, as in "a folder that --mount names".
+    `what` describes a shared folder in the message, as in "a folder that --mount names".
     """
     for job in every:
         for flag, path in job.folders.items():
             below = any(PurePosixPath(path).is_relative_to(folder) for folder in shared)
             if not path.startswith("gs://") and not below:
                 raise UserError(
-                    f"{flag}={path}; expected gs://BUCKET/..., or {what}, which all machines see "
-                    "and which outlives them"
+                    f"{flag}={path}; expected gs://BUCKET/..., or {what}, as all machines must see "
+                    "it and it must outlive them"
                 )
 
 
 def check_not_local(every: Iterable[Job]) -> None:
-    """Raises `UserError` for a folder that nodes never share."""
+    """Raises `UserError` for a folder that nodes cannot share."""
     for job in every:
         for flag, path in job.folders.items():
             if any(PurePosixPath(path).is_relative_to(folder) for folder in _LOCAL):
                 raise UserError(
-                    f"{flag}={path} is a folder of one node, and a run that is queued again may "
-                    "come to another; give one on storage that all nodes see"
+                    f"{flag}={path} is a folder of one node, but a run may continue on another; "
+                    "give a folder on storage that all nodes share"
                 )
 
 
 def own_configs(every: Iterable[Job]) -> list[str]:
-    """Returns the files of configs of the user's own, without the one of this package."""
+    """Returns the config files of the user, without the config of this package."""
     return sorted({job.config_file for job in every} - {SHIPPED})
 
 
 def check_config_travels(every: Iterable[Job], *, folder: str = "") -> None:
-    """Raises `UserError` for a config outside of the code that travels, a folder of this one."""
+    """Raises `UserError` for a config file that is not in the code sent to the machines.
+
+    `folder` is the folder of this repository that is sent; by default all of it.
+    """
     for file in own_configs(every):
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or not path.is_relative_to(folder):
             raise UserError(
-                f"--config={file}: this file is not there on the other machine; give "
+                f"--config={file}: this file is not sent to the other machine; give "
                 f"{SHIPPED}:words, or a file of this repository{folder and f', below {folder}/'}, "
                 "relative to its root"
             )
 
 
 def check_devices(every: Iterable[Job], devices: int, *, slices: int = 1) -> None:
-    """Raises `UserError` for a mesh or a batch that so many devices cannot share equally."""
+    """Raises `UserError` for a mesh or a batch that does not divide over so many devices."""
     for job in every:
         data, fsdp, _ = mesh_shape(job.config.mesh, devices, slices=slices)
         check_batch_size(job.config.train.batch_size, data * fsdp)
@@ -209,7 +212,7 @@ def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
         check_protocol(path)
     for key in _READ:
         path = values.get(key, "")
-        # What else is relative is beside the dataset, or a name of weights.
+        # Other relative names are in the dataset's folder, or names of weights.
         here = key == "dataset.path" or path.startswith("/")
         here |= key == "item.weights" and Path(path).exists()
         if path and here and not is_remote(path):
@@ -218,11 +221,11 @@ def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
 
 
 def _config(of_run: Sequence[str], given: dict[str, str]) -> ConfigDict:
-    """Returns the config of a run, as `pixelrec train` will see it."""
+    """Returns the config of a run, with the overrides of its flags."""
     known = flatten(load_config(given["config"]).to_dict())
     overrides = (re.fullmatch(r"(?:no)?config\.(.+)", flag) for flag in given)
     check_keys((override[1] for override in overrides if override), known)
-    # The flags of `pixelrec train`, apart from those of the launcher.
+    # The flags of `pixelrec train`, separate from those of the launcher.
     values = flags.FlagValues()
     for name in ("workdir", "verbosity"):
         flags.DEFINE_string(name, None, "", values)

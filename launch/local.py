@@ -1,10 +1,10 @@
-"""Trains on all devices of this machine, the encoders of a sweep one after another.
+"""Trains on all devices of this machine; the encoders of a sweep are trained one after another.
 
 pixelrec launch local --sweep=figure9 -- \
     --config=pixelrec:user=sasrec,dataset=pixel200k --workdir=runs/figure9
 
-One process drives all devices: nothing has to be agreed upon between processes, every image of a
-batch is decoded by one pool of workers, and Ctrl-C stops one program.
+One process uses all devices: processes do not have to agree on anything, one pool of workers
+decodes all images of a batch, and Ctrl-C stops one program.
 """
 
 import os
@@ -23,11 +23,11 @@ INTERRUPTED = 130  # the exit code of a run that was asked to stop
 
 
 def train(command: Command) -> int:
-    """Runs one training to its end and returns its exit code; signals reach it, once each.
+    """Runs one training to its end and returns its exit code; each signal is passed on once.
 
-    The end of a terminal reaches it as SIGTERM, unless nohup ignores it.
+    If the terminal closes, the training gets SIGTERM, unless nohup makes this process ignore it.
     """
-    # Of a process group of its own: Ctrl-C reaches this process alone, which passes it on.
+    # In its own process group: Ctrl-C reaches only this process, which passes it on.
     process = subprocess.Popen(command.argv, process_group=0)
     sent: dict[int, signal.Signals] = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -67,15 +67,15 @@ def main(of_run: Sequence[str]) -> None:
         if code:
             codes.add(code)
             failed.append(f"{workdir} (exit code {code})")
-    if len(failed) < len(every):  # without a result there is no table
+    if len(failed) < len(every):  # a table needs at least one result
         from pixelrec_jax.runs import report
 
         print(report.table([job.workdir for job in every], unfinished=True), flush=True)
     if failed:
         said = f"{len(failed)} of {len(every)} runs failed: {', '.join(failed)}"
         if codes == {UserError.exit_code}:
-            raise UserError(f"{said}; see above what is wrong")
-        raise TransientError(f"{said}; start the same command again to go on")
+            raise UserError(f"{said}; see the errors above")
+        raise TransientError(f"{said}; start the same command again to continue")
 
 
 def define_flags() -> None:

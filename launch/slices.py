@@ -1,6 +1,6 @@
-"""Slices of TPU pods: their names at Google Cloud and their hosts.
+"""Slices of TPU pods: their names in Google Cloud, and their hosts.
 
-https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and, for GKE,
+Sources: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and, for GKE,
 https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 """
 
@@ -19,8 +19,8 @@ _DEEP = (
 @dataclass(frozen=True)
 class _Generation:
     accelerator: str  # prefix of the accelerator type of Cloud TPU
-    cores: int  # that an accelerator type counts, of one chip
-    gke: str  # label of the nodes
+    cores: int  # cores of a chip, as the accelerator type counts them
+    gke: str  # label of the nodes in GKE
     runtime: str  # software of the VMs
     topologies: tuple[str, ...]
     chips_of_one_host: int  # the largest slice with a single host
@@ -46,7 +46,7 @@ class Slice:
         """Returns the slice that "v5e:4x4" names.
 
         Raises:
-          UserError: there is no such slice.
+          UserError: the slice does not exist.
         """
         if not text:
             raise UserError("--topology is missing; give a TPU slice, as in v5e:4x4")
@@ -66,27 +66,27 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Number of chips."""
+        """The number of chips."""
         return math.prod(map(int, self.topology.split("x")))
 
     @property
     def hosts(self) -> int:
-        """Number of machines; slices of several have four chips on each."""
+        """The number of hosts; in a slice of several, each has four chips."""
         return 1 if self.chips <= self._of.chips_of_one_host else self.chips // 4
 
     @property
     def accelerator_type(self) -> str:
-        """What Cloud TPU calls it, as in v5litepod-16."""
+        """The accelerator type in Cloud TPU, as in v5litepod-16."""
         return f"{self._of.accelerator}-{self.chips * self._of.cores}"
 
     @property
     def gke_accelerator(self) -> str:
-        """What GKE calls its nodes, as in tpu-v5-lite-podslice."""
+        """The label of its nodes in GKE, as in tpu-v5-lite-podslice."""
         return self._of.gke
 
     @property
     def runtime(self) -> str:
-        """Software of its VMs at Cloud TPU, as in v2-alpha-tpuv5-lite."""
+        """The software of its VMs in Cloud TPU, as in v2-alpha-tpuv5-lite."""
         return self._of.runtime
 
     @property

@@ -1,9 +1,9 @@
-"""Submits runs to a Slurm cluster of GPUs; a sweep is an array of jobs.
+"""Submits runs to a Slurm cluster of GPUs; a sweep is a job array.
 
 pixelrec launch slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
     --config=pixelrec:user=sasrec,dataset=pixel200k --workdir=/shared/runs/first
 
-Every GPU has a process, as JAX expects of Slurm, and finds the others by Slurm's variables.
+Every GPU has a process, as JAX expects with Slurm, and Slurm's variables tell it the others.
 """
 
 import re
@@ -24,13 +24,13 @@ from pixelrec_jax.launch.commands import (
 )
 from pixelrec_jax.system.errors import UserError
 
-_NOTICE = 120  # seconds before the time limit; a step, a save and no more have to fit
-_RESTARTS = 20  # after which what fails again and again is not queued again
-_INTERRUPTIONS = 200  # after which what never gets far within its time limit is not
+_NOTICE = 120  # seconds before the time limit, for one step and one save
+_RESTARTS = 20  # after so many, a failing run is not queued again
+_INTERRUPTIONS = 200  # after so many, a run that reaches its time limit is not queued again
 
 
 def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bool) -> str:
-    """Returns the batch script; the number of an array's job says which of the runs it is."""
+    """Returns the batch script; the number of a job in the array selects its run."""
     cases = "\n".join(
         f"  {number}) run=({shlex.join(job.flags)}) ;;" for number, job in enumerate(every)
     )
@@ -53,7 +53,7 @@ exit "$code"
 
 
 def submission(every: Sequence[jobs.Job]) -> Command:
-    """Returns the sbatch command that submits all runs, by the flags."""
+    """Returns the sbatch command that submits all runs, with the options of the flags."""
     values = flags.FLAGS
     log = "%x-%A_%a.log" if len(every) > 1 else "%x-%j.log"
     options = {
@@ -63,10 +63,10 @@ def submission(every: Sequence[jobs.Job]) -> Command:
         "gpus-per-node": values.gpus_per_node,
         "cpus-per-task": values.cpus_per_gpu,
         "time": values.time,
-        "signal": f"TERM@{_NOTICE}",  # to the trainings; the script waits for them
-        "chdir": Path.cwd(),  # what is relative in the flags of a run is relative to here
+        "signal": f"TERM@{_NOTICE}",  # goes to the trainings; the script waits for them
+        "chdir": Path.cwd(),  # relative paths in the flags of a run start here
         "output": log,
-        "open-mode": "append",  # a job that is requeued goes on in the same log
+        "open-mode": "append",  # a requeued job continues the same log
     }
     if values.partition:
         options["partition"] = values.partition
@@ -86,7 +86,9 @@ def main(of_run: Sequence[str]) -> None:
     """Submits the runs that the flags describe."""
     values = flags.FLAGS
     if not re.fullmatch(r"[\w.-]{1,63}", values.name):
-        raise UserError(f"--name={values.name}; expected letters, digits, '.', '_' and '-'")
+        raise UserError(
+            f"--name={values.name}; expected letters, digits, '.', '_' and '-', at most 63"
+        )
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_not_local(every)
     jobs.check_devices(every, values.nodes * values.gpus_per_node)
@@ -97,12 +99,12 @@ def main(of_run: Sequence[str]) -> None:
 def define_flags() -> None:
     """Defines the flags of this program."""
     define_common_flags()
-    flags.DEFINE_string("name", "pixelrec", "of the job")
-    flags.DEFINE_integer("nodes", 1, "machines of each run", 1)
-    flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each machine", 1)
+    flags.DEFINE_string("name", "pixelrec", "name of the job")
+    flags.DEFINE_integer("nodes", 1, "nodes of each run", 1)
+    flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each node", 1)
     flags.DEFINE_integer("cpus_per_gpu", 8, "cores for each GPU; they decode images", 1)
-    flags.DEFINE_string("time", "24:00:00", "limit, after which a run is queued again and goes on")
-    flags.DEFINE_string("partition", "", "of the cluster; default: the cluster's")
+    flags.DEFINE_string("time", "24:00:00", "time limit; then a run is queued again and continues")
+    flags.DEFINE_string("partition", "", "partition; default that of the cluster")
     define_extra_flag("sbatch", "--extra=--account=me")
     flags.DEFINE_string("python", sys.executable, "Python on the nodes, with this package")
 

@@ -1,12 +1,12 @@
 """Image recommendation trained end to end from raw pixels, in JAX.
 
-Importing this package is quick: what is named below is loaded when it is first used.
+Importing this package is quick: the functions below are loaded when they are first used.
 
-  prepare(interactions, images, out)  makes a dataset of a CSV and a folder of images
-  load_config("pixelrec:user=sasrec,item=id,dataset=toy")  the config of a run, to be changed
+  prepare(interactions, images, out)  makes a dataset from a CSV and a folder of images
+  load_config("pixelrec:user=sasrec,item=id,dataset=toy")  returns a config, which you can change
   train(config, workdir)              trains and evaluates; the same call continues a run
   evaluate(workdir)                   ranks the test split again with the best checkpoint
-  load_run(workdir)                   a `Run`: config, model, variables and dataset
+  load_run(workdir)                   returns a `Run`: config, model, variables and dataset
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = {  # of the public names
+_MODULES = {  # the module of each public name
     "Run": "pixelrec_jax.api",
     "evaluate": "pixelrec_jax.api",
     "load_config": "pixelrec_jax.system.config",
@@ -26,7 +26,7 @@ __all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Returns what is public under a name, loading its module first."""
+    """Returns the object of a public name; imports its module first."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

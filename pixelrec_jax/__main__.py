@@ -1,4 +1,4 @@
-"""The command `pixelrec`: runs the program that its first word names.
+"""The command `pixelrec`: its first word names the program to run.
 
 pixelrec PROGRAM --help says what a program does and which flags it takes.
 """
@@ -11,7 +11,7 @@ from pixelrec_jax.system.errors import nearest
 
 
 class Program(NamedTuple):
-    """A program: its module, which is imported when it runs, and what it does."""
+    """A program: its module, which is imported only to run it, and its purpose."""
 
     module: str
     purpose: str
@@ -20,14 +20,14 @@ class Program(NamedTuple):
 PROGRAMS = {
     "train": Program("pixelrec_jax.programs.train", "trains a recommender, or evaluates one"),
     "report": Program("pixelrec_jax.programs.report", "shows the results of runs side by side"),
-    "prepare": Program("pixelrec_jax.programs.prepare", "makes a dataset of a CSV and images"),
+    "prepare": Program("pixelrec_jax.programs.prepare", "makes a dataset from a CSV and images"),
     "analyze": Program("pixelrec_jax.programs.analyze", "shows statistics of prepared datasets"),
     "extract": Program("pixelrec_jax.programs.extract", "writes features of a frozen encoder"),
     "export": Program("pixelrec_jax.programs.export", "writes the vision encoder of a run"),
     "toy": Program("pixelrec_jax.programs.toy", "draws a toy catalogue with users"),
     "download": Program("pixelrec_jax.programs.download", "downloads the files of PixelRec"),
     "fetch_images": Program(
-        "pixelrec_jax.programs.fetch_images", "fetches images that a list of URLs names"
+        "pixelrec_jax.programs.fetch_images", "fetches the images of a list of URLs"
     ),
     "tfds": Program("pixelrec_jax.programs.tfds", "builds the TFDS dataset `pixelrec`"),
     "launch local": Program("pixelrec_jax.launch.local", "trains on all devices of this machine"),
@@ -40,7 +40,7 @@ PROGRAMS = {
 
 
 def main() -> None:
-    """Runs the program that the command line names, or lists all programs."""
+    """Runs the program that the command line names, or prints the list of programs."""
     words = sys.argv[1:]
     length = 2 if words[:1] == ["launch"] else 1
     name = " ".join(words[:length])
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"error: unknown program {name!r}{nearest(name, PROGRAMS)}", file=sys.stderr)
         sys.exit(2)
     else:
-        # As `python -m MODULE` would: worker processes then find the module, and --help its text.
+        # The same as `python -m MODULE`: workers can import the module, and --help finds its text.
         sys.argv = [name, *words[length:]]
         runpy.run_module(PROGRAMS[name].module, run_name="__main__", alter_sys=True)
 

@@ -1,4 +1,4 @@
-"""What programs of others call: trainings by name, and trained models as values."""
+"""The functions for use in your own programs: training, evaluation, and trained models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from pixelrec_jax.training import train as training
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model with what it was trained on.
+    """A trained model with its config and its dataset.
 
     Attributes:
-      config: of the run.
-      step: of the best checkpoint.
+      config: the config of the run.
+      step: the step of the best checkpoint.
       model: the recommender, a Flax module.
-      variables: of that checkpoint, by Flax collection, for `model.apply`.
-      dataset: the interactions, with the ids of items and users.
+      variables: the variables of that checkpoint by Flax collection, for `model.apply`.
+      dataset: the interactions, with the original ids of items and users.
     """
 
     config: ConfigDict
@@ -37,10 +37,10 @@ class Run:
 
 
 def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any]:
-    """Trains and evaluates, continuing what the workdir holds; returns what result.json holds.
+    """Trains from the latest checkpoint, if any, and evaluates; returns the content of result.json.
 
     Args:
-      config: of `load_config`, or its name, as in "pixelrec:user=sasrec,item=id,dataset=toy".
+      config: a config, or its name as in "pixelrec:user=sasrec,item=id,dataset=toy".
       workdir: folder of the run, or a URL.
 
     Raises:
@@ -51,24 +51,25 @@ def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any]:
 
 
 def evaluate(workdir: str | Path) -> dict[str, Any]:
-    """Ranks the test split with the best checkpoint of a run; returns what result.json holds.
+    """Ranks the test split with the best checkpoint of a run; returns the content of result.json.
 
     Raises:
-      UserError: the folder holds no run, or one that was not evaluated yet.
+      UserError: the folder does not hold a run, or the run was not evaluated yet.
     """
     workdir = storage.path(workdir)
     return training.evaluate(read_config(workdir), workdir)
 
 
 def load_run(workdir: str | Path, *, dataset: str | Path | None = None) -> Run:
-    """Returns the model of a run, from its best checkpoint.
+    """Returns the model of a run with the variables of its best checkpoint.
 
     Args:
       workdir: folder of the run, or a URL.
-      dataset: where its dataset lies now; default where it was in training.
+      dataset: folder or URL of the dataset, if it has moved since the training.
 
     Raises:
-      UserError: the folder holds no run, or one that was not evaluated yet; or the dataset is gone.
+      UserError: the folder does not hold a run, the run was not evaluated yet, or the dataset is
+        gone.
     """
     workdir = storage.path(workdir)
     config = read_config(workdir)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     """Returns the initialiser U(-bound, bound).
 
-    With bound = 1 / sqrt(inputs of a unit) it is PyTorch's for linear layers and convolutions.
+    With bound = 1 / sqrt(fan-in), this is PyTorch's default for linear layers and convolutions.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:

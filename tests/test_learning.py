@@ -19,10 +19,10 @@ from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import ArrayStore, interactions_of, items_of, tiny_config
 
 USERS, ITEMS = 800, 200
-FEW = 15  # steps that are done on eight devices, too
+FEW = 15  # steps that are also done on eight devices
 STEPS = 160  # that learn enough, but for these:
 STEPS_OF = {"acf": 100, "bert4rec": 420, "srgnn": 320, "visrank": 0}
-ITEM_OF = {"vbpr": "id+features"}  # else the first that a user encoder takes
+ITEM_OF = {"vbpr": "id+features"}  # others use the first one that they take
 # BERT4Rec starts with states that are little but the mask and their place, SR-GNN with states that
 # are much the same for all users: at their default settings they learn as much, but slowly.
 SETTINGS_OF = {
@@ -33,7 +33,7 @@ SETTINGS_OF = {
 
 @cache
 def toy_catalogue() -> tuple[Interactions, ArrayStore]:
-    """A toy catalogue in memory, with features: colours at the corners of covers and amidst."""
+    """A toy catalogue in memory, with features: colours at the corners and centre of covers."""
     of_items, of_users, of_covers = np.random.default_rng(0).spawn(3)
     items = toy.draw_catalog(of_items, ITEMS)
     rows = toy.draw_interactions(of_users, items, USERS)

@@ -1,10 +1,10 @@
-"""Says what a run needs on a TPU pod, and whether it fits, on a machine without TPUs.
+"""Estimates the cost of a run on a TPU pod, and whether it fits, on a machine without TPUs.
 
 pixelrec dryrun --topology=v5e:16x16 --sequences_per_chip=64 [--num_slices=2] [--json=FILE] \
     --config=pixelrec:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 
-The train step, the encoding of the catalogue and the ranking are compiled for the pod by the real
-compiler (`pip install "jax[tpu]"`). docs/dryrun.md says how to read the result.
+The real compiler (`pip install "jax[tpu]"`) compiles the train step, the encoding of the catalogue
+and the ranking for the pod. docs/dryrun.md explains the result.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from pixelrec_jax.system.files import write_json
 
 
 def main(_: Sequence[str]) -> None:
-    """Runs what the flags describe."""
+    """Runs the dry run that the flags describe and prints the result."""
     from pixelrec_jax.launch.dryrun.estimate import dry_run, report, writable
 
     values = flags.FLAGS
     if values.config is None:
-        raise UserError("--config is missing; give pixelrec:words, that of the run")
+        raise UserError("--config is missing; give that of the run, as pixelrec:words")
     path = writable("json", values.json) if values.json else None
     result = dry_run(
         values.config,
@@ -38,17 +38,17 @@ def main(_: Sequence[str]) -> None:
 
 
 def _define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "pixelrec:words or FILE.py:words, as of a run")
-    flags.DEFINE_string("topology", None, "of a slice: v5e:16x16, v5p:4x4x4", required=True)
+    config_flags.DEFINE_config_file("config", None, "pixelrec:words or FILE.py:words, as for a run")
+    flags.DEFINE_string("topology", None, "TPU slice: v5e:16x16, v5p:4x4x4", required=True)
     flags.DEFINE_integer("num_slices", 1, "slices, connected by the data center's network")
     flags.DEFINE_integer(
         "sequences_per_chip",
         0,
-        "training examples of each data shard, a device of mesh.tensor=1; default is what "
-        "train.batch_size gives",
+        "training examples of each data shard (a device, if mesh.tensor=1); by default "
+        "train.batch_size is used",
         lower_bound=0,
     )
-    flags.DEFINE_string("json", "", "file to write the same to")
+    flags.DEFINE_string("json", "", "file for the same result in JSON")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run costs on a TPU pod, by the compiler, on a machine without TPUs."""
+"""Estimates the cost of a run on a TPU pod with the compiler, on a machine without TPUs."""
 
 import math
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ def dry_run(
     sequences_per_chip: int = 0,
     training_only: bool = False,
 ) -> dict[str, Any]:
-    """Compiles the programs of a run for a pod and returns what they cost, as for JSON.
+    """Compiles the programs of a run for a pod and returns their costs in JSON types.
 
     Args:
-      config: of the run.
-      topology: as in "v5e:16x16", of each slice.
-      slices: how many slices there are.
+      config: the config of the run.
+      topology: the topology of each slice, as in "v5e:16x16".
+      slices: number of slices.
       sequences_per_chip: training examples of each data shard; 0 takes `train.batch_size`.
-      training_only: leaves out the evaluation.
+      training_only: whether to leave out the evaluation.
 
     Raises:
       UserError: wrong input.
@@ -108,7 +108,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def table(costs: dict[str, dict[str, Any]]) -> Table:
-    """Returns what programs cost, one column each."""
+    """Returns the costs of programs as a table with a column for each."""
     grid = Table("on each device", box=box.SIMPLE_HEAD)
     for name in costs:
         grid.add_column(name, justify="right")
@@ -116,7 +116,7 @@ def table(costs: dict[str, dict[str, Any]]) -> Table:
         {(where, kind) for x in costs.values() for where in _SENT for kind in x.get(where, {})}
     )
     columns = [_column(cost, kinds) for cost in costs.values()]
-    for label in max(columns, key=len):  # that of a program that fits has all labels
+    for label in max(columns, key=len):  # a program that fits has all labels
         grid.add_row(label, *(column.get(label, "-") for column in columns))
     return grid
 
@@ -147,7 +147,7 @@ def _gib(size: float) -> str:
 
 
 def writable(option: str, name: str) -> Path:
-    """Returns the path of a file that an option names, before compiling takes minutes.
+    """Returns the path of a file to write, checked before the compilation takes minutes.
 
     Raises:
       UserError: it is a folder, or in a folder that does not exist.

@@ -1,7 +1,7 @@
-"""What a compiled program moves: bytes between chips and bytes of HBM, read from its HLO text.
+"""Counts the bytes that a compiled program moves between chips and in HBM, from its HLO text.
 
-Programs are those of one chip (SPMD), so all bytes are a chip's. Loops count as often as they run,
-where the compiler or the loop's condition says how often, and once where neither does.
+The program is that of one chip (SPMD), so that all bytes are per chip. The body of a loop counts as
+often as it runs if the compiler or the loop's condition gives the number, and otherwise once.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The kinds of collectives, and how many bytes a chip sends for each byte of the largest buffer (the
-# operand, or what is gathered) in a group of n: those of rings, which no algorithm undercuts.
+# By kind of collective: the bytes that a chip sends for each byte of the largest buffer (operand or
+# result) in a group of n chips. They are those of ring algorithms; no algorithm sends less.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -21,7 +21,8 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-# What a chip sends of its buffer over the data center's network, for each way between s slices.
+# By kind of transfer between s slices: its kind of collective, and the bytes that a chip sends over
+# the data center's network for each byte of its buffer.
 _BETWEEN_SLICES = {
     "ALL_REDUCE": ("all-reduce", lambda s: 2 * (s - 1) / s),
     "ALL_GATHER": ("all-gather", lambda s: s - 1),
@@ -34,10 +35,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|\w*computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
-_MEMORY_SPACE = re.compile(r"S\([1-9]\d*\)")  # in a layout: not HBM
-_CONTROL = ("while", "conditional", "call", "async-start")  # what they call runs as if it were here
+_MEMORY_SPACE = re.compile(r"S\([1-9]\d*\)")  # in a layout: memory that is not HBM
+_CONTROL = ("while", "conditional", "call", "async-start")  # their callees run as instructions
 _PARTIAL = ("slice", "dynamic-slice", "gather", "slice-start")  # read as much as they return
-# Instructions that move nothing themselves, and ends of what is counted at its start.
+# Instructions that move no bytes themselves, and ends of transfers, which count at their start.
 _FREE = re.compile(
     r"parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call|after-all|"
     r"partition-id|replica-id|opt-barrier|send|recv|.*-done"
@@ -45,7 +46,7 @@ _FREE = re.compile(
 
 
 class Instruction(NamedTuple):
-    """A line of HLO: the type of its result, what is in its parentheses and what follows them."""
+    """A line of HLO: name, result type, opcode, text in parentheses, and text after them."""
 
     name: str
     type: str
@@ -55,18 +56,18 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Their names."""
+        """The names of the operands."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
 class Collective(NamedTuple):
-    """An exchange between chips.
+    """A communication between chips.
 
     Attributes:
       kind: all-reduce, all-gather, reduce-scatter, all-to-all or collective-permute.
-      bytes: that each chip sends in one run of the program.
-      group: the chips that exchange, as positions among those of a slice; None for an exchange
-        between slices, over the data center's network.
+      bytes: bytes that each chip sends in one run of the program.
+      group: indices of the chips of one group within a slice; None for communication between
+        slices, over the data center's network.
     """
 
     kind: str
@@ -78,7 +79,7 @@ class Program:
     """The optimized HLO of a compiled program."""
 
     def __init__(self, text: str):
-        """Args: `text` is what `Compiled.as_text()` returns."""
+        """Parses the text that `Compiled.as_text()` returns."""
         self.computations: dict[str, list[Instruction]] = {}
         for line in text.splitlines():
             if found := _COMPUTATION.match(line):
@@ -88,8 +89,8 @@ class Program:
                 end = _closing(rest)
                 current.append(Instruction(*head, rest[:end], rest[end:]))
         self._types = {x.name: x.type for lines in self.computations.values() for x in lines}
-        self._runs, self._parts = self._count_runs()
-        # For TPUs a reduce-scatter is a fusion of an all-reduce and slices of its results.
+        self._runs, self._fused = self._count_runs()
+        # On TPUs a reduce-scatter is a fusion of an all-reduce and slices of its results.
         self._scattered = {
             x.name
             for name, lines in self.computations.items()
@@ -98,9 +99,9 @@ class Program:
         }
 
     def _count_runs(self) -> tuple[Counter, set[str]]:
-        """Counts how often each computation runs; and which ones are parts of one instruction."""
+        """Returns how often each computation runs, and the ones fused into one instruction."""
         order = list(self.computations)  # callees come before callers, the entry is last
-        runs, parts = Counter({order[-1]: 1}), set()
+        runs, fused = Counter({order[-1]: 1}), set()
         for caller in reversed(order):
             for x in self.computations[caller]:
                 called = {
@@ -110,9 +111,9 @@ class Program:
                 times = self._trips(x, called["condition"][0]) if x.opcode == "while" else 1
                 for name in (name for names in called.values() for name in names):
                     runs[name] += times * runs[caller]
-                    if caller in parts or x.opcode not in _CONTROL:
-                        parts.add(name)
-        return runs, parts
+                    if caller in fused or x.opcode not in _CONTROL:
+                        fused.add(name)
+        return runs, fused
 
     def _trips(self, loop: Instruction, condition: str) -> int:
         if found := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
@@ -123,16 +124,16 @@ class Program:
         return int(limits[0].arguments) if len(limits) == 1 else 1
 
     def collectives(self, *, chips: int, slices: int = 1) -> list[Collective]:
-        """Returns what chips exchange; `chips` are those of a slice.
+        """Returns the collectives of the program; `chips` is the number in a slice.
 
-        An asynchronous exchange is spread over several fusions, but has one channel.
+        An asynchronous collective is spread over several fusions, which share one channel.
         """
         found: dict[tuple[str, str], Collective] = {}
         for x, times in self._instructions():
             kind = x.opcode.removesuffix("-start")
             channel = re.search(r"channel_id=(\d+)", x.attributes)
             if kind == "all-reduce" and x.name in self._scattered:
-                kind, channel = "reduce-scatter", None  # several have the same one
+                kind, channel = "reduce-scatter", None  # several may share a channel
             key = (kind, channel[1] if channel else x.name)
             if kind in _SENT:
                 group = _group(x.attributes, chips)
@@ -148,7 +149,7 @@ class Program:
         return list(found.values())
 
     def _largest(self, x: Instruction) -> int:
-        """Bytes of the operands together or of the results together, whichever are more."""
+        """Returns the bytes of all operands or of all results, whichever are more."""
         operands = sum(_size(self._types[name]) for name in x.operands)
         results = _size(x.type) - (operands if x.opcode.endswith("-start") else 0)
         return max(operands, results)
@@ -156,11 +157,11 @@ class Program:
     def hbm_bytes(self) -> int:
         """Returns the bytes of HBM that instructions read and write.
 
-        A buffer of which a fusion reads a part, or which it updates in place, counts as a whole.
+        A buffer counts as a whole even if a fusion reads only a slice of it or updates it in place.
         """
         return sum(
             times * self._traffic(x)
-            for x, times in self._instructions(parts=False)
+            for x, times in self._instructions(fused=False)
             if not _FREE.fullmatch(x.opcode)
         )
 
@@ -170,20 +171,20 @@ class Program:
             return 2 * _size(types[1], hbm=True)
         read, written = sum(_size(t, hbm=True) for t in types), _size(x.type, hbm=True)
         result = _size(x.type)
-        if x.opcode.endswith("-start"):  # its type lists the operands, too
+        if x.opcode.endswith("-start"):  # its type also lists the operands
             written, result = max(written - read, 0), result - sum(map(_size, types))
         return written + (min(read, result) if x.opcode in _PARTIAL else read)
 
-    def _instructions(self, *, parts: bool = True) -> Iterator[tuple[Instruction, int]]:
-        """Yields what runs and how often; without `parts` a fusion is one instruction."""
+    def _instructions(self, *, fused: bool = True) -> Iterator[tuple[Instruction, int]]:
+        """Yields instructions and how often they run; without `fused` a fusion is only one."""
         for name, lines in self.computations.items():
-            if self._runs[name] and (parts or name not in self._parts):
+            if self._runs[name] and (fused or name not in self._fused):
                 for x in lines:
                     yield x, self._runs[name]
 
 
 def _closing(text: str) -> int:
-    """Returns where the parenthesis closes that was opened before the text."""
+    """Returns the index of the parenthesis that closes one opened before the text."""
     depth = 1
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1
@@ -193,7 +194,7 @@ def _closing(text: str) -> int:
 
 
 def _size(type_: str, *, hbm: bool = False) -> int:
-    """Returns the bytes of a type, that of a tuple, too; with `hbm` only of what lies there."""
+    """Returns the bytes of a type or tuple of types; with `hbm` only of buffers in HBM."""
     total = 0
     for dtype, shape, layout in _SHAPE.findall(type_):
         elsewhere = hbm and _MEMORY_SPACE.search(layout)
@@ -205,12 +206,12 @@ def _size(type_: str, *, hbm: bool = False) -> int:
 def _bits(dtype: str) -> int:
     if dtype == "pred":
         return 8
-    found = re.search(r"\d+", dtype)  # also of f8e4m3fn; none for token and opaque
+    found = re.search(r"\d+", dtype)  # 8 of f8e4m3fn; none in token and opaque
     return int(found[0]) if found else 0
 
 
 def _group(attributes: str, chips: int) -> tuple[int, ...]:
-    """Returns one of the groups of chips that exchange; HLO has four ways to write them."""
+    """Returns one of the groups of chips that communicate; HLO writes them in four ways."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return int(pairs[1]), int(pairs[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):

@@ -1,8 +1,8 @@
-"""The programs of a run, lowered for a TPU topology, with nothing read and nothing allocated.
+"""The programs of a run, lowered for a TPU topology, without reading or allocating anything.
 
-JAX makes the devices of a topology without any TPU, with the package libtpu alone
-(`jax.experimental.topologies`). Datasets are random, of the official numbers of users, items and
-interactions, which decide the shapes; images are shapes only.
+With the package libtpu, JAX makes the devices of a topology without a TPU
+(`jax.experimental.topologies`). Datasets are random, with the official numbers of users, items and
+interactions, which determine the shapes; images are only shapes.
 """
 
 import importlib.util
@@ -31,24 +31,24 @@ from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.state import TrainState
 from pixelrec_jax.training.train import make_train_step
 
-# Read when libtpu starts, which would wait for the metadata server of a TPU VM, and would let only
-# one process compile, as if it used a TPU.
+# libtpu reads these when it starts. Otherwise it would wait for the metadata server of a TPU VM and
+# let only one process compile, as if it used a TPU.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
-_SHORTEST = 6  # interactions of a user of Pixel200K
+_SHORTEST = 6  # fewest interactions of a user in Pixel200K
 COUNTS = {name.lower(): official.counts for name, official in OFFICIAL.items()}
 
 
 @dataclass(frozen=True)
 class Pod:
-    """TPU devices that need not exist.
+    """TPU devices, which need not exist.
 
     Attributes:
       chip: the peaks of a device.
-      devices: of all slices.
-      slices: how many there are, each of the same topology.
+      devices: the devices of all slices.
+      slices: number of slices, all with the same topology.
     """
 
     chip: Chip
@@ -56,7 +56,7 @@ class Pod:
     slices: int
 
     def coordinates(self, experiment: Experiment) -> list[tuple[int, ...]]:
-        """Returns where in the torus the devices of a slice are, in the order of the mesh."""
+        """Returns the coordinates of a slice's devices in the torus, in the order of the mesh."""
         devices = experiment.mesh.devices.flat
         first = getattr(devices[0], "slice_index", 0)
         return [tuple(x.coords) for x in devices if getattr(x, "slice_index", 0) == first]
@@ -71,10 +71,10 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
     chip = chip_of(topology)
     if slices < 1:
         raise UserError(f"--num_slices={slices}; expected 1 or more")
-    # Everything but the compiler is the CPU's, even where there are TPUs.
+    # Everything except the compiler runs on the CPU, even if there are TPUs.
     jax.config.update("jax_platforms", "cpu")
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if set(topology.partition(":")[2].split("x")) == {"1"}:  # a part of a host
+    if set(topology.partition(":")[2].split("x")) == {"1"}:  # less than a host
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
@@ -93,24 +93,24 @@ def _libtpu_installed() -> bool:
 
 
 class NoImages:
-    """A store of images that are shapes and take no memory."""
+    """A store of images that are only shapes and take no memory."""
 
     field = "image"
     fingerprint = ""
 
     def __init__(self, size: int):
-        """Args: `size` is the side of the images in pixels."""
+        """Makes a store of images with `size` x `size` pixels."""
         self._size = size
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        """Returns uint8[n, size, size, 3], one black pixel seen n * size * size times."""
+        """Returns uint8[n, size, size, 3]: one black pixel, broadcast."""
         return np.broadcast_to(np.uint8(0), (*ids.shape, self._size, self._size, 3))
 
 
 def official(name: str, *, with_items: bool = True) -> Interactions:
     """Returns random interactions with the counts of an official dataset, named as in configs.
 
-    Without items all are of one item, which is enough to count training examples.
+    Without items, all interactions have item 1, which is enough to count training examples.
     """
     counts = COUNTS[name]
     users, total = counts["users"], counts["interactions"]
@@ -129,10 +129,10 @@ def official(name: str, *, with_items: bool = True) -> Interactions:
 
 
 def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> Experiment:
-    """Builds what a config describes for a pod; with `sequences_per_chip` of that batch size.
+    """Builds the experiment of a config on a pod; `sequences_per_chip` changes its batch size.
 
     Raises:
-      UserError: a wrong config, or one that needs features of items, which have no official shape.
+      UserError: the config is wrong, or needs features or times, which official counts do not give.
     """
     config = config.copy_and_resolve_references().unlock()
     if sequences_per_chip:
@@ -156,7 +156,7 @@ def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> 
 def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:
     """Lowers the train step; `state` is its `state_template`."""
     if not state.trainable:
-        raise UserError(f"user={experiment.config.user.name} has nothing to train")
+        raise UserError(f"user={experiment.config.user.name} has nothing to train; give another")
     return make_train_step(experiment).lower(state, _batch(experiment), experiment.resident)
 
 
@@ -165,24 +165,24 @@ def _batch(experiment: Experiment) -> Batch:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Returns the bytes of arrays of these shapes and shardings on each device."""
+    """Returns the bytes on each device of arrays with these shapes and shardings."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def images_per_step(experiment: Experiment) -> int:
-    """Returns how many items all devices encode in a step, unused slots included."""
+    """Returns how many items all devices encode in a step, including unused slots."""
     return _batch(experiment).items.id.size
 
 
 def steps_per_epoch(config: ConfigDict, dataset: str, batch_size: int) -> int:
-    """Returns how many batches cover an official dataset, split leave-one-out: it has no times."""
+    """Returns the number of batches in an epoch of an official dataset, split by leave-one-out."""
     split = leave_one_out(official(dataset, with_items=False))
     return -(-len(build_task(config, split)) // batch_size)
 
 
 def random_items(rng: np.random.Generator, count: int, items: int) -> np.ndarray:
-    """Returns int32[count] in 1..items, low ones popular, with a long tail."""
+    """Returns items int32[count] in 1..items; low ones are popular, with a long tail."""
     rank = rng.pareto(1.0, count)
     return (rank / (1 + rank) * items).astype(np.int32) + 1

@@ -1,18 +1,18 @@
-"""The least time that a compiled program can take on a chip.
+"""A lower bound of the time that a compiled program takes on a chip.
 
-No chip computes, reads memory or talks faster than its peaks, so a program takes at least the
-longest of four times, as if all four overlapped perfectly:
+A chip cannot compute, read memory or communicate faster than its peaks. So a program takes at least
+the longest of four times, as if all four overlapped perfectly:
 
-* compute: counted floating-point operations over the bfloat16 peak;
-* HBM: bytes read and written over its bandwidth. Two counts are both too high, the compiler's,
-  which has on-chip memory in it, and that of the buffers in HBM, which counts those that are read
-  in part as a whole; the lower one is taken;
-* ICI: bytes sent to chips of the same slice. Of the links only those along the torus axes that
-  a group of chips spans serve its exchange, and all of them do all the time;
+* compute: counted floating-point operations divided by the bfloat16 peak;
+* HBM: bytes read and written divided by the bandwidth. The lower of two counts is taken, which are
+  both too high: the compiler's count includes on-chip memory, and the count of buffers in HBM takes
+  a buffer as a whole even if only a slice is read;
+* ICI: bytes sent to chips of the same slice. A group of chips uses only the links along the torus
+  axes that it spans, but all of these all the time;
 * DCN: bytes sent to other slices over the data center's network.
 
-Latency, waiting for the input pipeline, matrices that do not fill the matrix units, and operations
-of the vector unit, whose peak is not published, are not in it: what runs is slower.
+A real run is slower. The bound leaves out latency, waiting for the input pipeline, matrices that do
+not fill the matrix units, and operations of the vector unit, which has no published peak.
 """
 
 import re
@@ -33,15 +33,16 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a program needs on each chip.
+    """The cost of one run of a program on each chip.
 
     Attributes:
-      arguments, temporary, peak: bytes of HBM; of the arguments, of what is kept for a while, such
-        as activations, and of everything at once.
-      flops, hbm_bytes: counted as above.
+      arguments: bytes of HBM for arguments.
+      temporary: bytes of HBM for temporary buffers, such as activations.
+      peak: bytes of HBM in use at the peak.
+      flops, hbm_bytes: counted as described above.
       sent: bytes sent to other chips of the slice, by kind of collective.
-      sent_between_slices: the same over the data center's network.
-      times: seconds, as above, by "compute", "HBM", "ICI" and "DCN".
+      sent_between_slices: bytes sent over the data center's network, by kind of collective.
+      times: seconds by "compute", "HBM", "ICI" and "DCN", as described above.
     """
 
     arguments: int
@@ -60,16 +61,16 @@ class Cost:
 
     @property
     def bound_by(self) -> str:
-        """What takes longest."""
+        """The name of the longest time."""
         return max(self.times, key=self.times.__getitem__)
 
     @property
     def mfu(self) -> float:
-        """Compute over the bound: the fraction of its peak that the chip can reach at most."""
+        """The largest MFU that is possible: the time of compute divided by the bound."""
         return self.times["compute"] / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Returns all values in JSON types."""
         derived = {"seconds": self.seconds, "bound_by": self.bound_by, "mfu": self.mfu}
         return {**asdict(self), **derived}
 
@@ -82,7 +83,7 @@ class DoesNotFitError(Exception):
     """
 
     def __init__(self, needed: float, available: float):
-        """Args: see above."""
+        """Makes the error, with its message."""
         super().__init__(f"needs {needed / 2**30:.1f} of {available / 2**30:.2f} GiB of HBM")
         self.needed, self.available = needed, available
 
@@ -94,13 +95,13 @@ class CompilerError(UserError):
 def compile_and_count(
     lowered: Lowered, chip: Chip, *, coordinates: Sequence[Sequence[int]], slices: int = 1
 ) -> Cost:
-    """Compiles a program and returns what it costs.
+    """Compiles a program and returns its cost.
 
     Args:
-      lowered: for devices of a topology.
-      chip: its peaks.
-      coordinates: in the torus, of the chips of a slice, in the order of the device mesh.
-      slices: how many there are.
+      lowered: the program, lowered for the devices of a topology.
+      chip: the peaks of a device.
+      coordinates: the coordinates of a slice's chips in the torus, in the order of the mesh.
+      slices: number of slices.
 
     Raises:
       DoesNotFitError: the program needs more HBM than a chip has.
@@ -152,15 +153,15 @@ def _compile(lowered: Lowered) -> Compiled:
                     float(needed) * _UNITS[unit], float(available) * _UNITS[of]
                 ) from None
         raise CompilerError(
-            f"the TPU compiler failed ({reason(error)}), which is its error; try another "
+            f"the TPU compiler failed with an error of its own ({reason(error)}); try another "
             "--sequences_per_chip or another version of libtpu"
         ) from None
 
 
 def _ici_seconds(collective: Collective, chip: Chip, coordinates: Sequence[Sequence[int]]) -> float:
     assert collective.group is not None, "a collective inside a slice has its places"
-    axes = spanned_axes([coordinates[place] for place in collective.group])
-    # Two devices of one chip span none; they are connected better than neighbours.
+    axes = spanned_axes([coordinates[index] for index in collective.group])
+    # Two devices of one chip span no axis; their connection is faster than that of neighbours.
     return collective.bytes / (chip.ici * max(axes, 1) / chip.axes)
 
 

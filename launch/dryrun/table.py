@@ -1,6 +1,6 @@
 """Dry runs of many configs on many pods, as a Markdown table.
 
-A compile takes minutes, so every result is a line of a file as soon as it is there.
+A compilation takes minutes, so that every result is added to a file at once, as one line.
 """
 
 import json
@@ -29,23 +29,23 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells it from all others."""
+        """A text that identifies the case."""
         return json.dumps(self, sort_keys=True)
 
     @property
     def item(self) -> str:
-        """Its item encoder."""
+        """The item encoder."""
         found = re.search(r"item=(\w+)", self.words)
         assert found is not None, f"a setting names an item encoder, {self.words!r} does not"
         return found[1]
 
     def config(self) -> ConfigDict:
-        """Loads the config."""
+        """Returns the config."""
         return load_config(f"{SHIPPED}:{self.words}").copy_and_resolve_references()
 
 
 def encoders() -> Iterator[Case]:
-    """SASRec with every encoder as in the paper, in bfloat16, on four sizes of pods."""
+    """Yields SASRec with every encoder as in the paper, in bfloat16, on four pods."""
     for topology in ("v5e:2x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8"):
         for item in VISION_ENCODERS:
             words = f"user=sasrec,item={item},dataset=pixel200k"
@@ -53,7 +53,7 @@ def encoders() -> Iterator[Case]:
 
 
 def mf_pixel8m() -> Iterator[Case]:
-    """MF with D = 4096 on Pixel8M: tables and moments of 425 GiB, the paper's batch of 512."""
+    """Yields MF with D = 4096 on Pixel8M: 425 GiB of tables and moments, the paper's batch size."""
     for name, shapes in {"v5e": ("4x4", "4x8", "8x8"), "v5p": ("2x2x1", "2x2x2", "2x2x4")}.items():
         for shape in shapes:
             chips = Slice.parse(f"{name}:{shape}").chips
@@ -67,7 +67,7 @@ STUDIES: dict[str, Callable[[], Iterator[Case]]] = {
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:
-    """Returns the results of a file by the key of their case; none if there is no such file."""
+    """Returns the results in a file by the key of the case; {} if the file does not exist."""
     if not results.exists():
         return {}
     try:
@@ -75,12 +75,12 @@ def read(results: Path) -> dict[str, dict[str, Any]]:
         return {line["case"]: line["result"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{results} is no file of results ({reason(error)}); remove it or its last line"
+            f"{results} is not a file of results ({reason(error)}); remove it or its last line"
         ) from None
 
 
 def measure(case: Case, results: Path) -> dict[str, Any]:
-    """Compiles the train step of a case and appends what it costs to the file."""
+    """Compiles the train step of a case; returns its cost and appends it to the file."""
     config = case.config().unlock()
     config.update_from_flattened_dict(case.overrides)
     try:

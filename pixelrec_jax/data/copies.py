@@ -1,7 +1,7 @@
-"""Copies of remote datasets on this machine, since training reads memory maps and random records.
+"""Local copies of remote datasets: training reads memory maps and random records.
 
-A copy lies in the cache, one for each content, and is shared by the processes of the machine. It
-holds what somebody has looked at: without images until the first `ImageStore`.
+Each version of a dataset has one copy in the cache, which the processes of the machine share. A
+copy holds only what was asked for: the first `ImageStore` copies the images.
 """
 
 import hashlib
@@ -18,26 +18,26 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest, replaced_file
 
 _ORIGIN = "origin.txt"  # in a copy: the URL of the dataset
-_AT_ONCE = 8  # files; the packages of fsspec split large ones no further
+_AT_ONCE = 8  # files that are copied at the same time, each by one thread
 
 
 def local_folder(name: str | Path, manifest: str) -> Path:
-    """Returns the folder of a dataset on this machine: of a URL a copy, which may be incomplete.
+    """Returns the local folder of a dataset; for a URL this is a copy, which may be incomplete.
 
     Args:
       name: folder or URL of a prepared dataset.
-      manifest: the name of the file that lists the others, which is copied.
+      manifest: the name of the file that lists all others; it is copied here.
 
     Raises:
-      UserError: there is none, or it cannot be reached.
+      UserError: the URL has no dataset, or it cannot be reached.
     """
     if not storage.is_remote(name):
         return Path(name)
     url = str(name).rstrip("/")
     content = storage.read(
         f"{url}/{manifest}",
-        missing="no such file, so this is no prepared dataset; run pixelrec prepare to a local "
-        "folder and copy that",
+        missing="there is no such file, so this is not a prepared dataset; run pixelrec prepare to "
+        "a local folder and copy that",
     )
     key = hashlib.sha256(url.encode() + b"\n" + content).hexdigest()[:12]
     folder = storage.cache() / "datasets" / f"{url.rpartition('/')[2]}-{key}"
@@ -50,7 +50,7 @@ def local_folder(name: str | Path, manifest: str) -> Path:
 
 
 def origin(folder: Path) -> str | None:
-    """Returns the URL that a folder is a copy of, None for others."""
+    """Returns the URL that a folder is a copy of; None if the folder is not a copy."""
     try:
         return (folder / _ORIGIN).read_text()
     except (FileNotFoundError, NotADirectoryError):
@@ -58,17 +58,17 @@ def origin(folder: Path) -> str | None:
 
 
 def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copies those of these files that a copy lacks; does nothing in other folders.
+    """Copies the missing files of a copy; does nothing in a folder that is not a copy.
 
-    An interrupted copy goes on with the files it has not got. Each counts once its SHA-256 is that
-    of the manifest.
+    An interrupted copy continues with the files that it lacks. A file is complete when its SHA-256
+    is the one in the manifest.
 
     Args:
-      folder: where `local_folder` says.
-      files: names below it, as the manifest lists them.
+      folder: the folder that `local_folder` returned.
+      files: the entries of the manifest, by name below the folder.
 
     Raises:
-      UserError: a file is not there or has other content, or there is no space for it.
+      UserError: a file is missing or has other content, or there is not enough space.
     """
     url = origin(folder)
     if url is None or not _missing(folder, files):
@@ -79,7 +79,7 @@ def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         free = shutil.disk_usage(folder).free
         if size > free:
             raise UserError(
-                f"{url}: {size / 1e9:,.1f} GB are to be copied to {folder}, which has "
+                f"{url}: {size / 1e9:,.1f} GB must be copied to {folder}, which has "
                 f"{free / 1e9:,.1f} GB free; name a folder on another disk in the environment "
                 "variable PIXELREC_CACHE, or mount the bucket and give the folder"
             )
@@ -106,14 +106,17 @@ def _missing(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _copy(url: str, folder: Path, name: str, file: Mapping[str, Any]) -> None:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UserError(f"{url}: its manifest names {name!r}, which is outside of the dataset")
+        raise UserError(
+            f"{url}: its manifest names {name!r}, which is outside of the dataset; copy the "
+            "dataset there again"
+        )
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    arrived = target.with_name(target.name + ".part")
-    storage.download(f"{url}/{name}", arrived)
-    if digest(arrived) != file["sha256"]:
-        arrived.unlink()
+    unchecked = target.with_name(target.name + ".part")
+    storage.download(f"{url}/{name}", unchecked)
+    if digest(unchecked) != file["sha256"]:
+        unchecked.unlink()
         raise UserError(
             f"{url}/{name} has other content than its manifest says; copy the dataset there again"
         )
-    arrived.replace(target)
+    unchecked.replace(target)

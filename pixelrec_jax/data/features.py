@@ -1,4 +1,4 @@
-"""A frozen matrix with one row for every item: features of an encoder, or semantic ids."""
+"""Frozen matrices with one row for each item: features of an encoder, or semantic ids."""
 
 import hashlib
 import json
@@ -13,18 +13,18 @@ from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 
-_BYTES_IN_FINGERPRINT = 1 << 26  # more are sampled
+_BYTES_IN_FINGERPRINT = 1 << 26  # of a larger matrix, evenly spaced rows are hashed
 
 
 def provenance(path: Path) -> Path:
-    """Returns the file beside a matrix that says what it was made from."""
+    """Returns the path of the file beside a matrix that says what the matrix was made from."""
     return path.with_suffix(".json")
 
 
 def locate(name: str, directory: Path) -> Path:
-    """Returns the file that `item.path` names: relative to the dataset's folder, or a URL.
+    """Returns the local file that `item.path` names: a URL, or a path in the dataset's folder.
 
-    Beside a remote dataset, and of a URL, it is a copy with its provenance.
+    A remote file is copied to the cache, together with its provenance.
     """
     url = copies.origin(directory)
     if not storage.is_remote(name):
@@ -34,18 +34,23 @@ def locate(name: str, directory: Path) -> Path:
 
 
 class FeatureStore:
-    """Rows of an .npy file by item index, read when they are asked for; row 0 is padding.
+    """The rows of an .npy file by item index, read on demand; row 0 is padding.
 
-    May be shared by threads, and pickled: each process maps the file anew.
+    Threads may share a store. It can be pickled: each process maps the file itself.
     """
 
     field = "feature"  # of `Items`
 
     def __init__(self, path: Path, interactions: Interactions, *, codes: int = 0):
-        """Args: `codes` > 0 asks for integers 0 .. codes - 1, semantic ids; 0 for real numbers.
+        """Opens and checks the file.
+
+        Args:
+          path: the .npy file.
+          interactions: the dataset that the items belong to.
+          codes: 0 for real numbers; otherwise the file holds semantic ids 0 .. codes - 1.
 
         Raises:
-          UserError: the file is not there, holds something else, or is of other items.
+          UserError: the file is missing, holds other numbers, or belongs to other items.
         """
         self._path, self._interactions, self._codes = path, interactions, codes
         self._matrix = self._open(path, interactions.num_items, codes)
@@ -53,13 +58,14 @@ class FeatureStore:
             _check_items(path, interactions)
         if not codes and self._matrix[0].any():
             raise UserError(
-                f"row 0 of {path} is that of padding and holds other numbers than zero; item n "
-                "belongs in row n, in the order of item_ids.arrow"
+                f"row 0 of {path} holds numbers other than zero, but it is the row of padding; "
+                "write item n to row n, in the order of item_ids.arrow"
             )
         if codes and (self._matrix.min() < 0 or self._matrix.max() >= codes):
             raise UserError(
                 f"{path} holds codes {self._matrix.min()} to {self._matrix.max()}; expected 0 to "
-                f"item.codebook_size - 1 = {codes - 1}"
+                f"item.codebook_size - 1 = {codes - 1}; set item.codebook_size, or name another "
+                "file with item.path"
             )
 
     def __reduce__(self):
@@ -76,7 +82,9 @@ class FeatureStore:
                 "folder of the dataset)"
             ) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); name an .npy file with item.path"
+            ) from None
         except (ValueError, EOFError, BadZipFile):
             raise UserError(
                 f"{path} is not a complete .npy file of numbers; write it with numpy.save"
@@ -84,19 +92,22 @@ class FeatureStore:
         kind = np.integer if codes else np.floating
         if not isinstance(matrix, np.ndarray) or not np.issubdtype(matrix.dtype, kind):
             found = getattr(matrix, "dtype", "several arrays")
-            raise UserError(f"{path} holds {found}; expected {kind.__name__} numbers")
+            raise UserError(
+                f"{path} holds {found}; expected {kind.__name__} numbers; name another file with "
+                "item.path"
+            )
         dimensions = matrix.ndim == 2 if codes else matrix.ndim >= 2
         if not dimensions or len(matrix) != num_items or 0 in matrix.shape:
             raise UserError(
                 f"{path} has shape {list(matrix.shape)}; expected [{num_items}, "
                 f"{'codes' if codes else '...'}], a row for padding and one for each of the "
-                f"{num_items - 1} items"
+                f"{num_items - 1} items; name a file of this dataset with item.path"
             )
         return matrix
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the matrix, of a large one only of some rows, evenly spread."""
+        """A hash of the matrix; of a large matrix, a hash of evenly spaced rows."""
         matrix = self._matrix
         content = hashlib.sha256(str((matrix.shape, matrix.dtype)).encode())
         for row in matrix[:: -(-matrix.nbytes // _BYTES_IN_FINGERPRINT)]:
@@ -104,14 +115,17 @@ class FeatureStore:
         return content.hexdigest()
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        """Returns float32[n, ...] or int32[n, ...] for ids int[n]; zeros for ids past the items."""
+        """Returns float32[n, ...] or int32[n, ...] for ids int[n]; 0 for ids above all items."""
         is_item = ids < len(self._matrix)
         dtype = np.int32 if np.issubdtype(self._matrix.dtype, np.integer) else np.float32
         rows = np.zeros((len(ids), *self._matrix.shape[1:]), dtype)
         rows[is_item] = self._matrix[ids[is_item]]
         if not np.isfinite(rows).all():
             bad = ids[~np.isfinite(rows.reshape(len(ids), -1)).all(axis=1)][0]
-            raise UserError(f"row {bad} of {self._path} holds numbers that are not finite")
+            raise UserError(
+                f"row {bad} of {self._path} holds numbers that are not finite; write the file "
+                "again, or name another with item.path"
+            )
         return rows
 
 
@@ -122,11 +136,11 @@ def _check_items(path: Path, interactions: Interactions) -> None:
         raise UserError(f"{provenance(path)} is damaged; extract the features again") from None
     if made_from != item_ids_digest(interactions):
         raise UserError(
-            f"{path} was made from another dataset, whose items have other numbers; extract the "
+            f"{path} was made from another dataset, where items have other indices; extract the "
             f"features of {interactions.directory}"
         )
 
 
 def item_ids_digest(interactions: Interactions) -> str:
-    """Returns a hash of the items' ids in order; empty for data in memory."""
+    """Returns the hash of the items' original ids in order; "" for data in memory."""
     return interactions.manifest.get("files", {}).get("item_ids.arrow", {}).get("sha256", "")

@@ -1,4 +1,4 @@
-"""The graph of users and items: an edge for every training interaction."""
+"""The user-item graph: one edge for each pair in the training interactions."""
 
 import numpy as np
 from flax import struct
@@ -8,12 +8,12 @@ from pixelrec_jax.data.types import Array
 
 
 class Graph(struct.PyTreeNode):
-    """Edges between users and items, each pair once, in order of users.
+    """Edges between users and items, each pair once, sorted by user and item.
 
     Attributes:
-      user, item: int32[edges].
-      user_degree: int32[U], number of edges; 0 for users without training interactions.
-      item_degree: int32[N], the same of items.
+      user, item: int32[edges], the two ends of each edge.
+      user_degree: int32[U], the number of edges of each user.
+      item_degree: int32[N], the number of edges of each item.
     """
 
     user: Array
@@ -23,10 +23,10 @@ class Graph(struct.PyTreeNode):
 
 
 class Resident(struct.PyTreeNode):
-    """Arrays that live on the devices beside the state; steps and evaluations are given them once.
+    """Constant arrays that stay on the devices and are arguments of steps and evaluations.
 
     Attributes:
-      graph: the edges that LightGCN's vectors pass along, None for all others.
+      graph: the graph that LightGCN propagates vectors on; None for all other models.
     """
 
     graph: Graph | None = None
@@ -37,7 +37,7 @@ def training_graph(split: Split) -> Graph:
     interactions, length = split.interactions, split.train_length
     user = np.repeat(np.arange(len(length)), length)
     edge = user * interactions.num_items + interactions.items[split.is_training]
-    edge.sort()  # in place, as there may be tens of millions
+    edge.sort()  # in place: there may be tens of millions of edges
     edge = edge[np.diff(edge, prepend=-1) > 0]
     user, item = np.divmod(edge, interactions.num_items)
     return Graph(

@@ -15,31 +15,31 @@ from pixelrec_jax.data import interactions
 from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
-ROWS = "image_rows.npy"  # int32[items]: the record of item i + 1, -1 for a grey image
-PER_SHARD = 1024  # records of an ArrayRecord
+ROWS = "image_rows.npy"  # int32[items]: the record number of item i + 1, -1 for a grey image
+RECORDS_PER_SHARD = 1024  # images in an image shard, which is an ArrayRecord file
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
-_MOST_OPEN = 256  # files of a process
+_MOST_OPEN = 256  # image shards that a process keeps open
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-def shard_name(row: int) -> str:
-    """Returns the name of the file that holds a record."""
-    return f"{row // PER_SHARD:05d}.array_record"
+def image_shard_name(record_number: int) -> str:
+    """Returns the file name of the image shard that holds a record."""
+    return f"{record_number // RECORDS_PER_SHARD:05d}.array_record"
 
 
 def decode(image: bytes, size: int | None) -> np.ndarray:
-    """Decodes a JPEG, PNG or WEBP file to RGB uint8[size, size, 3]; `None` keeps its own size.
+    """Returns a JPEG, PNG or WEBP file as RGB uint8[size, size, 3]; `None` keeps its own size.
 
-    The resize is Pillow's antialiased bilinear, aspect ratio not kept, EXIF rotation not applied:
-    bit for bit what the reference feeds its encoders. Grey, palette and CMYK images become RGB,
-    transparency is ignored, of an animation there is the first image, of 16 bits the upper 8.
-    Raises `ValueError` with the reason.
+    The resize is Pillow's antialiased bilinear one, without keeping the aspect ratio and without
+    EXIF rotation: bit for bit the input of the reference's encoders. Grey, palette and CMYK images
+    become RGB and transparency is ignored. Of an animation the first image is taken, of 16-bit
+    values the upper 8 bits. Raises `ValueError` with the reason.
     """
     try:
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             width, height = opened.size
-            # Pillow itself only warns up to twice its limit.
+            # Up to twice its limit, Pillow itself only warns.
             limit = Image.MAX_IMAGE_PIXELS
             too_large = limit is not None and width * height > limit
             rgb = None if too_large else _to_8_bits(opened).convert("RGB")
@@ -47,7 +47,7 @@ def decode(image: bytes, size: int | None) -> np.ndarray:
         raise ValueError("empty file" if not image else "not a JPEG, PNG or WEBP image") from None
     except Image.DecompressionBombError:
         raise ValueError("too large") from None
-    except Exception as error:  # of damaged files Pillow raises nearly anything
+    except Exception as error:  # for damaged files Pillow raises nearly anything
         raise ValueError(f"cannot be decoded ({reason(error)})") from None
     if rgb is None:
         raise ValueError(f"too large ({width} x {height} pixels)")
@@ -61,7 +61,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def resize(rgb: Image.Image, size: int | None) -> np.ndarray:
-    """Returns an RGB image as uint8[size, size, 3], see `decode`."""
+    """Returns an RGB image as uint8[size, size, 3], resized as in `decode`."""
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
@@ -70,9 +70,9 @@ def resize(rgb: Image.Image, size: int | None) -> np.ndarray:
 class ImageStore:
     """The images of a prepared dataset, uint8 RGB of one size, by item index.
 
-    May be shared by threads, and pickled: each process opens the file on its first read.
-    Raises `UserError` for a directory that is not a prepared dataset, or for another size than the
-    stored one if the images were resized at preparation.
+    Threads may share a store. It can be pickled: each process opens the files on its first read.
+    Raises `UserError` if the directory is not a prepared dataset with images, or if its images were
+    resized to another size at preparation.
     """
 
     field = "image"  # of `Items`
@@ -87,13 +87,13 @@ class ImageStore:
                 "--images=DIR, or train with item=id"
             )
         if size <= 0:
-            raise UserError(f"image size must be positive, got {size}")
+            raise UserError(f"the image size is {size}; give 1 or more pixels as item.image_size")
         stored = manifest["images"]["size"]
         if stored not in (None, size):
             raise UserError(
                 f"the images of {str(directory)!r} were resized to {stored} x {stored} pixels, "
-                f"asked for is {size} x {size}; ask for {stored}, or prepare the dataset again "
-                f"with --image_size={size} or --store=original"
+                f"but item.image_size={size}; give {stored}, or prepare the dataset again with "
+                f"--image_size={size} or --store=original"
             )
         self._raw = manifest["images"]["store"] == "resized"
         self._num_items = manifest["counts"]["items"]
@@ -101,7 +101,7 @@ class ImageStore:
         names = sorted(name for name in files if name.startswith((f"{FOLDER}/", ROWS)))
         content = "".join(files[name]["sha256"] for name in names)
         self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
-        self._rows = self._read_rows()
+        self._record_numbers = self._read_record_numbers()
         self._close()
 
     def _close(self) -> None:
@@ -116,7 +116,7 @@ class ImageStore:
 
     @property
     def num_items(self) -> int:
-        """Number of images, which are those of the items 1..num_items (padding not counted)."""
+        """The number of images: the items 1..num_items have one each, padding has none."""
         return self._num_items
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,21 +127,24 @@ class ImageStore:
         vars(self).update(state)
         self._close()
 
-    def _read_rows(self) -> np.ndarray:
+    def _read_record_numbers(self) -> np.ndarray:
         try:
-            rows = np.load(self._directory / ROWS, allow_pickle=False)
+            numbers = np.load(self._directory / ROWS, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise self._damaged(ROWS, error) from None
-        if rows.shape != (self._num_items,) or rows.dtype != np.int32:
-            raise self._damaged(ROWS, f"holds {rows.dtype}{list(rows.shape)}")
-        return rows
+        if numbers.shape != (self._num_items,) or numbers.dtype != np.int32:
+            raise self._damaged(
+                ROWS,
+                f"holds {numbers.dtype}{list(numbers.shape)}, expected int32[{self._num_items}]",
+            )
+        return numbers
 
     def _open(self, path: Path) -> array_record_module.ArrayRecordReader:
         with self._lock:
-            # A forked child must not share its parent's readers, nor the parent's file positions.
+            # A forked child must not use its parent's readers, as they share file positions.
             if self._process != os.getpid():
                 self._readers, self._process = {}, os.getpid()
-            # The latest used is the last; one that is dropped closes when nobody reads it any more.
+            # Ordered by last use. A reader that is dropped closes once no thread reads from it.
             reader = self._readers.pop(path, None)
             if reader is None:
                 reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
@@ -151,9 +154,9 @@ class ImageStore:
             return reader
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        """Returns uint8[n, size, size, 3] for ids int[n]; zeros for id 0 and ids past the items.
+        """Returns uint8[n, size, size, 3] for ids int[n]; zeros for id 0 and ids above all items.
 
-        Padding and mask pixels are made on the device, these zeros only keep the shape.
+        The zeros only keep the shape: the device makes the pixels of padding and the mask item.
         """
         ids = np.asarray(ids)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or (ids < 0).any():
@@ -169,21 +172,25 @@ class ImageStore:
         return images
 
     def record(self, item: int) -> bytes | None:
-        """Returns what is stored of a real item, None for a grey image."""
-        row = int(self._rows[item - 1])
-        if row < 0:
+        """Returns the stored record of a real item; None stands for a grey image."""
+        number = int(self._record_numbers[item - 1])
+        if number < 0:
             return None
-        path = self._directory / FOLDER / shard_name(row)
+        path = self._directory / FOLDER / image_shard_name(number)
         try:
-            return self._open(path).read([row % PER_SHARD])[0]
+            return self._open(path).read([number % RECORDS_PER_SHARD])[0]
         except RuntimeError as error:
             raise self._damaged(f"{FOLDER}/{path.name}", error) from None
 
     def pixels(self, record: bytes) -> np.ndarray:
-        """Returns uint8[size, size, 3]; raises `ValueError` for what is no image."""
+        """Returns the image of a record as uint8[size, size, 3].
+
+        Raises:
+          ValueError: the record is not an image.
+        """
         if self._raw:
             return np.frombuffer(record, np.uint8).reshape(self._size, self._size, 3)
         return decode(record, self._size)
 
-    def _damaged(self, part: str, problem: Exception | str) -> UserError:
-        return interactions.damaged(self._directory, f"{part}: {problem}")
+    def _damaged(self, what: str, problem: Exception | str) -> UserError:
+        return interactions.damaged(self._directory, f"{what}: {problem}")

@@ -1,6 +1,7 @@
 """Interactions of a prepared dataset.
 
-U users and N items are counted without padding: index 0 is padding, real ones are 1..U and 1..N.
+In this module U users and N items are counted without padding: index 0 is padding, users are 1..U
+and items 1..N.
 """
 
 import dataclasses
@@ -17,18 +18,23 @@ from pixelrec_jax.system.files import digest
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
-IMAGES = "images"  # folder of the shards of images
-# What training cannot check otherwise; the last is of datasets with images.
+IMAGES = "images"  # folder of the image shards
+# Files whose damage training would not notice; the last is of datasets with images.
 _VERIFIED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
 _VERIFIED += ("image_rows.npy",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """A prepared dataset: rows offsets[u]:offsets[u+1] are user u's items in time order.
+    """A prepared dataset; all arrays are memory-mapped.
 
-    offsets: int64[U+2]; items: int32[rows] in 1..N; timestamps: int64[rows] in
-    the unit that the manifest names; all memory-mapped.
+    Attributes:
+      offsets: int64[U + 2]; offsets[u]:offsets[u + 1] is the slice of the two columns below that
+        holds the interactions of user u, in order of time.
+      items: int32[interactions], the column of items 1..N.
+      timestamps: int64[interactions], the column of times in the unit that the manifest names.
+      manifest: the content of manifest.json.
+      directory: the local folder of the dataset.
     """
 
     offsets: np.ndarray
@@ -48,23 +54,26 @@ class Interactions:
         return self.manifest["counts"]["items"] + 1
 
     def item_ids(self) -> pl.Series:
-        """Loads the original item ids; position i is item i + 1."""
+        """Returns the original item ids, read from disk; entry i is item i + 1."""
         return pl.read_ipc(self.directory / "item_ids.arrow")["item_id"]
 
     def user_ids(self) -> pl.Series:
-        """Loads the original user ids; position i is user i + 1."""
+        """Returns the original user ids, read from disk; entry i is user i + 1."""
         return pl.read_ipc(self.directory / "user_ids.arrow")["user_id"]
 
     def __reduce__(self):
-        # A pickled memory map is a full copy: worker processes map the files themselves instead.
+        # A pickled memory map is a full copy: workers map the files themselves instead.
         return load, (self.directory, False)
 
 
 def load(directory: str | Path, verify: bool = True) -> Interactions:
-    """Opens a prepared dataset; raises `UserError` if it is none, of another schema, or damaged.
+    """Opens a prepared dataset; for a URL, its local copy (see `copies`).
 
-    With `verify` the hashes of these files are compared, in a second a gigabyte. Of a URL a copy is
-    opened, see `copies`; its images are copied when somebody asks for them.
+    With `verify` the hashes of the files are compared, at about a gigabyte a second. The images of
+    a URL are copied once they are needed.
+
+    Raises:
+      UserError: it is not a prepared dataset, has another schema version, or is damaged.
     """
     directory = copies.local_folder(directory, MANIFEST)
     manifest = read_manifest(directory, images=copies.origin(directory) is None)
@@ -98,9 +107,10 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
 
 
 def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
-    """Reads manifest.json and checks the schema version and every file's presence and size.
+    """Returns manifest.json, after a check of the schema version and of every file's size.
 
-    A copy of a remote dataset is completed first. Without `images` their shards are left alone.
+    A copy of a remote dataset is completed first. Without `images` the image shards are neither
+    copied nor checked.
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
@@ -115,7 +125,7 @@ def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{str(directory)!r} has schema version {version}, this program reads "
+            f"{str(directory)!r} has schema version {version}, but this program reads version "
             f"{SCHEMA_VERSION}; prepare the dataset again"
         )
     if missing := {"counts", "timestamp_unit", "files", "images"} - manifest.keys():
@@ -136,7 +146,7 @@ def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
 
 
 def damaged(directory: Path, problem: str) -> UserError:
-    """Returns the error of a prepared dataset that is not as it was written."""
+    """Returns the error for a prepared dataset that is not as it was written."""
     return UserError(
         f"the prepared dataset {str(directory)!r} is damaged: {problem}; copy or prepare it again"
     )

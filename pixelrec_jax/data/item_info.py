@@ -1,4 +1,4 @@
-"""Item information (views, title, tag, ...): CSV -> Arrow, where row i belongs to item i + 1."""
+"""Item information (views, title, tag, ...) of a prepared dataset."""
 
 import polars as pl
 
@@ -11,7 +11,7 @@ FILE = "item_info.arrow"
 def load(interactions: Interactions) -> pl.DataFrame | None:
     """Returns the item information of a dataset, or None if it was prepared without it.
 
-    Row i is item i + 1. Raises `UserError` if the file is damaged.
+    Row i of the table is item i + 1. Raises `UserError` if the file is damaged.
     """
     if FILE not in interactions.manifest["files"]:
         return None

@@ -1,4 +1,4 @@
-"""Where negatives come from: the items that positives are told apart from."""
+"""Sources of negatives: the items that a loss compares each positive with."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,25 +12,25 @@ from pixelrec_jax.system.errors import UserError, nearest
 
 
 class Negatives(Protocol):
-    """A source of negatives; it is pickled to worker processes and called from several threads."""
+    """A source of negatives; it is pickled to workers and called from several threads."""
 
     def draw(self, rows: Rows, rng: np.random.Generator) -> np.ndarray:
-        """Returns int32[B, T, K] item ids, 0 without a target; `rng` is the only randomness."""
+        """Returns item ids int32[B, T, K], 0 without a target; `rng` is the only randomness."""
         ...
 
 
 class Uniform:
-    """Own negatives of each target, drawn uniformly from the catalogue as in the reference.
+    """Draws negatives for each target uniformly from the catalogue, as the reference does.
 
-    None is in the row's exclusion set. Items of validation and test targets are allowed, and
-    independent draws may repeat each other.
+    No negative is in the exclusion set of its row. Validation and test targets are allowed, and a
+    target may have the same negative twice.
     """
 
     def __init__(self, task: Task, *, count: int):
-        """Args: `task` makes the rows, `count` is K.
+        """Builds the source of K = `count` negatives for the rows of a task.
 
         Raises:
-          UserError: the catalogue may not be larger than an exclusion set.
+          UserError: an exclusion set may hold the whole catalogue.
         """
         self.num_items, self.count = task.split.interactions.num_items, count
         if self.num_items - 1 <= task.most_excluded:
@@ -41,7 +41,7 @@ class Uniform:
             )
 
     def draw(self, rows: Rows, rng: np.random.Generator) -> np.ndarray:
-        """Returns int32[B, T, K]; draws that hit the exclusion set are drawn again."""
+        """Returns int32[B, T, K]; a draw in the exclusion set is repeated."""
         shape = (*rows.positive.shape, self.count)
         negative = rng.integers(1, self.num_items, size=shape, dtype=np.int32)
         row, *_ = np.indices(shape, sparse=True)
@@ -62,7 +62,7 @@ def build_negatives(config: ConfigDict, task: Task) -> Negatives:
     """Returns the source that `config.negatives` names, for the rows of a task.
 
     Raises:
-      UserError: there is none of that name, or it cannot serve the task.
+      UserError: the name is unknown, or the source cannot serve the task.
     """
     options = config.negatives.to_dict()
     name = options.pop("name")

@@ -1,7 +1,7 @@
-"""The grain input pipeline: its unit of work is a whole batch, addressed by the global step.
+"""The grain input pipeline: one element is a whole batch, and its index is the global step.
 
-Batch number i is a pure function of (dataset, seed, i). So its content does not depend on the
-number of workers, threads or processes, and the position of an interrupted run is one integer.
+Batch i is a pure function of (dataset, seed, i). So its content does not depend on the number of
+workers, threads or processes, and the position of an interrupted run is one integer.
 """
 
 import ctypes
@@ -32,27 +32,27 @@ class Source(Protocol):
 
 
 class ItemStore(Protocol):
-    """What is known of items beside their ids; shared by threads and pickled for processes.
+    """Images or features of items by id; threads share a store, and it can be pickled.
 
     Attributes:
       field: the field of `Items` that it fills.
-      fingerprint: a hash of the content, or of a sample where that is large.
+      fingerprint: a hash of the content; of a sample if the content is large.
     """
 
     field: str
 
     @property
     def fingerprint(self) -> str:
-        """See above."""
+        """A hash of the content."""
         ...
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        """Returns one row each for ids int[n]; zeros for padding and ids past the items."""
+        """Returns n entries for ids int[n]; zeros for padding and ids above all items."""
         ...
 
 
 def item_batch(ids: np.ndarray, store: ItemStore | None) -> Items:
-    """Returns items of ids int32[G, U] with what the store knows of them."""
+    """Returns the items with ids int32[G, U], with their entries of the store if there is one."""
     if store is None:
         return Items(id=ids)
     rows = store.load(ids.reshape(-1))
@@ -62,8 +62,8 @@ def item_batch(ids: np.ndarray, store: ItemStore | None) -> Items:
 class TrainBatches:
     """Training batches by global step, over all epochs; the arrays hold the local shards only.
 
-    The integers of a batch are made for all shards in every process (they are cheap and all
-    processes must agree on the number of slots); images are decoded for the local shards only.
+    Every process makes the integers of all shards: they are cheap, and all processes must agree on
+    the number of slots. It decodes the images of its local shards only.
     """
 
     def __init__(
@@ -81,9 +81,20 @@ class TrainBatches:
         slot_buckets: int,
         time_unit: str | None = None,
     ):
-        """Args: `batch_size`, in examples, is global; `slot_buckets`: how many sizes U may take.
+        """Builds the batches of a task.
 
-        `time_unit` is the unit of `Batch.time`; without it batches have no times.
+        Args:
+          task: makes rows of examples.
+          store: images or features of items, if the model needs any.
+          negatives: source of negatives.
+          num_items: N, plus 1 if the task has the mask item.
+          batch_size: examples in a global batch.
+          epochs: how often all examples are used.
+          seed: of order, masks and negatives.
+          num_shards: G of the global batch.
+          local_shards: the shards that this process supplies.
+          slot_buckets: how many different sizes U may have.
+          time_unit: unit of `Batch.time`; without it batches have no times.
 
         Raises:
           UserError: shards cannot share the batch, or the dataset has no times in this unit.
@@ -101,7 +112,7 @@ class TrainBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that cover every example once; the last one may be partly empty."""
+        """The number of batches that hold each example once; the last may have padding rows."""
         return -(-len(self.task) // self.batch_size)
 
     def __len__(self) -> int:
@@ -128,7 +139,7 @@ class TrainBatches:
         )
 
     def _order(self, epoch: int) -> np.ndarray:
-        # One read and one write: threads on both sides of an epoch's end may be here at once.
+        # One read and one write: threads of two epochs may run this at the same time.
         known, order = self._latest_order
         if known != epoch:
             order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.task))
@@ -136,14 +147,14 @@ class TrainBatches:
         return order
 
     def _by_shard(self, rows: np.ndarray) -> np.ndarray:
-        """[b, ...] -> [G, B, ...]; the last batch of an epoch is filled up with padding rows."""
+        """Returns rows [b, ...] as [G, B, ...]; padding rows fill the last batch of an epoch."""
         missing = self.batch_size * self.task.rows_per_example - len(rows)
         padding = [(0, missing)] + [(0, 0)] * (rows.ndim - 1)
         rows = np.pad(rows, padding, constant_values=PAD)
         return rows.reshape(self.num_shards, -1, *rows.shape[1:])
 
     def _slots(self, *ids: np.ndarray) -> tuple[Items, list[np.ndarray]]:
-        """Turns id arrays [G, ...] into slots and the local shards' distinct items."""
+        """Returns the distinct items of the local shards, and id arrays [G, ...] as slots."""
         flat = [x.reshape(self.num_shards, -1) for x in ids]
         total = sum(x.shape[1] for x in flat)
         unique, slots = deduplicate(
@@ -151,20 +162,20 @@ class TrainBatches:
             bucket=-(-(total + 1) // self.slot_buckets),
             largest=min(total + 1, self.num_items),
         )
-        parts = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
-        parts = [part.reshape(x.shape) for part, x in zip(parts, ids, strict=True)]
+        split = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
+        slots = [slot.reshape(x.shape) for slot, x in zip(split, ids, strict=True)]
         items = item_batch(unique[self.local_shards], self.store)
         if items.image is not None:
-            weight = rows_with_slot(parts, num_slots=unique.shape[1])
+            weight = rows_with_slot(slots, num_slots=unique.shape[1])
             items = items.replace(weight=weight[self.local_shards])
-        return items, parts
+        return items, slots
 
 
 class CatalogBatches:
-    """The catalogue in steps, in row-sharded order: shard g owns rows g * R .. (g + 1) * R - 1.
+    """The catalogue in chunks, sharded by rows: shard g has the items g * R .. (g + 1) * R - 1.
 
-    Step j holds, for every local shard, its rows j * C .. (j + 1) * C - 1 (C = `chunk`). Rows past
-    the catalogue are padding.
+    Element j has, for each local shard, the items j * C .. (j + 1) * C - 1 of that shard
+    (C = `chunk`). Rows after the last item are padding.
     """
 
     def __init__(
@@ -176,7 +187,7 @@ class CatalogBatches:
         num_shards: int,
         local_shards: Sequence[int],
     ):
-        """Args: `chunk` items are encoded per shard and step."""
+        """Builds the chunks; `chunk` is the number of items per shard and element."""
         self.num_items, self.store = num_items, store
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.chunk = min(chunk, -(-num_items // num_shards))
@@ -184,7 +195,7 @@ class CatalogBatches:
 
     @property
     def rows_per_shard(self) -> int:
-        """R, a multiple of the chunk."""
+        """R, the number of rows of a shard, a multiple of the chunk."""
         return self.steps * self.chunk
 
     def __len__(self) -> int:
@@ -199,22 +210,22 @@ class CatalogBatches:
 
 @contextmanager
 def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int, prefetch: int):
-    """Yields an iterator over source[start:stop], made ahead of time by grain.
+    """Yields an iterator over source[start:stop]; grain makes the batches ahead of time.
 
     Args:
       source: random access to batches.
-      start: index of the first batch, which is how an interrupted run continues.
+      start: index of the first batch; an interrupted run gives the one it continues from.
       stop: index after the last batch.
-      workers: processes that make batches; 0 makes them in threads of this process.
-      threads: threads in each of these processes.
-      prefetch: batches each process may be ahead.
+      workers: number of processes that make batches; with 0, threads of this process make them.
+      threads: number of threads in each process.
+      prefetch: how many batches each process may be ahead.
     """
     dataset: Any = grain.MapDataset.source(source).slice(slice(start, stop))
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     )
     if workers:
-        # Batches that nobody will read are freed by Python's resource tracker, which would warn.
+        # Python's resource tracker frees batches that were not read, and would warn about each.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
@@ -224,18 +235,18 @@ def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int
     try:
         yield iterator
     finally:
-        iterator.close()  # ends worker processes now and not whenever Python collects garbage
+        iterator.close()  # ends workers now and not at some later garbage collection
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def set_up_worker(index: int, count: int) -> None:
-    """Makes a worker process leave signals to its parent, and end when that is killed (Linux).
+    """Makes a worker ignore signals, and on Linux end when its parent is killed.
 
-    Slurm and terminals send them to all processes alike.
+    Slurm and terminals send signals to all processes; only the parent handles them.
     """
-    del index, count  # what grain tells every worker
+    del index, count  # grain passes them to every worker
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -13,9 +13,11 @@ class Queries(struct.PyTreeNode):
     """Users to rank the catalogue for.
 
     Attributes:
-      user: int32[Q]; history: int32[Q, L], their last items before the target, left-padded;
-      seen: int32[Q, S], every item before the target, right-padded with 0; target: int32[Q];
-      time: int32[Q, L], see `data.types.History`, None unless asked for.
+      user: int32[Q], user indices.
+      history: int32[Q, L], the last items before the target, left-padded with 0.
+      seen: int32[Q, S], all items before the target, right-padded with 0.
+      target: int32[Q], the item to predict.
+      time: int32[Q, L], as in `data.types.History`; None unless asked for.
     """
 
     user: Array
@@ -33,16 +35,16 @@ def ranking_queries(
     history_length: int,
     time_unit: str | None = None,
 ) -> Queries:
-    """Returns the queries of these users (int[Q], of `Split.users`); times only with a unit.
+    """Returns the queries of users int[Q] of `Split.users`; with times if a unit is given.
 
     Raises:
-      UserError: the dataset cannot give times in this unit.
+      UserError: the dataset does not have times in this unit.
     """
     interactions = split.interactions
-    start, target_row = interactions.offsets[users], split.targets[holdout][users]
-    seen_length = target_row - start
+    start, target_event = interactions.offsets[users], split.targets[holdout][users]
+    seen_length = target_event - start
     length = np.minimum(seen_length, history_length)
-    event = left_padded(target_row - length, length, history_length)
+    event = left_padded(target_event - length, length, history_length)
     # Seen lists are padded to a power of two so that only a few shapes are ever compiled.
     longest = 1 << int(np.max(seen_length, initial=1) - 1).bit_length()
     column = np.arange(longest)
@@ -52,6 +54,6 @@ def ranking_queries(
         user=users.astype(np.int32),
         history=read_items(interactions, event),
         seen=np.where(valid, seen, 0).astype(np.int32),
-        target=np.asarray(interactions.items[target_row], np.int32),
+        target=np.asarray(interactions.items[target_event], np.int32),
         time=None if time_unit is None else TimeOffsets(interactions, time_unit).of(event),
     )

@@ -1,4 +1,4 @@
-"""Training rows in item ids, which tasks make and batches are assembled from."""
+"""Rows of a batch in item ids: tasks make them, and batches are assembled from them."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,15 @@ import numpy as np
 
 
 class Rows(NamedTuple):
-    """Training rows in item ids.
+    """Rows of a batch, in item ids.
 
-    user int32[B], history int32[B, L], positive int32[B, T] and weight float32[B, T] are those of
-    `data.types.Batch`; exclude int32[B, S] has the items that are not a negative of any target of
-    the row, 0 and repeats among them; event int64[B, L] the row of the interaction columns that
-    each place of a history stands for, -1 at padding.
+    Attributes:
+      user, history, positive, weight: int32[B], int32[B, L], int32[B, T] and float32[B, T], as in
+        `data.types.Batch`.
+      exclude: int32[B, S], the items that cannot be negatives in this row; it may hold 0 and
+        repeats.
+      event: int64[B, L], the interaction at each position of the history, as its index in the
+        interaction columns; -1 at padding.
     """
 
     user: np.ndarray
@@ -30,7 +33,7 @@ def rows_of_one_target(
     exclude: np.ndarray,
     event: np.ndarray,
 ) -> Rows:
-    """Returns rows with T = 1; a row without a target is padding."""
+    """Returns rows with T = 1; a row without a target becomes padding."""
     real = positive > 0
     return Rows(
         user=np.where(real, user, 0),

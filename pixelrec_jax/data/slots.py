@@ -1,4 +1,4 @@
-"""Deduplication: the ids of a shard become slots, so that each distinct item is encoded once."""
+"""Deduplication: slots replace the ids of a shard, so that each distinct item is encoded once."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ import numpy as np
 
 
 def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Replaces ids by slots into the sorted distinct ids of their shard; slot 0 is PAD.
+    """Replaces ids by slots, which index the sorted distinct ids of a shard; slot 0 is PAD.
 
     Args:
-      ids: int32[G, M], any number of repeats, 0 = PAD.
-      bucket: the number of slots U is rounded up to a multiple of it, so that only a few shapes
-        are ever compiled. U is the same in all shards.
-      largest: U is never larger than this (an upper bound that no shard exceeds).
+      ids: int32[G, M], with repeats, 0 = PAD.
+      bucket: U, the number of slots, is a multiple of it, so that few shapes are compiled. U is the
+        same in all shards.
+      largest: upper bound of U; no shard may have more distinct ids.
 
     Returns:
-      int32[G, U] the ids by slot, unused slots hold 0, and int32[G, M] the slots.
+      The ids by slot int32[G, U], 0 in unused slots, and the slots int32[G, M].
     """
     shards, _ = ids.shape
     ids = np.concatenate([np.zeros((shards, 1), ids.dtype), ids], axis=1)  # PAD gets slot 0
@@ -32,7 +32,7 @@ def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarr
 
 
 def rows_with_slot(slots: Sequence[np.ndarray], *, num_slots: int) -> np.ndarray:
-    """Counts in how many rows of its shard each slot occurs.
+    """Returns in how many rows of its shard each slot occurs.
 
     Args:
       slots: arrays int32[G, B, ...].
@@ -43,7 +43,7 @@ def rows_with_slot(slots: Sequence[np.ndarray], *, num_slots: int) -> np.ndarray
     """
     shards, rows = slots[0].shape[:2]
     ordered = np.sort(np.concatenate([x.reshape(shards, rows, -1) for x in slots], axis=2))
-    is_first = np.diff(ordered, axis=2, prepend=0) > 0  # PAD is never one
+    is_first = np.diff(ordered, axis=2, prepend=0) > 0  # never true for PAD
     place = ordered + num_slots * np.arange(shards)[:, None, None]
     count = np.bincount(place[is_first], minlength=shards * num_slots)
     return count.reshape(shards, num_slots).astype(np.float32)

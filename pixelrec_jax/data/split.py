@@ -1,6 +1,6 @@
-"""What is trained on and what is ranked, user by user.
+"""Splits: which interactions of each user are training data and which are targets.
 
-Everything is vectorised over users, of whom there may be tens of millions.
+Everything is vectorised over users: there may be tens of millions of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,16 +18,18 @@ LEAVE_ONE_OUT = {"name": "leave_one_out"}
 
 @dataclass(frozen=True)
 class Split:
-    """Training data: a user's first interactions; targets: later ones, one or none in each holdout.
+    """The training data and the targets of all users.
 
-    A target is predicted from all of its user's interactions before it, of which there is at least
-    one.
+    A user's first interactions are training data. Each holdout has at most one later interaction of
+    a user as the target. A target is predicted from all earlier interactions of its user, and at
+    least one exists. U is the number of users.
 
     Attributes:
-      interactions: what is split.
-      settings: how, with times as timestamps; `build_split` makes the same split of it.
-      train_stop: int64[U], the row after each user's last training interaction.
-      targets: int64[U] by holdout, the row of each user's target, -1 for none.
+      interactions: the interactions that are split.
+      settings: the settings of the split, with times as timestamps; `build_split` makes the same
+        split from them.
+      train_stop: int64[U], the index after each user's last training interaction.
+      targets: int64[U] by holdout, the index of each user's target, -1 for none.
     """
 
     interactions: Interactions
@@ -36,7 +38,7 @@ class Split:
     targets: Mapping[Holdout, np.ndarray]
 
     def __reduce__(self):
-        # Worker processes make the arrays themselves: at full size they are very large.
+        # Workers make the arrays themselves: at full size these are very large.
         return build_split, (self.interactions, self.settings)
 
     @property
@@ -46,21 +48,21 @@ class Split:
 
     @property
     def is_training(self) -> np.ndarray:
-        """bool[rows]: which interactions are trained on."""
+        """bool[interactions]: which interactions are training data."""
         train = self.train_length
         held_out = np.diff(np.asarray(self.interactions.offsets)) - train
         runs = np.stack([train, held_out], axis=1).reshape(-1)
         return np.repeat(np.tile([True, False], len(train)), runs)
 
     def users(self, holdout: Holdout) -> np.ndarray:
-        """Returns int64[Q]: who has a target, in order."""
+        """Returns int64[Q]: the users with a target, ascending."""
         return np.flatnonzero(self.targets[holdout] >= 0)
 
 
 def leave_one_out(interactions: Interactions) -> Split:
-    """A user's last interaction is the test target, the one before it the validation target.
+    """Splits off a user's last interaction for test and the one before it for validation.
 
-    The rest is training data (PixelRec section 4.1).
+    All others are training data (PixelRec section 4.1).
     """
     offsets = np.asarray(interactions.offsets)
     start, stop = offsets[:-1], offsets[1:]
@@ -76,19 +78,21 @@ def leave_one_out(interactions: Interactions) -> Split:
 
 
 def global_time(interactions: Interactions, *, valid_from: float, test_from: float) -> Split:
-    """Training data is what everybody did before a time, so that it knows nothing of the future.
+    """Splits at the same two times for all users, so that training data ends before any target.
 
-    A user's targets are the first interaction from `valid_from` on and before `test_from`, and the
-    first from `test_from` on; users without an interaction before a target do not have it.
+    A user's validation target is the first interaction from `valid_from` on and before `test_from`,
+    the test target the first one from `test_from` on. A user without an interaction before a target
+    does not have that target.
 
     Args:
-      interactions: what is split.
-      valid_from: a timestamp; or a number between 0 and 1, the timestamp that this fraction of the
-        interactions precedes, or a little less, as those of equal time are on one side.
-      test_from: the same.
+      interactions: the interactions to split.
+      valid_from: a timestamp, or a fraction between 0 and 1: then the timestamp that this fraction
+        of the interactions precedes. Slightly fewer may precede it, since interactions of equal
+        time stay together.
+      test_from: a timestamp or fraction, as `valid_from`.
 
     Raises:
-      UserError: nothing would be trained on or ranked.
+      UserError: the times are not in order, or not within those of the interactions.
     """
     timestamps = np.asarray(interactions.timestamps)
     valid_from = _timestamp(timestamps, valid_from)
@@ -96,8 +100,8 @@ def global_time(interactions: Interactions, *, valid_from: float, test_from: flo
     first, last = int(timestamps.min()), int(timestamps.max())
     if not first < valid_from < test_from <= last:
         raise UserError(
-            f"dataset.split.valid_from is the time {valid_from}, test_from {test_from}; expected "
-            f"are two times in this order, after the first interaction ({first}) and not after the "
+            f"dataset.split.valid_from is the time {valid_from}, test_from {test_from}; give "
+            f"two times in this order, after the first interaction ({first}) and not after the "
             f"last ({last}), or fractions of the interactions, as 0.8 and 0.9"
         )
     offsets = np.asarray(interactions.offsets)
@@ -115,7 +119,7 @@ def global_time(interactions: Interactions, *, valid_from: float, test_from: flo
     )
 
 
-# The functions that split, and the settings of each.
+# Each split by name: its function and the settings it takes.
 SPLITS: dict[str, tuple[Callable[..., Split], tuple[str, ...]]] = {
     "leave_one_out": (leave_one_out, ()),
     "global_time": (global_time, ("valid_from", "test_from")),
@@ -126,7 +130,7 @@ def build_split(interactions: Interactions, settings: Mapping[str, Any]) -> Spli
     """Returns the split that `config.dataset.split` describes.
 
     Raises:
-      UserError: there is none of this name, it has other settings, or nobody has a target.
+      UserError: the name is unknown, the split takes other settings, or nobody has a target.
     """
     name, options = settings["name"], {key: settings[key] for key in settings if key != "name"}
     if name not in SPLITS:
@@ -153,7 +157,7 @@ def _timestamp(timestamps: np.ndarray, time: float) -> int:
         return int(np.partition(timestamps, place)[place])
     if time != int(time):
         raise UserError(
-            f"dataset.split: {time} is no time; expected a timestamp, which is a whole number, or "
+            f"dataset.split: {time} is not a time; give a timestamp, which is a whole number, or "
             "a fraction of the interactions between 0 and 1"
         )
     return int(time)
@@ -161,10 +165,10 @@ def _timestamp(timestamps: np.ndarray, time: float) -> int:
 
 def _count_before(timestamps: np.ndarray, offsets: np.ndarray, time: int) -> np.ndarray:
     """Returns int64[U]: how many interactions of each user are before a time."""
-    # One more row, so that a user without rows at the end has a place, too.
+    # One more entry, so that the offset of a last user without interactions is a valid index.
     before = np.append(timestamps < time, False)
     count = np.add.reduceat(before, offsets[:-1], dtype=np.int64)
-    return np.where(np.diff(offsets) > 0, count, 0)  # of no rows, reduceat returns one
+    return np.where(np.diff(offsets) > 0, count, 0)  # reduceat of an empty range is one entry
 
 
 def training_counts(split: Split) -> np.ndarray:

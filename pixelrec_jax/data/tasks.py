@@ -1,4 +1,4 @@
-"""Which pairs we train on: a task numbers its training examples and makes rows of item ids of them.
+"""Tasks: a task numbers the training examples of a dataset and makes rows of item ids of them.
 
 Everything is vectorised; a task is pickled to worker processes and called from several threads.
 """
@@ -26,11 +26,11 @@ class Task(Protocol):
     """The training examples 0 .. len - 1 of a dataset.
 
     Attributes:
-      split: what the examples are made of.
+      split: the split that the examples are made of.
       rows_per_example: R; some rows of an example may be padding.
-      masks: whether histories hold the mask item, whose id is N.
-      most_excluded: the length S of the longest exclusion set.
-      options: what it takes from `config.task` beside what every task does.
+      masks: whether histories hold the mask item, which has the id N.
+      most_excluded: S, the size of the largest exclusion set.
+      options: the keys of `config.task` that this task takes and others do not.
     """
 
     split: Split
@@ -44,7 +44,7 @@ class Task(Protocol):
 
     @property
     def most_excluded(self) -> int:
-        """See above."""
+        """S, the size of the largest exclusion set."""
         ...
 
     def __init__(self, split: Split, **options: Any) -> None: ...
@@ -61,26 +61,26 @@ _HELD_OUT = (
 
 
 class _Task:
-    """What most tasks have in common."""
+    """The base of all tasks here: one row an example, without the mask item, without options."""
 
     rows_per_example = 1
     masks: ClassVar[bool] = False
     options: ClassVar[dict[str, Option]] = {}
 
     def __getstate__(self) -> dict:
-        # Worker processes compute these themselves: at full size they are very large.
+        # Workers compute the cached properties themselves: at full size these are very large.
         computed = {n for n in vars(self) if isinstance(getattr(type(self), n, 0), cached_property)}
         return {name: value for name, value in vars(self).items() if name not in computed}
 
 
 class _WindowTask(_Task):
-    """What tasks over windows of L + 1 training interactions share.
+    """The base of tasks over windows of L + 1 training interactions.
 
-    As in the reference, the items of its window are not negatives of a row.
+    As in the reference, the items of a window are not negatives of its rows.
     """
 
     def __init__(self, split: Split, *, history_length: int):
-        """Args: `history_length` is L.
+        """Builds the task on the windows of a split; `history_length` is L.
 
         Raises:
           UserError: nothing can be learned from the dataset.
@@ -94,7 +94,7 @@ class _WindowTask(_Task):
 
     @property
     def most_excluded(self) -> int:
-        """L + 1, a window."""
+        """L + 1, the size of a window."""
         return self.size
 
     @cached_property
@@ -112,7 +112,7 @@ class _WindowTask(_Task):
 
 
 class NextItem(_WindowTask):
-    """Predicts at every position of a window the item that follows (SASRec section III)."""
+    """Predicts the next item at every position of a window (SASRec section III)."""
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = L targets."""
@@ -140,7 +140,7 @@ class Prefixes(_WindowTask):
         return int(self._first_example[-1])
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
-        """Returns rows with T = 1; the prefix is excluded, its target included."""
+        """Returns rows with T = 1; the exclusion set is the prefix and its target."""
         number, place = _locate(chosen, self._first_example)
         event = left_padded(self.windows.start[number], place + 2, self.size)
         prefix = read_items(self.split.interactions, event)
@@ -154,7 +154,7 @@ class Prefixes(_WindowTask):
 
 
 class RestOfWindow(_WindowTask):
-    """Predicts every item of a window from all others of it, later ones too (DSSM, FM).
+    """Predicts every item of a window from all its other items, earlier and later (DSSM, FM).
 
     An example is a window and makes L + 1 rows, so that its items are encoded once.
     """
@@ -167,7 +167,7 @@ class RestOfWindow(_WindowTask):
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
         """Returns rows with T = 1, in the order of the window's positions."""
         window, event = self._read(chosen)
-        # The other positions, oldest first: those before the target move one to the right.
+        # The other positions, oldest first: the ones before the target move one to the right.
         column = np.arange(1, self.size)
         others = column - (column <= np.arange(self.size)[:, None])
         return rows_of_one_target(
@@ -182,7 +182,8 @@ class RestOfWindow(_WindowTask):
 class Cloze(_WindowTask):
     """Predicts the masked items of a window from the others (BERT4Rec section 3.6).
 
-    As in the reference, items are masked independently, perhaps none of a window.
+    The mask item replaces masked items. As in the reference, items are masked independently, so
+    that a window may have none.
     """
 
     masks: ClassVar[bool] = True
@@ -191,12 +192,12 @@ class Cloze(_WindowTask):
     }
 
     def __init__(self, split: Split, *, history_length: int, mask_ratio: float):
-        """Args: `mask_ratio` is the probability that an item is masked."""
+        """Builds the task; `mask_ratio` is the probability that an item is masked."""
         super().__init__(split, history_length=history_length)
         self.mask_ratio = mask_ratio
 
     def rows(self, chosen: np.ndarray, rng: np.random.Generator) -> Rows:
-        """Returns rows with a history of L + 1 and as many targets."""
+        """Returns rows with L + 1 history positions and T = L + 1 targets."""
         window, event = self._read(chosen)
         masked = (rng.random(window.shape) < self.mask_ratio) & (window > 0)
         return Rows(
@@ -210,13 +211,17 @@ class Cloze(_WindowTask):
 
 
 class Pairs(_Task):
-    """Tells a user's items from others, without order (BPR, Rendle et al. 2009).
+    """Ranks a user's items above others, whatever their order (BPR, Rendle et al. 2009).
 
-    An example is a training interaction; all training items of the user are excluded.
+    An example is a training interaction; the exclusion set is all training items of its user.
     """
 
     def __init__(self, split: Split, *, history_length: int):
-        """Args: histories of `history_length` are empty, as these models have users only."""
+        """Builds the task; histories are `history_length` long and empty: users have tables.
+
+        Raises:
+          UserError: nothing can be learned from the dataset.
+        """
         self.split, self.history_length = split, history_length
         self.most_excluded = int(self._train_length.max(initial=0))
         if self.most_excluded == 0:
@@ -252,12 +257,12 @@ class Pairs(_Task):
 
 
 def _first_of_each(count: np.ndarray) -> np.ndarray:
-    """Returns int64[len + 1]: the first example of every group of `count` examples, and the end."""
+    """Returns int64[len + 1]: the first of each group of `count` examples, and their total."""
     return np.concatenate([[0], np.cumsum(count)])
 
 
 def _locate(chosen: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the group of each example and its place there, for the result of `_first_of_each`."""
+    """Returns the group of each example and its position there; `first` is of `_first_of_each`."""
     group = np.searchsorted(first, chosen, side="right") - 1
     return group, chosen - first[group]
 
@@ -285,7 +290,7 @@ def task_of(config: ConfigDict) -> type[Task]:
     """Returns the task that a config names.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: the name is unknown.
     """
     name = config.task.name
     if name not in TASKS:

@@ -1,6 +1,6 @@
 """Units of a dataset's timestamps; importing this costs nothing."""
 
-# Nanoseconds of each unit; of any two units one is a whole number of times the other.
+# Nanoseconds of each unit; every unit is a multiple of every smaller one.
 UNITS = {
     "nanoseconds": 1,
     "microseconds": 10**3,
@@ -10,5 +10,5 @@ UNITS = {
     "hours": 3_600 * 10**9,
     "days": 86_400 * 10**9,
 }
-# What a manifest may say of timestamps beside a unit: one that has no name here, or none at all.
+# Other values of a manifest's unit: a unit that is not listed here; no unit, only an order.
 OTHER, ORDER = "other", "order"

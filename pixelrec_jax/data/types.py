@@ -1,9 +1,9 @@
-"""What travels from the data pipeline to the model; every array has static shapes.
+"""The structs that the data pipeline gives to the model; every array has a static shape.
 
-Letters used in shapes everywhere: G data shards, U unique items per shard, B rows per shard,
-L history length, T targets per row, K negatives per target, D width, E entries of an item's vector
-(D unless its encoder says otherwise), N catalogue size with the padding item 0, Q users ranked at
-once, S longest list of seen items, M any flat batch of items.
+Letters in shapes, here and in all other modules: G data shards, U unique items per shard, B rows
+per shard, L history length, T targets per row, K negatives per target, D width, E entries of an
+item vector (D unless its encoder says otherwise), N catalogue size with the padding item 0,
+Q queries, S longest list of seen items, M any flat batch of items.
 """
 
 from typing import Any
@@ -28,19 +28,20 @@ _BATCH = {
 }
 _HISTORY = {"item_embeddings": "B L E", "item": "B L", "user": "B", "time": "B L"}
 
-PAD = 0  # the item index, the user index and the slot that stand for "nothing here"
+PAD = 0  # the item index, user index and slot of padding
 
 
 class Items(struct.PyTreeNode):
-    """The distinct items of each shard; a position in the second axis is a slot, slot 0 is PAD.
+    """The distinct items of each shard; an index into the axis U is a slot, and slot 0 is PAD.
 
     Attributes:
       id: int32[G, U], item indices; unused slots hold PAD.
-      image: uint8[G, U, H, W, 3], or None for encoders that do not look at pixels.
-      feature: float32[G, U, ...] or int32[G, U, ...], the items' rows of a frozen matrix, or None.
-      weight: float32[G, U], in how many rows of a training batch the item occurs, 0 for PAD: its
-        weight in batch statistics, which then do not depend on the number of shards. None without
-        images and in evaluation.
+      image: uint8[G, U, H, W, 3]; None for encoders that do not read pixels.
+      feature: float32[G, U, ...] or int32[G, U, ...], the items' rows of a frozen matrix; None for
+        encoders that do not read one.
+      weight: float32[G, U], the number of rows of the shard's batch that contain the item, 0 for
+        PAD. Batch norm weights items by it, so that its statistics do not depend on the number of
+        shards. None without images and in evaluation.
     """
 
     id: Array
@@ -58,7 +59,7 @@ class Batch(struct.PyTreeNode):
 
     Attributes:
       items: the distinct items of each shard.
-      user: int32[G, B], user indices; PAD marks a row that only fills up the last batch.
+      user: int32[G, B], user indices; PAD marks a padding row.
       history: int32[G, B, L], slots, left-padded with 0.
       positive: int32[G, B, T], the slot to predict at each of the last T positions.
       negative: int32[G, B, T, K], slots of sampled negatives.
@@ -85,14 +86,14 @@ class Batch(struct.PyTreeNode):
 
 
 class History(struct.PyTreeNode):
-    """What a user encoder reads.
+    """The input of a user encoder.
 
     Attributes:
       item_embeddings: float32[B, L, E], oldest first, left-padded.
-      item: int32[B, L], ids or slots: equal within a row where the items are, PAD at padding.
+      item: int32[B, L], ids or slots; two are equal within a row if the items are. PAD at padding.
       user: int32[B], user indices.
-      time: int32[B, L], how long before the history's last event each one was, 0 or more, at most
-        2^31 - 1, 0 at padding; None unless `UserEncoder.needs_time` names a unit.
+      time: int32[B, L], how long before the last event of the history each event was: 0 to
+        2^31 - 1, 0 at padding. None unless `UserEncoder.needs_time` names a unit.
     """
 
     item_embeddings: Array
@@ -138,10 +139,10 @@ def check_shapes(arrays: dict[str, tuple[Array, str]]) -> None:
 
 
 def gather_slots(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:
-    """Returns the vectors [G, ..., E] at slots int32[G, ...] of items [G, U, E].
+    """Returns, for each array of slots int32[G, ...], the vectors [G, ..., E] of `item` [G, U, E].
 
-    Slots index within a shard, so no shard reads another one's items. All are taken at once, since
-    the gradient then is one sum over the slots of all.
+    Slots index within a shard, so that no shard reads the items of another. One gather serves all
+    arrays: its gradient is then one scatter-add.
     """
     shards = len(item)
     flat = jnp.concatenate([x.reshape(shards, -1) for x in slots], axis=1)

@@ -1,4 +1,4 @@
-"""Training windows and ranking queries of a split, vectorised over users."""
+"""Training windows of a split, vectorised over users."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from pixelrec_jax.data.split import Split
 
 @dataclass(frozen=True)
 class Windows:
-    """Runs of consecutive training interactions.
+    """Windows: each one is consecutive training interactions of a user.
 
     Attributes:
-      user: int32[W], the user each window belongs to.
-      start: int64[W], its first row in the interaction columns.
-      length: int32[W], number of interactions in it, at most the window size.
+      user: int32[W], the user of each window.
+      start: int64[W], the index of its first interaction.
+      length: int32[W], the number of its interactions, at most the window size.
     """
 
     user: np.ndarray
@@ -29,8 +29,8 @@ class Windows:
 def training_windows(split: Split, *, size: int) -> Windows:
     """Cuts each user's training interactions into windows as the reference does.
 
-    At most `size` interactions make one window. A longer sequence loses its oldest
-    (length mod size) interactions; the rest is cut into consecutive windows of exactly `size`.
+    A sequence of at most `size` interactions is one window. A longer one loses its oldest
+    (length mod size) interactions and is cut into consecutive windows of exactly `size`.
     """
     offsets = np.asarray(split.interactions.offsets)
     train_length = split.train_length
@@ -47,17 +47,20 @@ def training_windows(split: Split, *, size: int) -> Windows:
 
 
 def window_events(windows: Windows, chosen: np.ndarray, *, size: int) -> np.ndarray:
-    """Returns int64[n, size]: the events of windows int[n], see `left_padded`."""
+    """Returns int64[n, size]: the events of the windows int[n], as `left_padded` does."""
     return left_padded(windows.start[chosen], windows.length[chosen], size)
 
 
 def left_padded(start: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:
-    """Returns int64[n, size]: `length` int[n] rows of columns from `start` int[n] on, after -1."""
+    """Returns int64[n, size]: start, start + 1, ... (`length` of them), with -1 before them.
+
+    `start` and `length` are int[n]; the indices are those of interactions.
+    """
     column = np.arange(size) - (size - length[:, None])
     return np.where(column >= 0, start[:, None] + column, -1)
 
 
 def read_items(interactions: Interactions, event: np.ndarray) -> np.ndarray:
-    """Returns int32, the shape of `event`: the items of these rows of the columns, 0 where -1."""
+    """Returns the items of these interactions as int32 of the same shape; 0 where `event` is -1."""
     is_event = event >= 0
     return np.where(is_event, interactions.items[np.where(is_event, event, 0)], 0).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Which URLs and addresses a program may connect to when strangers wrote them: public ones."""
+"""Protection against URLs of strangers: connections go only to addresses on the public internet."""
 
 import asyncio
 import ipaddress
@@ -9,25 +9,25 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 import httpcore2
 import httpx2
 
-# Beyond these a URL speaks to services that are no web servers, such as mail.
+# On other ports there are services that are not web servers, such as mail.
 PORTS = (80, 443, 8080, 8443)
 _UNICAST = ipaddress.ip_network("2000::/3")
-# "0x7f.1", "2130706433", "0177.0.0.1": resolvers read them as IPv4 addresses.
+# Resolvers read "0x7f.1", "2130706433" and "0177.0.0.1" as IPv4 addresses.
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 
 class RefusedError(Exception):
-    """What is not fetched, however often one tries; the message says why."""
+    """A file is not fetched, and another try would not help; the message says why."""
 
 
 def is_public(address: str) -> bool:
-    """Tells whether an IP address is that of a host on the public internet.
+    """Returns whether an IP address belongs to a host on the public internet.
 
-    False for private, shared, loopback, link-local, multicast and reserved ones. Of IPv6 only
-    global unicast is public, without 6to4 and Teredo, which carry an IPv4 address inside; IPv4
-    addresses that are mapped or translated to IPv6 (NAT64) lie outside of it.
+    Private, shared, loopback, link-local, multicast and reserved addresses do not. In IPv6 only
+    global unicast is public, except 6to4 and Teredo, which contain an IPv4 address. IPv4 addresses
+    that are mapped or translated to IPv6 (NAT64) are not global unicast.
     """
     ip = ipaddress.ip_address(address)
     if ip.version == 4:
@@ -36,10 +36,10 @@ def is_public(address: str) -> bool:
 
 
 def check_url(text: str, *, allowed: Collection[str] = ()) -> httpx2.URL:
-    """Returns a URL that may be asked for, unless its name leads to an address that may not.
+    """Returns a URL after a check of its text; its address is checked when it is connected.
 
-    Hosts in `allowed` may have any port. Raises `RefusedError` for other schemes than http and
-    https, credentials, odd ports, and addresses in unusual spelling.
+    Hosts in `allowed` may have any port. Raises `RefusedError` for schemes other than http and
+    https, credentials, unusual ports, and addresses in unusual spelling.
     """
     try:
         url = httpx2.URL(text.strip())
@@ -81,11 +81,11 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 class PublicNetwork(httpcore2.AsyncNetworkBackend):
-    """Opens connections to public addresses and to the hosts in `allowed`, and to nothing else.
+    """Opens connections only to public addresses and to the hosts in `allowed`.
 
-    A name is resolved here, all its addresses are checked, and the connection is made to one of
-    them by number: no second lookup could lead elsewhere (DNS rebinding). Redirects, literal
-    addresses and reused connections all pass here, since no socket is opened in another place.
+    It resolves a name, checks all its addresses and connects to one of them by number, so that no
+    second lookup can lead elsewhere (DNS rebinding). Every socket is opened here. So redirects,
+    literal addresses and reused connections are checked as well.
     """
 
     def __init__(self, *, allowed: Collection[str] = (), resolver: Resolver = resolve):

@@ -1,4 +1,4 @@
-"""Statistics of prepared datasets: a table side by side, JSON, and pictures."""
+"""Output of the statistics of prepared datasets: a text table, JSON and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ def write(
     """Writes analysis.json and pictures of prepared datasets.
 
     Args:
-      directories: of the datasets, or URLs.
-      out: folder to write, created if needed; by default `analysis` in the one local dataset.
+      directories: folders or URLs of the datasets.
+      out: folder to write, created if needed; by default `analysis` in the only, local dataset.
 
     Returns:
-      the statistics by name of the dataset, and the folder written.
+      The statistics by name of the dataset, and the folder that was written.
 
     Raises:
-      UserError: a folder is no prepared dataset or named twice, or `out` cannot be written.
+      UserError: a folder is not a prepared dataset or is named twice, or `out` cannot be written.
     """
     names = _names(directories)
     if out is None and (len(directories) > 1 or storage.is_remote(directories[0])):
@@ -51,7 +51,7 @@ def write(
 
 
 def table(datasets: Mapping[str, Statistics]) -> str:
-    """Returns the statistics as text, a column for each dataset."""
+    """Returns the statistics as a text table with a column for each dataset."""
     grid = Table(box=box.SIMPLE_HEAD)
     grid.add_column("")
     columns = []
@@ -65,7 +65,7 @@ def table(datasets: Mapping[str, Statistics]) -> str:
 
 
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what the table says of a dataset, by label."""
+    """Returns the cells of a dataset by label."""
     sessions, items, times = facts["session_length"], facts["popularity"], facts["timestamps"]
     most_popular = one_line(items["most_popular_item"], width=30)
     if times["dates"]:
@@ -106,7 +106,7 @@ def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _names(directories: Sequence[str | Path]) -> list[str]:
-    """Returns the folders' own names if these differ, else their paths."""
+    """Returns the names of the folders if they differ, otherwise their paths."""
     paths = [Path(directory).resolve() for directory in directories]
     for names in ([path.name for path in paths], [str(path) for path in paths]):
         if len(set(names)) == len(names):

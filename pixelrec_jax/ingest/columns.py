@@ -1,4 +1,4 @@
-"""Interactions on the way in: CSV -> integer columns, sorted by user and time."""
+"""Reads interactions from CSV and writes them as integer columns, sorted by user and time."""
 
 import dataclasses
 import os
@@ -17,10 +17,10 @@ from pixelrec_jax.ingest.csv_file import one_line_errors
 from pixelrec_jax.system.errors import UserError
 
 COLUMNS = ("item_id", "user_id", "timestamp")
-# Rows sorted at a time: bounds the memory of sorting, whatever the size of the dataset.
+# Interactions that are sorted at a time; bounds the memory of sorting for any dataset.
 _ROWS_PER_BLOCK = 8_000_000
 _BLOCKS_AT_ONCE = 4
-# 1990-01-01 and the last second of a signed int32, in 2038, in seconds since 1970.
+# Seconds from 1970 to 1990-01-01, and to the last second of a signed int32, in 2038.
 _EPOCH_SECONDS = (631_152_000, 2**31 - 1)
 
 T = TypeVar("T")
@@ -28,9 +28,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Interactions in file order; codes count from 0 in order of first appearance, without gaps.
+    """Interactions in file order, one in each row.
 
-    users, items: int32[rows], codes into `user_ids` and `item_ids`; timestamps: int64[rows].
+    Attributes:
+      users, items: int32[rows], indices into `user_ids` and `item_ids`, called codes: they count
+        from 0 in order of first appearance, without gaps.
+      timestamps: int64[rows].
+      user_ids, item_ids: the original ids.
     """
 
     users: np.ndarray
@@ -41,7 +45,7 @@ class Table:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of users, items and interactions."""
+        """The numbers of users, items and interactions."""
         return {
             "users": len(self.user_ids),
             "items": len(self.item_ids),
@@ -49,7 +53,7 @@ class Table:
         }
 
     def where(self, keep: np.ndarray) -> "Table":
-        """Returns the rows of the mask bool[rows]; users and items without rows are gone."""
+        """Returns the rows where `keep` bool[rows] is True, without unused users and items."""
         if keep.all():
             return self
         users, user_ids = _recode(self.users[keep], self.user_ids)
@@ -58,7 +62,7 @@ class Table:
 
 
 def _recode(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Renumbers codes by first appearance and returns the ids that belong to the new codes."""
+    """Returns codes renumbered by first appearance, and the ids of the new codes."""
     order = pl.Series(codes, dtype=pl.Int32).unique(maintain_order=True).to_numpy()
     renumbered = np.zeros(len(ids), np.int32)
     renumbered[order] = np.arange(len(order), dtype=np.int32)
@@ -66,11 +70,14 @@ def _recode(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
 
 
 def read_csv(path: Path) -> Table:
-    """Reads PixelRec's interactions (columns by name: item_id, user_id, timestamp; others ignored).
+    """Returns the interactions of a CSV with the columns item_id, user_id and timestamp.
 
-    The text is scanned three times (user ids, item ids, codes) instead of held: memory is 16 bytes
-    a row plus the distinct ids. Raises `UserError` naming the line for an empty id or a timestamp
-    that is not an integer, and for a file that is missing, empty or without the columns.
+    The text is scanned three times (user ids, item ids, codes) instead of held in memory, which
+    takes 16 bytes a row plus the distinct ids.
+
+    Raises:
+      UserError: the file is missing, empty or without the columns; or an id is empty or a timestamp
+        is not an integer, with the number of the line.
     """
     with one_line_errors(path, "interactions file"):
         try:
@@ -82,8 +89,10 @@ def read_csv(path: Path) -> Table:
         _raise_bad_line(path, has_timestamps=True)
         frame = frame.drop_nulls()  # Blank lines only, as at the end of many files.
     if not frame.height:
-        raise UserError(f"interactions file {str(path)!r} has a header but no interactions")
-    # One column at a time leaves the frame, so that each is held twice only while it is copied.
+        raise UserError(
+            f"interactions file {str(path)!r} has a header but no interactions; add some"
+        )
+    # The frame drops one column at a time, so that only the column being copied is held twice.
     arrays = {name: frame.drop_in_place(name).to_numpy() for name in COLUMNS}
     return Table(
         arrays["user_id"], arrays["item_id"], arrays["timestamp"], ids["user_id"], ids["item_id"]
@@ -113,7 +122,7 @@ def _read_codes(path: Path) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
 def _raise_bad_line(path: Path, *, has_timestamps: bool) -> None:
     """Raises `UserError` for the first line with an empty id or a bad timestamp, if there is one.
 
-    Lines are counted as records plus the header; a blank line has no value at all and is skipped.
+    The number of a line counts records and the header. Blank lines are skipped.
     """
     rows = csv_file.scan(path).select(COLUMNS).with_row_index("row", offset=2)
     rows = rows.filter(~pl.all_horizontal(pl.col(COLUMNS).is_null()))
@@ -123,20 +132,24 @@ def _raise_bad_line(path: Path, *, has_timestamps: bool) -> None:
     try:
         first = rows.filter(pl.any_horizontal(bad)).head(1).collect(engine="streaming").to_dicts()
     except pl.exceptions.PolarsError:
-        return  # Not readable as text either: the caller reports what polars said first.
+        return  # not readable as text either: the caller reports the first error of polars
     for row in first:
         where = f"{str(path)!r} line {row['row']}"
         for name in ("item_id", "user_id"):
             if not row[name]:
                 raise UserError(f"{where}: {name} is empty; every interaction needs one")
         value = row["timestamp"]
-        raise UserError(f"{where}: timestamp {value or ''!r} is not an integer (64 bit)")
+        raise UserError(
+            f"{where}: timestamp {value or ''!r} is not an integer (64 bit); every interaction "
+            "needs one"
+        )
 
 
 def _by_block(table: Table, offsets: np.ndarray, work: Callable[[np.ndarray], T]) -> Iterator[T]:
-    """Yields work(row numbers in file order) of whole users at a time, in order of user.
+    """Yields the results of `work` for blocks of whole users, in order of user.
 
-    A few blocks are worked on at once; NumPy's sorting releases Python's lock.
+    `work` is given the indices of the block's rows in file order. A few blocks are processed at the
+    same time, because NumPy's sorting releases Python's lock.
     """
     users, first, bounds = len(offsets) - 1, 0, []
     while first < users:
@@ -149,7 +162,7 @@ def _by_block(table: Table, offsets: np.ndarray, work: Callable[[np.ndarray], T]
         first, last = bound
         return work(np.flatnonzero((table.users >= first) & (table.users < last)))
 
-    pending: deque[Future[T]] = deque()  # as many as there are threads: results take memory
+    pending: deque[Future[T]] = deque()  # at most one for each thread, as results take memory
     workers = min(os.cpu_count() or 1, _BLOCKS_AT_ONCE)
     with ThreadPoolExecutor(workers) as pool:
         for bound in bounds:
@@ -166,9 +179,10 @@ def _offsets(table: Table) -> np.ndarray:
 
 
 def recognise_unit(timestamps: np.ndarray) -> str:
-    """Returns the unit in which timestamps int64[rows] count from 1970, "other" if they do not.
+    """Returns the unit in which timestamps int64[rows] count from 1970, or "other".
 
-    They do if all are dates from 1990 to 2038 in seconds, milli-, micro- or nanoseconds.
+    A unit (seconds, milli-, micro- or nanoseconds) is recognised if all timestamps are then dates
+    from 1990 to 2038.
     """
     first, last = int(timestamps.min()), int(timestamps.max())
     for unit in ("seconds", "milliseconds", "microseconds", "nanoseconds"):
@@ -191,7 +205,7 @@ def count_repeats(table: Table) -> int:
 
 
 def first_of_repeats(table: Table) -> np.ndarray:
-    """Returns the mask bool[rows] of each pair's earliest interaction; ties keep file order."""
+    """Returns bool[rows]: the earliest interaction of each user and item; ties keep file order."""
 
     def later(rows: np.ndarray) -> np.ndarray:
         users, items = table.users[rows], table.items[rows]
@@ -207,14 +221,14 @@ def first_of_repeats(table: Table) -> np.ndarray:
 
 
 def of_frequent_users(table: Table, minimum: int) -> np.ndarray:
-    """Returns the mask bool[rows] of users with at least `minimum` interactions."""
+    """Returns bool[rows]: the interactions of users with at least `minimum` of them."""
     return (np.bincount(table.users) >= minimum)[table.users]
 
 
 def write_columns(table: Table, directory: Path) -> None:
-    """Writes the rows sorted by user, then time, then file order, and the original ids."""
+    """Writes the columns, sorted by user, then time, then file order, and the original ids."""
     offsets = _offsets(table)
-    # User 0 is padding and owns nothing: offsets[0] = offsets[1] = 0.
+    # User 0 is padding and has no interactions: offsets[0] = offsets[1] = 0.
     np.save(directory / "offsets.npy", np.concatenate([np.zeros(1, np.int64), offsets]))
     with (
         (directory / "items.npy").open("wb") as items,
@@ -234,6 +248,6 @@ def write_columns(table: Table, directory: Path) -> None:
 
 
 def _write_header(file: BinaryIO, dtype: type, rows: int) -> None:
-    # Written in pieces and not through a memory map: on a full disk a map dies of SIGBUS.
+    # Columns are written block by block, since a full disk kills a memory map with SIGBUS.
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows,)}
     np.lib.format.write_array_header_1_0(file, header)

@@ -1,6 +1,6 @@
-"""The official files of PixelRec, which are on Google Drive only.
+"""Downloads the official files of PixelRec, which are only on Google Drive.
 
-A download that is started again goes on where it ended. DIR/download.json holds the SHA-256 of
+An interrupted download continues when it is started again. DIR/download.json holds the SHA-256 of
 every file.
 """
 
@@ -19,7 +19,7 @@ from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.errors import UserError
 
 MANIFEST = "download.json"
-# Of the README of github.com/westlake-repl/PixelRec.
+# Ids of Google Drive, from the README of github.com/westlake-repl/PixelRec.
 _INTERACTIONS = "1vR1lgQUZCy1cuhzPkM2q7AsdYRP43feQ"
 _ITEMS = "1rXBM-zi5sSdLHNshXWtGgVReWLuYNgDB"
 _COVERS = "17V70KN6UOAdphNEc0wXlocFwgmI7hVOo"
@@ -32,12 +32,12 @@ class Source:
 
     drive_id: str
     is_folder: bool = True
-    word: str = ""  # take those files of the folder that have it in their names
-    sha256: str | None = None  # known hash of that file
+    word: str = ""  # the files of a folder with this word in their names are taken
+    sha256: str | None = None  # the known hash of the file
 
     @property
     def url(self) -> str:
-        """Its page, for a browser."""
+        """The address of its page, for a browser."""
         kind = "drive/folders" if self.is_folder else "file/d"
         return f"https://drive.google.com/{kind}/{self.drive_id}"
 
@@ -60,7 +60,7 @@ DATASETS = {
 
 
 class GoogleDrive:
-    """Google Drive through gdown, without an account; a partial file is continued.
+    """Downloads from Google Drive with gdown, without an account, and continues partial files.
 
     Raises `UserError` if gdown is missing.
     """
@@ -78,7 +78,7 @@ class GoogleDrive:
         self._retries = retries
 
     def list_folder(self, source: Source) -> list[tuple[str, str]]:
-        """Returns (id, path) of all files of a folder; `UserError` if it cannot be read."""
+        """Returns (id, path) of all files of a folder; raises `UserError` if it cannot be read."""
         with self._one_line("the list of files", source.url):
             found = self._gdown.download_folder(
                 id=source.drive_id, skip_download=True, quiet=True, use_cookies=False, timeout=60
@@ -90,10 +90,13 @@ class GoogleDrive:
         return files
 
     def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
-        """Downloads a file, or the rest of it, to folder/path and returns its place.
+        """Downloads a file, or the rest of it, to folder/path and returns the path written.
 
-        Without `path` it keeps its own name. Raises `UserError`, which shows `url` for a browser,
-        for used-up quotas, a failing network and a disk that is or would be full.
+        With an empty `path` the file keeps its own name.
+
+        Raises:
+          UserError: the quota is used up, the network fails, or the disk is or would be full; the
+            message shows `url` for a browser.
         """
         what = path or folder.name
 
@@ -101,7 +104,7 @@ class GoogleDrive:
             if total is not None and total - done > (free := shutil.disk_usage(folder).free):
                 raise UserError(
                     f"{what} needs {(total - done) / 1e6:,.0f} MB more, {folder} has "
-                    f"{free / 1e6:,.0f} MB; free space and start again to go on"
+                    f"{free / 1e6:,.0f} MB; free disk space and start again to continue"
                 )
 
         target = folder / path
@@ -131,24 +134,32 @@ class GoogleDrive:
             ) from None
         except OSError as error:
             raise UserError(
-                f"cannot write {what}: {error.strerror}; start again to go on"
+                f"cannot write {what}: {error.strerror}; mend this and start again to continue"
             ) from None
 
 
 def download(
     dataset: str, out: str | Path, *, parts: Sequence[str] = (), drive: GoogleDrive
 ) -> dict[str, dict[str, Any]]:
-    """Downloads what is not there yet and returns path -> drive_id, bytes, sha256.
+    """Downloads the missing files of a dataset and returns path -> drive_id, bytes, sha256.
+
+    Args:
+      dataset: a key of `DATASETS`.
+      out: the folder to download to.
+      parts: parts of the dataset (interactions, items, covers); by default all.
+      drive: Google Drive.
 
     Raises:
-      UserError: wrong input, a failed download, or a file with another hash than when it was
-        downloaded or than the one known.
+      UserError: wrong input, a failed download, or a file whose hash is not the known one or has
+        changed since the download.
     """
     out, chosen = Path(out), _choose(dataset, parts)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create --out={out}: {error.strerror}") from None
+        raise UserError(
+            f"cannot create --out={out}: {error.strerror}; give another folder"
+        ) from None
     manifest = _read_manifest(out / MANIFEST)
     wanted, wrong = {}, []
     for part, source in chosen.items():
@@ -157,7 +168,7 @@ def download(
             if name is None:
                 written = drive.fetch(drive_id, out / part, path, url=source.url)
                 name = written.relative_to(out).as_posix()
-                manifest.pop(name, None)  # told of the file that was removed
+                manifest.pop(name, None)  # an entry of a file that was removed
             sha256 = files.digest(out / name)
             if name not in manifest:
                 size = (out / name).stat().st_size
@@ -166,10 +177,10 @@ def download(
             elif sha256 != manifest[name]["sha256"]:
                 wrong.append(f"{out / name} is not what was downloaded, by its SHA-256")
             if source.sha256 not in (None, sha256):
-                wrong.append(f"{out / name} has SHA-256 {sha256}, known is {source.sha256}")
+                wrong.append(f"{out / name} has SHA-256 {sha256}, expected {source.sha256}")
             wanted[name] = manifest[name]
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}; remove what is damaged and start again")
+        raise UserError(f"{'; '.join(wrong)}; remove these files and start again")
     return wanted
 
 
@@ -177,12 +188,14 @@ def _choose(dataset: str, parts: Sequence[str]) -> dict[str, Source]:
     known = DATASETS[dataset]
     for part in parts:
         if part not in known:
-            raise UserError(f"--parts={part} is no part of {dataset}{errors.nearest(part, known)}")
+            raise UserError(
+                f"--parts={part} is not a part of {dataset}{errors.nearest(part, known)}"
+            )
     return {part: source for part, source in known.items() if part in parts or not parts}
 
 
 def _files(drive: GoogleDrive, source: Source) -> list[tuple[str, str]]:
-    """Returns (id, path) of the files that a source stands for."""
+    """Returns (id, path) of the files of a source."""
     if not source.is_folder:
         return [(source.drive_id, "")]
     found = drive.list_folder(source)
@@ -190,12 +203,15 @@ def _files(drive: GoogleDrive, source: Source) -> list[tuple[str, str]]:
     named = [(drive_id, path) for drive_id, path in found if word.search(path) or not source.word]
     if not named:
         names = ", ".join(path for _, path in found) or "nothing"
-        raise UserError(f"{source.url} has no file named {source.word}; it holds {names}")
+        raise UserError(
+            f"{source.url} has no file named {source.word}; it holds {names}; look for the file "
+            "in a browser and put it into --out"
+        )
     return named
 
 
 def _there(manifest: dict[str, dict[str, Any]], out: Path, drive_id: str, place: str) -> str | None:
-    """Returns the name of a file that need not be fetched: downloaded before, or put there."""
+    """Returns the name of a file that is there already: downloaded before, or put there."""
     names = [name for name, facts in manifest.items() if facts["drive_id"] == drive_id]
     return next((name for name in (*names, place) if (out / name).is_file()), None)
 
@@ -209,7 +225,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no list of downloads ({errors.reason(error)}); remove it and start again: "
-            "files that are there stay"
+            f"{path} is not a list of downloads ({errors.reason(error)}); remove it and start "
+            "again: downloaded files stay"
         ) from None
     return manifest

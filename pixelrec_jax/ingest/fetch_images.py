@@ -1,7 +1,7 @@
-"""The images that a list of URLs names, fetched as <item_id>.jpg, .png or .webp.
+"""Fetches the images of a list of URLs, as <item_id>.jpg, .png or .webp.
 
-The paper's "special tool to permanently access and download related image data" (section 2.4). The
-URLs are taken for those of strangers: see `addresses`, which says what is connected to at all.
+This is the paper's "special tool to permanently access and download related image data" (section
+2.4). The URLs may come from strangers: `addresses` decides which connections are allowed.
 """
 
 import asyncio
@@ -23,35 +23,36 @@ from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 
 COLUMNS = ("item_id", "url")
-# A file name on every system, and never one of another folder.
+# A valid file name on every system, and never a path to another folder.
 ITEM_ID = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 
 def read_urls(path: Path) -> pl.DataFrame:
-    """Reads the columns item_id and url of a CSV, as text; empty URLs stay.
+    """Returns the columns item_id and url of a CSV, as text; empty URLs stay.
 
     Raises:
-      UserError: the file cannot be read, or an id is no file name or there twice.
+      UserError: the file cannot be read, an id is not a file name, or an id occurs twice.
     """
     try:
         if not path.stat().st_size:
-            raise UserError(f"{path} is empty; it should have the columns {','.join(COLUMNS)}")
+            raise UserError(f"{path} is empty; give a CSV with the columns {','.join(COLUMNS)}")
         frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False, glob=False)
         frame = frame.select(COLUMNS).fill_null("")
     except OSError as error:
-        raise UserError(f"cannot read --urls={path}: {error.strerror}") from None
+        raise UserError(f"cannot read --urls={path}: {error.strerror}; give a CSV file") from None
     except pl.exceptions.PolarsError as error:
         reason = errors.reason(error).partition(" Resolved plan")[0]
         raise UserError(
-            f"{path} is not a CSV with the columns {','.join(COLUMNS)} ({reason})"
+            f"{path} is not a CSV with the columns {','.join(COLUMNS)} ({reason}); mend it, or "
+            "give another file"
         ) from None
     ids = frame["item_id"]
     bad = ids.filter(~ids.str.contains(f"^(?:{ITEM_ID})$") | ids.str.contains("..", literal=True))
     if len(bad):
         raise UserError(
-            f"{path} has {len(bad):,} item ids that are no file names, such as {bad[0]!r}; ids are "
-            "letters, digits, '_', '-' and '.', without '..' and not beginning with '.'"
+            f"{path} has {len(bad):,} item ids that cannot be file names, such as {bad[0]!r}; use "
+            "letters, digits, '_', '-' and '.', without '..' and without '.' at the beginning"
         )
     if len(twice := ids.filter(ids.is_duplicated())):
         raise UserError(f"{path} has item {twice[0]!r} more than once; keep one URL of an item")
@@ -59,9 +60,9 @@ def read_urls(path: Path) -> pl.DataFrame:
 
 
 def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]:
-    """Fetches what is not in the folder `out` yet and returns how many were fetched and there.
+    """Fetches the images that are not in the folder `out`; returns how many it fetched and found.
 
-    Every file is checked by decoding it and appears whole or not at all. What fails is listed in
+    Every file is checked by decoding it and appears complete or not at all. Failures are listed in
     `<out>.failures.csv` (item_id, url, reason), which the next run replaces.
 
     Raises:
@@ -73,19 +74,21 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
         out.mkdir(parents=True, exist_ok=True)
         names = [os.path.splitext(name) for name in os.listdir(out)]
     except OSError as error:
-        raise UserError(f"cannot write to --out={out}: {error.strerror}") from None
+        raise UserError(
+            f"cannot write to --out={out}: {error.strerror}; give another folder"
+        ) from None
     there = {stem for stem, suffix in names if suffix.lower() in SUFFIXES}
     todo = frame.filter(~frame["item_id"].is_in(list(there)))
-    failures: dict[int, str] = {}  # row of `todo` -> reason
+    failures: dict[int, str] = {}  # reason by row of `todo`
     report = out.with_name(f"{out.name}.failures.csv")
     try:
         try:
             asyncio.run(_fetch_all(todo, out, fetcher, failures))
-        finally:  # Ctrl-C, too, leaves a report of what failed so far.
+        finally:  # also after Ctrl-C, with the failures so far
             _write_report(report, todo, failures)
     except OSError as error:
         raise UserError(
-            f"cannot write to {error.filename or out}: {error.strerror}; start again to go on"
+            f"cannot write to {error.filename or out}: {error.strerror}; start again to continue"
         ) from None
     if failures:
         first = min(failures)
@@ -93,7 +96,7 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
         raise UserError(
             f"{len(failures):,} of {len(frame):,} images could not be fetched, such as that of "
             f"{item_id!r} from {url[:200]!r}: {failures[first]}; all are listed in {report}; start "
-            "again to try those once more"
+            "again to try them once more"
         )
     return {"fetched": len(todo), "there": len(frame) - len(todo)}
 
@@ -101,7 +104,7 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
 async def _fetch_all(
     todo: pl.DataFrame, out: Path, fetcher: Fetcher, failures: dict[int, str]
 ) -> None:
-    rows = enumerate(todo.iter_rows())  # shared by the workers, each takes the next
+    rows = enumerate(todo.iter_rows())  # shared: each worker takes the next row
 
     async def work(threads: Executor, advance: Callable[[int], None]) -> None:
         for row, (item_id, url) in rows:
@@ -113,7 +116,7 @@ async def _fetch_all(
                 failures[row] = str(error)
             advance(1)
 
-    # As many threads as cores bound the memory that decoded images take.
+    # One thread for each core bounds the memory of decoded images.
     with (
         ThreadPoolExecutor(os.cpu_count()) as threads,
         progress_bar("images", len(todo)) as advance,
@@ -132,8 +135,8 @@ async def _fetch_all(
 
 
 def _save(body: bytes, out: Path, item_id: str) -> None:
-    """Writes an image under the suffix of its real format; `ValueError` if it is none."""
-    images.decode(body, None)  # all of it: headers and types are what a server claims
+    """Writes an image with the suffix of its real format; raises `ValueError` if it is not one."""
+    images.decode(body, None)  # the whole image: a server's headers may be wrong
     with Image.open(io.BytesIO(body), formats=images.FORMATS) as opened:
         assert opened.format is not None, "an opened file has a format"
         suffix = _SUFFIXES[opened.format]

@@ -8,7 +8,7 @@ from pixelrec_jax.data.item_info import FILE
 from pixelrec_jax.ingest import csv_file
 from pixelrec_jax.system.errors import UserError
 
-# PixelRec's columns (section 2.1) beside item_id.
+# PixelRec's columns (section 2.1) except item_id.
 COUNTS = (
     "view_number",
     "comment_number",
@@ -23,18 +23,20 @@ COUNTS = (
 TEXTS = ("title", "tag", "description")
 
 
-# Also as 12.0, which is how pandas writes whole numbers beside gaps; no leading zeros, since those
-# belong to codes; 18 digits always fit into 64 bits.
+# Also matches 12.0: pandas writes whole numbers so if a column has gaps. Leading zeros do not
+# match, as they belong to codes. 18 digits always fit into 64 bits.
 _INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})(?:\.0)?$"
 
 
 def read_csv(path: Path) -> pl.LazyFrame:
-    """Checks an item information file and returns its rows, unread.
+    """Returns the rows of an item information file as a lazy frame, after checks.
 
-    Columns go by name: item_id is needed, all others are kept; an empty field is null. Columns of
-    whole numbers are Int64; all others, and `TEXTS` whatever they hold, are String. Raises
-    `UserError` for a file that is missing, empty, malformed or without the column item_id, and for
-    an item_id that is empty or occurs twice.
+    The column item_id is needed and all others are kept; an empty field is null. Columns of whole
+    numbers are Int64, except `TEXTS`; all others are String.
+
+    Raises:
+      UserError: the file is missing, empty, malformed or without the column item_id, or an item_id
+        is empty or occurs twice.
     """
     with csv_file.one_line_errors(path, "item information"):
         return _checked(path)
@@ -45,8 +47,8 @@ def _checked(path: Path) -> pl.LazyFrame:
     header = scan.collect_schema().names()
     if "item_id" not in header:
         raise UserError(
-            f"{str(path)!r} has no column item_id; it has {', '.join(header)} (comma separated, "
-            "with a header line)"
+            f"{str(path)!r} has no column item_id; it has {', '.join(header)}; give a "
+            "comma-separated file with a header line"
         )
     scan = scan.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     scan = scan.with_columns(pl.all().replace("", None))
@@ -70,9 +72,9 @@ def write(rows: pl.LazyFrame, item_ids: pl.Series, directory: Path) -> int:
     """Writes `FILE` into a prepared dataset and returns how many of its items have a row.
 
     Args:
-      rows: of `read_csv`; those of other items are left out.
-      item_ids: of the dataset; position i is item i + 1. Items without a row get nulls.
-      directory: of the dataset.
+      rows: the result of `read_csv`; rows of other items are left out.
+      item_ids: the item ids of the dataset; entry i is item i + 1. Items without a row get nulls.
+      directory: the folder of the dataset.
 
     Raises:
       UserError: no item has a row.
@@ -82,7 +84,8 @@ def write(rows: pl.LazyFrame, item_ids: pl.Series, directory: Path) -> int:
     if not found:
         raise UserError(
             f"none of the {len(item_ids):,} items has item information: interactions name items "
-            f"like {item_ids[0]!r}, --item_info like {next(iter(known), '')!r}"
+            f"like {item_ids[0]!r}, --item_info like {next(iter(known), '')!r}; give a file with "
+            "the same ids"
         )
     items = pl.LazyFrame({"item_id": item_ids})
     aligned = items.join(rows, on="item_id", how="left", maintain_order="left")

@@ -1,4 +1,4 @@
-"""Items without a usable image: the list of them, and one line about them."""
+"""Items without a usable image: a CSV file and one line about them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,18 @@ from pixelrec_jax.system.files import write_csv
 
 
 def of_failure(out: Path) -> Path:
-    """Returns where the list of a preparation lies that they have stopped."""
+    """Returns the path of the list for a preparation that missing images have stopped."""
     return out.with_name(f"{out.name}.missing_images.csv")
 
 
 def write(path: Path, ids: Sequence[str], reasons: dict[int, str]) -> None:
-    """Writes a CSV of item_id, reason for {place in ids: reason}."""
+    """Writes a CSV of item_id and reason; `reasons` are by index in `ids`."""
     rows = ((ids[index], reasons[index]) for index in sorted(reasons))
     write_csv(path, ("item_id", "reason"), rows)
 
 
 def describe(ids: Sequence[str], reasons: dict[int, str]) -> str:
-    """Returns the counts and the first examples."""
+    """Returns one line with the counts and the first examples."""
     absent = sum(reason == "missing" for reason in reasons.values())
     examples = [
         f"{one_line(ids[index], width=60)}: {one_line(reasons[index], width=120)}"

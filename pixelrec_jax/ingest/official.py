@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Official:
-    """Counts of an official interactions file and, where it is known, its SHA-256."""
+    """The counts of an official interactions file, and its SHA-256 if known."""
 
     counts: Mapping[str, int]
     sha256: str | None = None
@@ -18,8 +18,8 @@ def _counts(users: int, items: int, interactions: int) -> Mapping[str, int]:
     return MappingProxyType({"users": users, "items": items, "interactions": interactions})
 
 
-# Counts: PixelRec section 2.3, Tables 2 and 3; PixelRec50K is on the authors' page only. There are
-# no hashes of the authors; the one of Pixel200K was reported by others who used the file.
+# Counts: PixelRec section 2.3, Tables 2 and 3; PixelRec50K is only on the authors' page. They
+# publish no hashes; that of Pixel200K was reported by others who used the file.
 OFFICIAL = MappingProxyType(
     {
         "PixelRec50K": Official(_counts(50_000, 82_865, 989_494)),
@@ -32,17 +32,17 @@ OFFICIAL = MappingProxyType(
         "PixelRec": Official(_counts(29_845_039, 408_374, 195_755_320)),
     }
 )
-# pixel200k.csv, Pixel200K_interaction.csv, and "Pixel200K (1).csv" of a second download.
+# Matches pixel200k.csv, Pixel200K_interaction.csv, and "Pixel200K (1).csv" of a second download.
 _NAMED = re.compile(r"(\w+?)([_-]interactions?)?( ?\(\d+\))?(\.\w+)*", re.IGNORECASE)
 
 
 def recognise(file_name: str, counts: Mapping[str, int], sha256: str) -> str | None:
-    """Says in one line whether an interactions file is an official one; None for any other file.
+    """Returns one line on whether an interactions file is an official one; None for other files.
 
     Args:
-      file_name: without folders; it tells which file is meant if the counts do not.
-      counts: users, items and interactions of the file as it is, before any filter.
-      sha256: of the file, in hexadecimal.
+      file_name: the name without folders; it says which file is meant if the counts do not.
+      counts: users, items and interactions of the file, before any filter.
+      sha256: the hash of the file, in hexadecimal.
     """
     for name, official in OFFICIAL.items():
         if dict(counts) != dict(official.counts):

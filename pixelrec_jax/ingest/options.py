@@ -1,8 +1,8 @@
-"""What the options of `prepare` may be; importing this costs nothing."""
+"""The choices for the options of `prepare`; this module is quick to import."""
 
 from pixelrec_jax.data.time_units import ORDER, OTHER, UNITS
 
-IMAGE_SIZE = 224  # of resized images, by default; of the reference
+IMAGE_SIZE = 224  # default size of resized images in pixels, as in the reference
 CHOICES = {
     "missing": ("error", "drop", "placeholder"),
     "store": ("original", "resized"),

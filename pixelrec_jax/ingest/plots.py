@@ -13,16 +13,16 @@ from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.ingest.statistics import Statistics
 from pixelrec_jax.system.files import replaced_file
 
-_SHOWN = 0.99  # share of sessions that the histogram shows; the rest would flatten it
+_SHOWN = 0.99  # share of sessions in the histogram; the longest ones would flatten it
 _AREA = 40  # of a circle, in square points for each factor of ten of interactions
 
 
 def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
-    """Writes sizes.png, popularity.png and session_length.png of some datasets by name."""
+    """Writes sizes.png, popularity.png and session_length.png of datasets, given by name."""
     datasets = {_literal(name): dataset for name, dataset in datasets.items()}
     plots = {"sizes": _sizes, "popularity": _popularity, "session_length": _session_length}
     for name, plot in plots.items():
-        # Without pyplot there is no global state and no need of a screen.
+        # Without pyplot there is no global state, and no screen is needed.
         figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
@@ -34,13 +34,13 @@ def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
 
 
 def _literal(name: str) -> str:
-    # To Matplotlib, text between two $ is a formula, and a label with a leading _ is hidden.
+    # In Matplotlib, text between two $ is a formula, and a label with a leading _ is hidden.
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
 def _sizes(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
-    """Figure 4, beside the official versions of PixelRec, whose counts are known."""
+    """Draws Figure 4, together with the official versions of PixelRec."""
     paper = ("Pixel200K", "Pixel1M", "Pixel8M", "PixelRec")
     official = {name: OFFICIAL[name].counts for name in paper}
     given = {name: dataset.facts for name, dataset in datasets.items()}
@@ -54,7 +54,7 @@ def _sizes(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
     axes.set(
         xlabel="users",
         ylabel="items",
-        ylim=(min(low, 1e4), max(high, 1e6)),  # else there may be a single labelled tick
+        ylim=(min(low, 1e4), max(high, 1e6)),  # otherwise there may be only one labelled tick
         title="Dataset size: a circle's area grows with the logarithm of its interactions",
     )
 
@@ -63,7 +63,7 @@ def _circle(axes: Axes, name: str, counts: Mapping[str, int], *, above: bool, **
     area = _AREA * np.log10(counts["interactions"] + 1)
     place = counts["users"], counts["items"]
     axes.scatter(*place, s=area, **style)
-    distance = np.sqrt(area) / 2 + 2  # points from the middle
+    distance = np.sqrt(area) / 2 + 2  # in points from the centre
     axes.annotate(
         f"{name}\n{_short(counts['interactions'])}",
         place,
@@ -77,10 +77,10 @@ def _circle(axes: Axes, name: str, counts: Mapping[str, int], *, above: bool, **
 
 
 def _popularity(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
-    """Figures 5 and 6 (a); items of equal popularity are one step of the line."""
+    """Draws Figures 5 and 6 (a); items of equal popularity are one step of the line."""
     for name, dataset in datasets.items():
         popularity = dataset.popularity
-        last = np.cumsum(popularity.counts[::-1])  # item of each popularity, most popular first
+        last = np.cumsum(popularity.counts[::-1])  # the last item of each popularity
         edges = np.concatenate([[0], last]) + 0.5
         axes.stairs(popularity.values[::-1], edges, label=name, baseline=None, linewidth=1.6)
     _log(axes)
@@ -93,7 +93,7 @@ def _popularity(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
 
 
 def _session_length(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
-    """Figure 6 (b), as shares of the users so that datasets of any size can be compared."""
+    """Draws Figure 6 (b), as shares of users so that datasets of any size can be compared."""
     last = max(dataset.session_length.quantile(_SHOWN) for dataset in datasets.values())
     width = max(1, round(last / 100))
     edges = np.arange(0.5, last + width + 0.5, width)
@@ -102,7 +102,7 @@ def _session_length(axes: Axes, datasets: Mapping[str, Statistics]) -> None:
         share = lengths.counts / lengths.counts.sum()
         label = f"{name} (longest {lengths.values[-1]:,})"
         bins = edges.tolist()
-        if len(datasets) > 1:  # colours that lie on each other would mix
+        if len(datasets) > 1:  # overlapping filled colours would mix
             axes.hist(
                 lengths.values, bins, weights=share, label=label, histtype="step", linewidth=1.4
             )

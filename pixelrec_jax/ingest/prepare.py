@@ -1,9 +1,4 @@
-"""Makes a prepared dataset: interactions CSV + images -> one directory.
-
-Order of work: repeats, then users below `min_interactions`, then `sample`, which tells the items
-whose images are needed; those images are checked; if missing="drop" removes items,
-`min_interactions` is applied once more.
-"""
+"""Makes a prepared dataset: interactions CSV + images -> one directory (programs/prepare.py)."""
 
 import errno
 import json
@@ -20,7 +15,7 @@ import polars as pl
 from pixelrec_jax.data.images import FOLDER, ROWS
 from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
 from pixelrec_jax.data.time_units import OTHER
-from pixelrec_jax.ingest import columns, missing_images, official, selection, shards
+from pixelrec_jax.ingest import columns, image_shards, missing_images, official, selection
 from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest import options as choices
 from pixelrec_jax.ingest.columns import Table
@@ -47,14 +42,19 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the prepared dataset `out` and returns its manifest.
 
-    Everything is built in `<out>.partial` and renamed at the end, so `out` appears complete or not
-    at all. An interrupted run leaves there the images that it has finished, which the next run
-    takes up. Without `images` the dataset is for ids only. `item_info` is a CSV of what is known of
-    items. `image_size` is of resized images, by default 224. `timestamp_unit` says what timestamps
-    count, "order" that they only order interactions; "auto" recognises those that count from 1970.
+    Everything is built in `<out>.partial` and renamed at the end, so that `out` appears complete or
+    not at all. An interrupted run leaves its finished images there for the next run.
 
-    Raises `UserError` for wrong input, an `out` that is not empty, and a full disk; images that
-    stop the run are listed in `<out>.missing_images.csv`.
+    Args:
+      interactions: CSV of item_id, user_id and timestamp.
+      images: folder, tar, zip, LMDB or TFDS dataset; None makes a dataset without images.
+      out: folder to create.
+      item_info: CSV of item_id and any attributes of items.
+      min_interactions ... timestamp_unit: as the flags of `pixelrec prepare`.
+
+    Raises:
+      UserError: wrong input, an `out` that is not empty, or a full disk. Images that stop the run
+        are listed in `<out>.missing_images.csv`.
     """
     if image_size is None and store == "resized":
         image_size = choices.IMAGE_SIZE
@@ -115,14 +115,16 @@ def prepare(
 
 @contextmanager
 def _partial(out: Path) -> Generator[Path]:
-    """Yields the folder that becomes `out`; afterwards it stays only if it has images."""
+    """Yields the folder that becomes `out`; after an error it stays only if it has images."""
     work = out.with_name(f"{out.name}.partial")
     if work.exists() and not (work / LOCK).exists():
-        raise UserError(f"{work} is needed for what is not finished yet, but holds something else")
+        raise UserError(
+            f"{work} is needed for unfinished work, but holds something else; rename it"
+        )
     busy = f"another process is preparing --out={out}; wait for it or choose another folder"
     with locked(work, option="out", busy=busy):
         try:
-            for path in work.iterdir():  # what an interrupted run has left
+            for path in work.iterdir():  # files of an interrupted run
                 if path.name not in (FOLDER, LOCK):
                     path.unlink()
             yield work
@@ -130,23 +132,23 @@ def _partial(out: Path) -> Generator[Path]:
             if message := _disk_failure(error, out, work):
                 raise UserError(message) from error
             raise
-        finally:  # Also on Ctrl-C. After the rename there is nothing left to remove.
-            if not shards.sidecars(work / FOLDER):
+        finally:  # also after Ctrl-C; after the rename, nothing is left to remove
+            if not image_shards.sidecars(work / FOLDER):
                 shutil.rmtree(work, ignore_errors=True)
 
 
 def _publish(work: Path, out: Path) -> None:
-    """Renames the finished folder and removes what only an unfinished one needs."""
+    """Renames the finished folder and removes files that only an unfinished one needs."""
     try:
-        work.rename(out)  # Replaces an empty folder.
+        work.rename(out)  # this replaces an empty folder
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(
                 f"--out={out} was filled by something else in the meantime; remove it and start "
-                "again, which takes seconds for the images"
+                "again, which uses the finished images"
             ) from None
         raise
-    for path in (out / LOCK, *shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
+    for path in (out / LOCK, *image_shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
         path.unlink(missing_ok=True)
     sync(out.parent)
 
@@ -157,25 +159,25 @@ def _check_options(options: dict[str, Any]) -> None:
             hint = errors.nearest(str(options[name]), known)
             raise UserError(f"--{name}={options[name]} is not an option{hint}")
     if options["min_interactions"] < 0:
-        raise UserError(f"--min_interactions={options['min_interactions']} must be 0 or more")
+        raise UserError(f"--min_interactions={options['min_interactions']}; give 0 or more")
     selection.parse(options["sample"])
     if options["seed"] < 0:
-        raise UserError(f"--seed={options['seed']} must be 0 or more")
+        raise UserError(f"--seed={options['seed']}; give 0 or more")
     resized, size = options["store"] == "resized", options["image_size"]
     if size is not None and not resized:
         raise UserError(
-            f"--image_size={size} is of --store=resized; files that are stored as "
-            "they are get their size in training, by --config.item.image_size"
+            f"--image_size={size} needs --store=resized; stored files get their size in training, "
+            "by --config.item.image_size"
         )
     if resized and not 1 <= size <= 4096:
-        raise UserError(f"--image_size={size} must be between 1 and 4096")
+        raise UserError(f"--image_size={size}; give 1 to 4096")
 
 
 def _check_free(out: Path) -> None:
     try:
         occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
-        raise UserError(f"cannot look into --out={out}: {error.strerror}") from None
+        raise UserError(f"cannot look into --out={out}: {error.strerror}; give another") from None
     if occupied:
         raise UserError(f"--out={out} exists and is not empty; remove it or choose another folder")
 
@@ -188,11 +190,11 @@ def _write_images(
     options: dict[str, Any],
     dropped: selection.Dropped,
 ) -> tuple[Table, dict[str, Any]]:
-    """Writes the images of all items; returns the table of the items kept and the facts."""
+    """Writes the images of all items; returns the table of the kept items, and facts on images."""
     missing, size = options["missing"], options["image_size"]
     ids = table.item_ids.to_list()
-    reasons = shards.write_shards(work / FOLDER, source, ids, size=size)
-    rows = np.arange(len(ids), dtype=np.int32)
+    reasons = image_shards.write_shards(work / FOLDER, source, ids, size=size)
+    records = np.arange(len(ids), dtype=np.int32)
     if reasons:
         report = work / "missing_images.csv"
         if missing == "error":
@@ -201,32 +203,32 @@ def _write_images(
         if missing == "error":
             raise UserError(
                 f"{missing_images.describe(ids, reasons)}; all are listed in {report}; add the "
-                "images, or use --missing=drop or --missing=placeholder; shards of images that are "
-                "complete are not read again"
+                "images, or use --missing=drop or --missing=placeholder; complete image shards are "
+                "not made again"
             )
         if len(reasons) == len(ids):
-            raise UserError(f"all {len(ids):,} items are without an image; is --images right?")
-        rows[list(reasons)] = -1
+            raise UserError(f"all {len(ids):,} items are without an image; give their images")
+        records[list(reasons)] = -1
     if reasons and missing == "drop":
-        table = selection.drop(table, (rows >= 0)[table.items], "missing_images", dropped)
+        table = selection.drop(table, (records >= 0)[table.items], "missing_images", dropped)
         table = selection.drop_rare_users(table, selection.least_interactions(options), dropped)
-        row_of = dict(zip(ids, rows, strict=True))
-        rows = np.array([row_of[item_id] for item_id in table.item_ids], np.int32)
-    np.save(work / ROWS, rows)
+        record_of = dict(zip(ids, records, strict=True))
+        records = np.array([record_of[item_id] for item_id in table.item_ids], np.int32)
+    np.save(work / ROWS, records)
     return table, {
         "store": options["store"],
         "size": size,
-        "count": len(rows),
+        "count": len(records),
         "placeholders": [ids[i] for i in sorted(reasons)] if missing == "placeholder" else [],
     }
 
 
 def _seal(work: Path) -> dict[str, dict[str, Any]]:
-    """Forces all files to the disk and returns their hashes and sizes."""
+    """Forces all files to the disk; returns their hashes and sizes by name."""
     files = {}
     for path in sorted(work.iterdir()):
         if path.is_dir():
-            for name, file in shards.digests(path).items():
+            for name, file in image_shards.digests(path).items():
                 files[f"{path.name}/{name}"] = file
         elif path.name != LOCK:
             files[path.name] = {"sha256": digest(path), "bytes": path.stat().st_size}
@@ -235,19 +237,20 @@ def _seal(work: Path) -> dict[str, dict[str, Any]]:
 
 
 def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
-    """Says in one line what the disk refused; None if the error is a bug of ours."""
+    """Returns one line on a failure of the disk; None if the error is a bug of this program."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in str(error):  # ArrayRecord and polars have no errno.
-        kept = f"; the next run goes on with the images in {work}"
+    if full or "No space left on device" in str(error):  # ArrayRecord and polars give no errno
+        kept = f"; the next run uses the images in {work}"
         return (
-            f"no space left on the disk of {out.parent}; --out={out} was not created; free some, "
-            f"and start again{kept if shards.sidecars(work / FOLDER) else ''}"
+            f"no space left on the disk of {out.parent}; --out={out} was not created; free disk "
+            f"space and start again{kept if image_shards.sidecars(work / FOLDER) else ''}"
         )
-    return f"cannot write {str(out)!r}: {error}" if isinstance(error, OSError) else None
+    message = f"cannot write {str(out)!r}: {error}; give another --out"
+    return message if isinstance(error, OSError) else None
 
 
 def summary(manifest: dict[str, Any], out: str) -> str:
-    """Returns what a manifest says, a line for each figure."""
+    """Returns the summary of a manifest as text, one line for each figure."""
     counts, source = manifest["counts"], manifest["source"]
     lines = [
         f"Prepared {source['file']} in {out}",
@@ -278,8 +281,8 @@ def summary(manifest: dict[str, Any], out: str) -> str:
         "sample": f"outside of --sample={source['options']['sample']}",
     }
     for why, lost in source["dropped"].items():
-        if parts := ", ".join(f"{count:,} {name}" for name, count in lost.items() if count):
-            lines.append(f"  dropped {parts}: {reasons[why]}")
+        if listed := ", ".join(f"{count:,} {name}" for name, count in lost.items() if count):
+            lines.append(f"  dropped {listed}: {reasons[why]}")
     if source["repeats"] and source["options"]["repeats"] == "keep":
         lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
     if source["official"]:
@@ -291,5 +294,5 @@ def _how_known(manifest: dict[str, Any]) -> str:
     if manifest["source"]["options"]["timestamp_unit"] != "auto":
         return ""
     if manifest["timestamp_unit"] == OTHER:
-        return "   unit not recognised; models of time need --timestamp_unit"
+        return "   unit not recognised; models that read times need --timestamp_unit"
     return "   since 1970, as recognised"

@@ -1,6 +1,6 @@
-"""Which interactions make a dataset: whose users have enough of them, or are in a sample.
+"""Selection of interactions: of users with enough of them, or of a random sample of users.
 
-The sub-datasets of the paper (section 2.1) are random users of those with enough interactions.
+The sub-datasets of the paper (section 2.1) are random samples of users with enough interactions.
 """
 
 import re
@@ -11,15 +11,15 @@ import numpy as np
 from pixelrec_jax.ingest.columns import Table, first_of_repeats, of_frequent_users
 from pixelrec_jax.system.errors import UserError, nearest
 
-_LEAST = 5  # comments of a user of the paper's sub-datasets
-# Leave-one-out: the last is the test target, the one before it the validation target.
+_LEAST = 5  # interactions (comments) of each user in the paper's sub-datasets
+# Leave-one-out needs a test target, a validation target and at least one interaction before them.
 _LEAST_INTERACTIONS = 3
 
-Dropped = dict[str, dict[str, int]]  # why -> how many users, items, interactions
+Dropped = dict[str, dict[str, int]]  # reason -> numbers of users, items and interactions
 
 
 class Sample(NamedTuple):
-    """How many random users, or None for all, and how many interactions each has at least."""
+    """A sample: the number of random users, None for all, and the minimum of interactions."""
 
     users: int | None
     min_interactions: int
@@ -33,25 +33,26 @@ NAMED = {
 
 
 def parse(text: str) -> Sample:
-    """Reads a name of `NAMED`, a number of users, or "" for all."""
+    """Returns the sample of a name in `NAMED`, of a number of users, or of "" for all users."""
     if text.lower() in NAMED:
         return NAMED[text.lower()]
     if re.fullmatch(r"0*[1-9]\d{0,11}", text, re.ASCII):
         return Sample(int(text), 0)
     if not text:
         return Sample(None, 0)
-    raise UserError(f"--sample={text[:40]} is no positive number of users{nearest(text, NAMED)}")
+    raise UserError(f"--sample={text[:40]} is not a positive number of users{nearest(text, NAMED)}")
 
 
 def random_users(table: Table, users: int, seed: int) -> np.ndarray:
-    """Returns the mask bool[rows] of so many random users.
+    """Returns bool[rows]: the interactions of so many random users.
 
-    A smaller sample of the same seed is part of a larger one, as Pixel200K is of Pixel1M.
+    With the same seed, a larger sample contains a smaller one, as Pixel1M contains Pixel200K.
     """
     available = table.counts["users"]
     if users > available:
         raise UserError(
-            f"--sample asks for {users:,} users, there are {available:,}; ask for at most that many"
+            f"--sample asks for {users:,} users, but there are {available:,}; ask for at most that "
+            "many"
         )
     chosen = np.zeros(available, bool)
     chosen[np.random.default_rng(seed).permutation(available)[:users]] = True
@@ -59,7 +60,7 @@ def random_users(table: Table, users: int, seed: int) -> np.ndarray:
 
 
 def select(table: Table, options: dict[str, Any], dropped: Dropped) -> Table:
-    """Returns the rows that the options of `prepare` leave, but for items without images."""
+    """Returns the rows that the options of `prepare` keep; items without images are kept here."""
     if options["repeats"] == "first":
         table = drop(table, first_of_repeats(table), "repeats", dropped)
     table = drop_rare_users(table, least_interactions(options), dropped)
@@ -69,12 +70,12 @@ def select(table: Table, options: dict[str, Any], dropped: Dropped) -> Table:
 
 
 def least_interactions(options: dict[str, Any]) -> int:
-    """Returns how many interactions a user needs."""
+    """Returns the minimum of interactions of a user."""
     return max(options["min_interactions"], parse(options["sample"]).min_interactions)
 
 
 def drop(table: Table, keep: np.ndarray, why: str, dropped: Dropped) -> Table:
-    """Returns the rows `keep` and adds what that costs to dropped[why]."""
+    """Returns the rows where `keep` bool[rows] is True and adds what is lost to dropped[why]."""
     kept = table.where(keep)
     if kept is table:
         return table
@@ -86,16 +87,17 @@ def drop(table: Table, keep: np.ndarray, why: str, dropped: Dropped) -> Table:
 
 
 def drop_rare_users(table: Table, minimum: int, dropped: Dropped) -> Table:
-    """Returns the rows of users with at least so many interactions, see `drop`.
+    """Returns the rows of users with at least so many interactions, by `drop`.
 
-    Raises `UserError` if there are none, or if any has too few to be split.
+    Raises:
+      UserError: no user is left, or one has too few interactions for leave-one-out.
     """
     if minimum > 1:
         keep = of_frequent_users(table, minimum)
         if not keep.any():
             raise UserError(
                 f"--min_interactions={minimum} leaves no users; the most that any of the "
-                f"{table.counts['users']:,} has is {np.bincount(table.users).max():,}"
+                f"{table.counts['users']:,} has is {np.bincount(table.users).max():,}; give less"
             )
         table = drop(table, keep, "min_interactions", dropped)
     short = ~of_frequent_users(table, _LEAST_INTERACTIONS)

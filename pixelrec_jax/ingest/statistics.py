@@ -14,14 +14,16 @@ from pixelrec_jax.ingest.columns import recognise_unit
 from pixelrec_jax.ingest.item_info import COUNTS
 
 _ROWS_PER_BLOCK = 8_000_000  # bounds the memory of counting, whatever the size of the dataset
-_TAGS = 20  # of the most frequent ones that are listed
+_TAGS = 20  # how many of the most frequent tags are listed
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """How many users (or items) have how many interactions.
+    """The distribution of the number of interactions over users (or items).
 
-    values: int64[V], ascending numbers of interactions; counts: int64[V], users (items) with each.
+    Attributes:
+      values: int64[V], the numbers of interactions that occur, ascending.
+      counts: int64[V], how many users (items) have each number.
     """
 
     values: np.ndarray
@@ -35,7 +37,7 @@ class Distribution:
         return cls(values, counts[values])
 
     def quantile(self, q: float) -> float:
-        """Returns the value below which a share q lies, between two of them as NumPy does."""
+        """Returns the value with a fraction q below it, interpolated linearly as in NumPy."""
         last = np.cumsum(self.counts)
         place = q * (last[-1] - 1)
         below, above = (
@@ -50,14 +52,17 @@ class Distribution:
         return float(self.counts[inside].sum() / self.counts.sum())
 
     def share_of_top(self, fraction: float) -> float:
-        """Returns the share of interactions of the top fraction (rounded up) of users (items)."""
+        """Returns the share of interactions that the top fraction (rounded up) of users has.
+
+        The same of items, for a distribution over items.
+        """
         left = int(np.ceil(fraction * self.counts.sum()))
         counts, values = self.counts[::-1], self.values[::-1]
         taken = np.clip(left - (np.cumsum(counts) - counts), 0, counts)
         return float((taken * values).sum() / (counts * values).sum())
 
     def gini(self) -> float:
-        """Returns the Gini coefficient: 0 if all have the same number, towards 1 if one has all."""
+        """Returns the Gini coefficient: 0 if all have equal numbers, near 1 if one has all."""
         total = self.values * self.counts
         # Twice the area under the Lorenz curve, which is straight between two values.
         cumulative = np.cumsum(total) / total.sum()
@@ -65,7 +70,7 @@ class Distribution:
         return float(1 - (width * (2 * cumulative - total / total.sum())).sum())
 
     def summary(self) -> dict[str, float | int]:
-        """Returns least, mean, quantiles and most."""
+        """Returns minimum, mean, quantiles and maximum."""
         mean = float((self.values * self.counts).sum() / self.counts.sum())
         return {
             "least": int(self.values[0]),
@@ -83,7 +88,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `analyze` found: facts in JSON types, and the two distributions behind them."""
+    """The result of `analyze`: facts in JSON types, and the two distributions behind them."""
 
     facts: dict[str, Any]
     session_length: Distribution  # interactions per user
@@ -91,7 +96,7 @@ class Statistics:
 
 
 def analyze(interactions: Interactions) -> Statistics:
-    """Counts users, items and interactions in blocks of the memory-mapped columns."""
+    """Returns the statistics, counted in blocks of the memory-mapped columns."""
     popularity = np.zeros(interactions.num_items, np.int64)
     for start in range(0, len(interactions.items), _ROWS_PER_BLOCK):
         block = interactions.items[start : start + _ROWS_PER_BLOCK]
@@ -124,7 +129,7 @@ def analyze(interactions: Interactions) -> Statistics:
 
 
 def _timestamps(interactions: Interactions) -> dict[str, Any]:
-    """Returns the unit and the range, with dates where the unit counts from 1970."""
+    """Returns the unit and the range, with dates if the unit counts from 1970."""
     unit, timestamps = interactions.manifest["timestamp_unit"], interactions.timestamps
     first, last = int(timestamps.min()), int(timestamps.max())
     dates = None
@@ -135,7 +140,7 @@ def _timestamps(interactions: Interactions) -> dict[str, Any]:
 
 
 def _information(info: pl.DataFrame, popularity: np.ndarray) -> dict[str, Any]:
-    """Returns how many items have each column, totals of PixelRec's counts, and the tags."""
+    """Returns how many items have a value in each column, the totals of counts, and the tags."""
     columns = [name for name in info.columns if name != "item_id"]
     facts = {
         "items_with": {name: info.height - info[name].null_count() for name in columns},

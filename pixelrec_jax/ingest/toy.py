@@ -1,8 +1,9 @@
-"""A toy catalogue of covers and of users whose visual tastes drift, in PixelRec's raw format.
+"""A toy dataset: covers, and users whose visual tastes drift, in PixelRec's raw format.
 
-The default dataset of this project, made in seconds: `interactions.csv`, `images/<item_id>.jpg` and
-`items.csv`. Users choose by colours, shape and texture, so that pixels tell what an id cannot about
-the cold tail: items released so late that hardly any training interaction shows them.
+This is the default dataset of the project and is made in seconds: `interactions.csv`,
+`images/<item_id>.jpg` and `items.csv`. Users choose by colours, shape and texture. So pixels help
+with cold items, which are released so late that they have hardly any training interactions, while
+ids cannot.
 """
 
 import math
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pixelrec_jax.system import errors
 
-# The two tones of a background, on a circle of hues along which taste walks.
+# The two tones of a background, on a circle of hues; a user's taste moves along the circle.
 PALETTES = {
     "crimson": ("#c4303c", "#8f1e30"),
     "coral": ("#ea6a45", "#bd4529"),
@@ -46,7 +47,7 @@ Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # Folded to one edge, from the tip (1.1, 0) to the notch at radius 0.5 between two tips.
+    # By symmetry all edges are folded to one: from the tip (1.1, 0) to the notch at radius 0.5.
     half = math.pi / 5
     fold = half - np.abs(np.mod(np.arctan2(x, -y), 2 * half) - half)
     normal_x, normal_y = 0.5 * math.sin(half), 1.1 - 0.5 * math.cos(half)
@@ -62,7 +63,7 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(x + y > 1, lobe, tip) / 0.6
 
 
-# Signed distances, negative inside, of shapes of radius about one around the origin.
+# Signed distances, negative inside, to shapes around the origin with a radius of about one.
 SHAPES: dict[str, Field] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.95,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.82,
@@ -75,7 +76,7 @@ SHAPES: dict[str, Field] = {
     "heart": _heart,
     "moon": lambda x, y: np.maximum(np.hypot(x, y) - 1, 0.82 - np.hypot(x - 0.55, y + 0.15)),
 }
-# Waves of period and height about one; where positive, the background has its second tone.
+# Waves with a period and height of about one; the background has its second tone where positive.
 TEXTURES: dict[str, Field] = {
     "plain": lambda x, y: np.full_like(x, -1),
     "stripes": lambda x, y: np.sin(math.tau * x),
@@ -86,7 +87,7 @@ TEXTURES: dict[str, Field] = {
 }
 FIELDS: dict[str, dict[str, Field]] = {"shape": SHAPES, "texture": TEXTURES}
 ATTRIBUTES = {"palette": PALETTES, "paint": PAINTS, **FIELDS}
-# What a category prefers, in the order of ATTRIBUTES.
+# The attributes that a category prefers, in the order of ATTRIBUTES.
 CATEGORIES = {
     "music": ("indigo violet", "lemon sky", "circle ring moon", "waves rings"),
     "sport": ("moss emerald", "cream lemon", "star circle cross", "stripes checks"),
@@ -95,39 +96,44 @@ CATEGORIES = {
     "romance": ("orchid rose crimson", "blush cream", "heart ring moon", "dots plain"),
     "games": ("azure indigo teal", "mint navy", "cross square triangle", "checks rings"),
 }
-CATEGORY_SHARE = 0.5  # of the attributes follow the category; the others are uniform
+CATEGORY_SHARE = 0.5  # share of attributes that follow the category; the others are uniform
 
 DAY = 86_400
-START, SPAN = 1_577_836_800, 730 * DAY  # 2020-01-01 UTC, and seconds from there to the crawl
+START, SPAN = 1_577_836_800, 730 * DAY  # 2020-01-01 UTC, and seconds from then to the crawl
 LENGTHS, LENGTH_SCALE = (6, 40), 8.0  # interactions of a user; scale of the exponential tail
-# The crawl cuts off a last season of releases. Most choices in it are somebody's last, so that they
-# are targets and not training interactions: this makes the cold tail.
+# The crawl ends shortly after a last season of releases. Most choices in it are a user's last ones:
+# they are targets and not training interactions. So the items of the season are cold.
 SEASON = 10 * DAY
-RELEASED_AT_START, RELEASED_IN_SEASON = 0.45, 0.25  # shares of the items; the rest in between
-STILL_ACTIVE = 0.5  # share of the users whose last interaction is in the season
-MIN_ITEMS = 100  # so that the items released at the start are enough for the longest user
+RELEASED_AT_START, RELEASED_IN_SEASON = 0.45, 0.25  # shares of items; all others lie between
+STILL_ACTIVE = 0.5  # share of users whose last interaction is in the season
+MIN_ITEMS = 100  # then the items released at the start are enough for the longest history
 
-# A choice is a softmax over the released items: of popularity (a Zipf law with this exponent), of
-# the push a feed gives to what is new, and of how the attributes match; colour counts most.
+# A user chooses by a softmax over the released items. The logits add popularity (a Zipf law with
+# this exponent), a bonus for new items, and the match of the attributes; colour counts most.
 POPULARITY = 0.7
 FRESHNESS, FRESH_AGE = 1.5, 15 * DAY
 MATCH = {"palette": 6.0, "paint": 5.0, "shape": 2.5, "texture": 1.5}
-PALETTE_WIDTH = 0.8  # of a match along the circle
-# Drift in a step: deviation of the walk along the circle; chance of another paint, shape, texture.
+PALETTE_WIDTH = 0.8  # width of a match along the circle
+# Drift of taste in a step: standard deviation of the walk along the circle; probability of another
+# paint, shape or texture.
 PALETTE_STEP, SWITCH = 0.25, 0.05
-GRID = 10  # places of a taste between two neighbours on the circle
+GRID = 10  # positions of a taste from one palette to the next on the circle
 
 
 def generate(
     out: Path | str, *, seed: int = 0, users: int = 2500, items: int = 1200, image_size: int = 64
 ) -> None:
-    """Writes the dataset to the folder `out`, whole or not at all; UserError on a bad argument."""
+    """Writes the dataset to the folder `out`, complete or not at all.
+
+    Raises:
+      UserError: a number is out of range, or the folder is not empty or cannot be written.
+    """
     bounds = {"seed": (seed, 0), "users": (users, 1), "items": (items, MIN_ITEMS)}
     for name, (value, least) in bounds.items():
         if value < least:
-            raise errors.UserError(f"{name} is {value}; expected at least {least}")
+            raise errors.UserError(f"--{name} is {value}; expected at least {least}")
     if not 16 <= image_size <= 1024:
-        raise errors.UserError(f"image_size is {image_size}; expected 16 to 1024 pixels")
+        raise errors.UserError(f"--image_size is {image_size}; expected 16 to 1024 pixels")
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
         raise errors.UserError(f"{out} exists and is not an empty folder; choose another --out")
@@ -143,21 +149,23 @@ def generate(
         for kind, known in ({"category": CATEGORIES} | ATTRIBUTES).items():
             named = named.with_columns(pl.col(kind).replace_strict(dict(enumerate(known))))
         named.write_csv(partial / "items.csv")
-        for part in catalog.iter_slices(max(1, 2**20 // image_size**2)):  # bounds the memory
-            covers = draw_covers(cover_rng, part, image_size)
-            for item_id, cover in zip(part["item_id"], covers, strict=True):
-                # Chroma subsampling would smear the edges of covers as small as these.
+        for chunk in catalog.iter_slices(max(1, 2**20 // image_size**2)):  # bounds the memory
+            covers = draw_covers(cover_rng, chunk, image_size)
+            for item_id, cover in zip(chunk["item_id"], covers, strict=True):
+                # Chroma subsampling would blur the edges of such small covers.
                 path = partial / "images" / f"{item_id}.jpg"
                 Image.fromarray(cover).save(path, quality=90, subsampling=0)
         partial.rename(out)
     except OSError as error:
-        raise errors.UserError(f"cannot write {out}: {error}") from error
+        raise errors.UserError(
+            f"cannot write {out}: {error}; mend this, or give another --out"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def draw_catalog(rng: np.random.Generator, items: int) -> pl.DataFrame:
-    """Returns one row an item; category and attributes are indices, `weight` is popularity."""
+    """Returns a row for each item: category and attributes as indices, `weight` for popularity."""
     category = rng.integers(len(CATEGORIES), size=items)
     attributes = {"category": category}
     for place, (kind, known) in enumerate(ATTRIBUTES.items()):
@@ -166,10 +174,10 @@ def draw_catalog(rng: np.random.Generator, items: int) -> pl.DataFrame:
         follows = rng.random(items) < CATEGORY_SHARE
         attributes[kind] = np.where(follows, typical, rng.integers(len(known), size=items))
 
-    part = rng.permutation(items) / items
+    quantile = rng.permutation(items) / items  # decides which of the three release periods
     share = rng.random(items)  # of the span
-    share[part < RELEASED_AT_START] = 0
-    share = np.where(part < 1 - RELEASED_IN_SEASON, share, 1 - share * SEASON / SPAN)
+    share[quantile < RELEASED_AT_START] = 0
+    share = np.where(quantile < 1 - RELEASED_IN_SEASON, share, 1 - share * SEASON / SPAN)
     return pl.DataFrame(
         {
             "item_id": [f"i{k}" for k in range(items)],
@@ -181,7 +189,7 @@ def draw_catalog(rng: np.random.Generator, items: int) -> pl.DataFrame:
 
 
 def draw_interactions(rng: np.random.Generator, catalog: pl.DataFrame, users: int) -> pl.DataFrame:
-    """Returns `item_id, user_id, timestamp`, sorted by a timestamp that no two rows share."""
+    """Returns `item_id, user_id, timestamp`, sorted by timestamp; no two rows have the same one."""
     length = LENGTHS[0] + rng.exponential(LENGTH_SCALE, users).astype(int)
     length = -np.sort(-length.clip(max=LENGTHS[1]))  # users still active at a step come first
     when = _draw_times(rng, length)
@@ -218,8 +226,8 @@ def draw_interactions(rng: np.random.Generator, catalog: pl.DataFrame, users: in
     row, step = np.nonzero(np.arange(LENGTHS[1]) < length[:, None])
     order = np.argsort(when[row, step], kind="stable")
     row, step = row[order], step[order]
-    tick = np.arange(len(row))  # pushes ties apart, whose order is undefined in a reader's sort
-    name = rng.permutation(users)  # else the id would tell the length
+    tick = np.arange(len(row))  # separates equal times, as a reader may sort them in any order
+    name = rng.permutation(users)  # otherwise the id would reveal the length
     return pl.DataFrame(
         {
             "item_id": catalog["item_id"].gather(chosen[row, step]),
@@ -230,7 +238,7 @@ def draw_interactions(rng: np.random.Generator, catalog: pl.DataFrame, users: in
 
 
 def _draw_times(rng: np.random.Generator, length: np.ndarray) -> np.ndarray:
-    # Increasing seconds [users, longest], of which the first `length` count.
+    """Returns increasing times int64[users, longest] in seconds; the first `length` are used."""
     users = len(length)
     end = SPAN * rng.uniform(0.05, 1, users)
     end = np.where(rng.random(users) < STILL_ACTIVE, SPAN - SEASON * rng.random(users), end)
@@ -242,7 +250,7 @@ def _draw_times(rng: np.random.Generator, length: np.ndarray) -> np.ndarray:
 
 
 def draw_covers(rng: np.random.Generator, catalog: pl.DataFrame, size: int) -> np.ndarray:
-    """Returns the covers of the items, [items, size, size, 3] uint8 RGB."""
+    """Returns the covers of the items, RGB uint8[items, size, size, 3]."""
 
     def uniform(low: float, high: float, *shape: int) -> np.ndarray:
         return rng.uniform(low, high, (len(catalog), 1, 1, *shape)).astype(np.float32)
@@ -265,7 +273,7 @@ def draw_covers(rng: np.random.Generator, catalog: pl.DataFrame, size: int) -> n
     rgb = rgb.astype(np.float32) * uniform(0.88, 1.08, 1, 1) + uniform(-0.05, 0.05, 1, 3)
     ground, tone, paint = np.moveaxis(rgb, -2, 0)  # [items, 1, 1, 3]
 
-    # Edges fade over about a pixel, as drawing large and shrinking would make them.
+    # Edges fade over about a pixel, as if a larger drawing was resized.
     period = uniform(0.26, 0.4)
     across, along = turn(uniform(0, math.tau), x - uniform(-1, 1), y - uniform(-1, 1))
     wave = field("texture", across / period, along / period) * period[..., None]

@@ -1,4 +1,4 @@
-"""Files from the public internet over HTTP, at a pace that their servers can bear."""
+"""Fetches files from the public internet over HTTP, with a limited rate for each host."""
 
 import asyncio
 import dataclasses
@@ -18,37 +18,37 @@ from pixelrec_jax.system import errors
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # may be gone at the next try
-_LONGEST_WAIT = 120.0  # seconds that a server's Retry-After is obeyed for
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # the next try may succeed
+_LONGEST_WAIT = 120.0  # seconds; a longer Retry-After of a server is refused
 _HEADERS = (
     (b"User-Agent", f"pixelrec_jax/{__version__}".encode()),
     (b"Accept", b"image/jpeg, image/png, image/webp"),
-    (b"Accept-Encoding", b"identity"),  # compressed bodies could grow beyond any limit
+    (b"Accept-Encoding", b"identity"),  # a compressed body could exceed any limit
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What fetching may take."""
+    """The limits of fetching."""
 
     concurrency: int = 16  # requests at once
     rate: float = 10.0  # requests a second to each host
     retries: int = 3  # further tries after a failure that may pass
     timeout: float = 60.0  # seconds of a request, from the lookup of its host to the last byte
-    max_bytes: int = 20 * 2**20  # of an image file
-    allow_hosts: frozenset[str] = frozenset()  # reached wherever they are: one's own servers
+    max_bytes: int = 20 * 2**20  # size of an image file
+    allow_hosts: frozenset[str] = frozenset()  # your own servers: any address and port
 
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Seconds that pass, and waiting for them."""
+    """A clock: the time in seconds, and sleeping."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 class Pace:
-    """Lets at most `rate` requests a second go to each host, evenly."""
+    """Spreads requests evenly, at most `rate` a second to each host."""
 
     def __init__(self, rate: float, clock: Clock):
         self._interval = 1 / rate
@@ -63,17 +63,17 @@ class Pace:
         await self._clock.sleep(start - now)
 
     def pause(self, host: str, seconds: float) -> None:
-        """Lets no further request to `host` start for so long."""
+        """Delays all further requests to `host` by so many seconds."""
         until = self._clock.now() + seconds
         self._next[host] = max(until, self._next.get(host, until))
 
 
 class _PassingError(Exception):
-    """A failure that may be gone at the next try."""
+    """A failure that may pass: the next try may succeed."""
 
 
 class Fetcher:
-    """Gets files from the public internet over HTTP, within limits."""
+    """Fetches files from the public internet over HTTP, within limits."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Fetcher:
         await self._pool.__aexit__(kind, error, trace)
 
     async def get(self, url: str) -> bytes:
-        """Returns the file at a URL, or raises `RefusedError` with the reason why not."""
+        """Returns the file at a URL; raises `RefusedError` with the reason."""
         for attempt in range(self.limits.retries + 1):
             if attempt:
                 await self._clock.sleep(min(30.0, 2.0 ** (attempt - 1)))
@@ -128,7 +128,7 @@ class Fetcher:
         for _ in range(_MAX_REDIRECTS + 1):
             checked = addresses.check_url(url, allowed=self.limits.allow_hosts)
             await self._pace.turn(checked.raw_host.decode("ascii"))
-            # Over the whole answer: a server that drips keeps every single read within its time.
+            # For the whole answer: a slow server could keep every single read within its limit.
             async with asyncio.timeout(self.limits.timeout):
                 answer = await self._request(checked)
             if isinstance(answer, bytes):
@@ -137,7 +137,7 @@ class Fetcher:
         raise RefusedError(f"more than {_MAX_REDIRECTS} redirects")
 
     async def _request(self, url: httpx2.URL) -> bytes | httpx2.URL:
-        """Returns the body, or where it is said to be instead."""
+        """Returns the body, or the URL of a redirect."""
         target = httpcore2.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
         )
@@ -148,7 +148,7 @@ class Fetcher:
                 try:
                     return url.join(fields[b"location"])
                 except (httpx2.InvalidURL, ValueError) as error:
-                    raise RefusedError(f"redirect to what is not a URL: {error}") from None
+                    raise RefusedError(f"redirect to an invalid URL: {error}") from None
             if response.status in _PASSING:
                 self._obey(url.raw_host.decode("ascii"), response.status, fields)
                 raise _PassingError(f"HTTP {response.status}")
@@ -177,7 +177,7 @@ class Fetcher:
 
 
 def _seconds(retry_after: str) -> float:
-    """Reads a Retry-After header: seconds or a date; 0 if it is neither."""
+    """Returns the seconds of a Retry-After header, which has seconds or a date; 0 for others."""
     if retry_after.strip().isdecimal():
         return float(retry_after)
     try:

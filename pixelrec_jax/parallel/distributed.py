@@ -1,8 +1,8 @@
-"""Several processes that are one run: how they join, agree and end together.
+"""Runs of several processes: how the processes join, agree and end together.
 
-Every process runs the same program on the same config. The coordination service of JAX, which lives
-in process 0, knows who is there, carries a few words between processes and misses those that are
-silent. Arrays travel by XLA's collectives, of which nothing is seen here.
+Every process runs the same program with the same config. JAX's coordination service in process 0
+knows which processes are alive and carries short messages between them. Arrays travel by XLA's
+collectives, which this module does not handle.
 """
 
 import ctypes
@@ -21,17 +21,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # the only way to the client; orbax takes it, too
+from jax._src.distributed import global_state  # the only way to the client; orbax also uses it
 from jax.experimental import multihost_utils
 
 from pixelrec_jax.parallel import preemption
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import TransientError, UserError
 
-JOIN_SECONDS = 300  # until all processes are there
-LOST_SECONDS = 60  # without a sign of life: a virtual machine may pause for a while
-WRITE_SECONDS = 3600  # that the others wait at the end for what process 0 still writes
-LEAVE_SECONDS = 5  # in which processes that meet the same error end by themselves
+JOIN_SECONDS = 300  # within which all processes must join
+LOST_SECONDS = 60  # without a heartbeat, as a virtual machine may pause; then a process is lost
+WRITE_SECONDS = 3600  # that all processes wait at the end while process 0 still writes
+LEAVE_SECONDS = 5  # in which a process may end by itself when it meets the same error
 
 _FAILURE = "pixelrec_jax/failure"
 # How messages of XLA's runtime begin, as in "UNKNOWN: Gloo all-reduce failed: ...".
@@ -43,18 +43,18 @@ _HANDLERS: list[Any] = []  # C knows their addresses only
 def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
     """Joins this process to the others of its run, for the time of a with statement.
 
-    An error of one process ends all of them with its message, and so does the loss of a process,
-    although the others may be waiting for it within a collective that never ends: then the with
-    statement does not return, and the process ends with a non-zero exit code.
+    An error of one process ends all processes with its message. So does the loss of a process, even
+    if the others wait for it in a collective that never ends: then the with statement does not
+    return, and the process ends with a non-zero exit code.
 
     Args:
       address: "" for a run of one process; "auto" where JAX knows the cluster (Cloud TPU, GKE,
-        Slurm, Open MPI); else "HOST:PORT,PROCESS,PROCESSES": where process 0 listens, the number
-        of this process and of all processes.
-      resume_hint: says what to do after the loss of a process; is called in any thread.
+        Slurm, Open MPI); otherwise "HOST:PORT,PROCESS,PROCESSES": the address on which process 0
+        listens, the number of this process, and how many processes there are.
+      resume_hint: returns what to do after the loss of a process; called in any thread.
 
     Raises:
-      UserError: a malformed address, or no cluster that JAX knows.
+      UserError: the address is malformed, or JAX does not know the cluster.
     """
     if not address:
         yield
@@ -63,7 +63,7 @@ def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
     _at_abort(
         lambda: (
             f"--distributed={address}: this process could not join the others of its run (see "
-            f"above; all must come within {JOIN_SECONDS} seconds); start every process once, all "
+            f"above; all must join within {JOIN_SECONDS} seconds); start every process once, all "
             "with the same HOST:PORT, on which process 0 listens, and the same number of processes"
         )
     )
@@ -75,13 +75,13 @@ def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
             shutdown_timeout_seconds=WRITE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        # The name of a machine that is still being made is not known yet.
+        # The name of a machine that is still being created cannot be resolved yet.
         kind = TransientError if isinstance(error, RuntimeError) else UserError
         raise kind(
             f"--distributed={address} failed ({errors.reason(error)}); give "
             "HOST:PORT,PROCESS,PROCESSES"
         ) from None
-    jax.devices()  # now: what a device's library does to signals comes before the next line
+    jax.devices()  # first: a device's library may change the handlers of signals
     preemption.take_from_jax()
     _at_abort(lambda: f"a process of this run was lost (see above); {resume_hint()}")
     failing = threading.Event()
@@ -91,8 +91,8 @@ def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         _fail(error, failing)
-    jax.distributed.shutdown()  # waits for the others, of which one may still fail
-    watcher.join()  # within the runtime it must not be when Python ends
+    jax.distributed.shutdown()  # waits for the others; one of them may still fail
+    watcher.join()  # Python must not end while this thread is in the runtime
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
@@ -113,7 +113,7 @@ def _parse(address: str) -> dict:
 
 
 def check_equal(what: str, content: str) -> None:
-    """Raises `UserError` in processes where a text differs from that of process 0; collective."""
+    """Raises `UserError` in a process whose text differs from that of process 0; collective."""
     digest = np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8)
     if not np.array_equal(multihost_utils.broadcast_one_to_all(digest), digest):
         raise UserError(
@@ -125,12 +125,12 @@ def check_equal(what: str, content: str) -> None:
 def in_first_process(
     open_one: Callable[..., AbstractContextManager], *args: Any, **options: Any
 ) -> AbstractContextManager:
-    """Opens what writes files in the first process, and in the others nothing, as None."""
+    """Returns what `open_one` opens in process 0, and a context that yields None in the others."""
     return open_one(*args, **options) if jax.process_index() == 0 else nullcontext()
 
 
 def wait_for_all(reason: str) -> None:
-    """Returns once every process has come here; collective."""
+    """Returns once every process has called this; collective."""
     multihost_utils.sync_global_devices(reason)
 
 
@@ -141,24 +141,24 @@ def _client() -> Any:
 
 
 def _fail(error: BaseException, failing: threading.Event) -> None:
-    """Ends this process for an error, and tells the others why."""
+    """Ends this process because of an error, and tells the others the reason."""
     ending = errors.ending(error)
     if ending is None and _STATUS.match(str(error)):
-        # Likely the echo of another process's end. Whether it is, others will say in that time,
-        # and end this process.
+        # Probably the effect of another process's end. Then that process reports its error within
+        # this time, and `_end_with_others` ends this process.
         time.sleep(LOST_SECONDS + LEAVE_SECONDS)
     failing.set()
     if ending is None:
         traceback.print_exception(error)
         ending = errors.reason(error), 1
     client = _client()
-    with suppress(RuntimeError):  # another process was first
+    with suppress(RuntimeError):  # another process was faster
         client.key_value_set(_FAILURE, json.dumps([jax.process_index(), *ending]))
     _end(*ending)
 
 
 def _end_with_others(failing: threading.Event) -> None:
-    """Ends this process when another one fails, but for errors that this process meets, too."""
+    """Ends this process when another one fails, unless this one meets the same error."""
     client = _client()
     try:
         failure = client.blocking_key_value_get(_FAILURE, 2**31 - 1)
@@ -170,24 +170,24 @@ def _end_with_others(failing: threading.Event) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    """Ends this process without waiting for devices, which others may have left waiting."""
+    """Ends this process without waiting for its devices, as a collective there may never end."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    _at_abort(lambda: message, code)  # should process 0 be gone first
+    _at_abort(lambda: message, code)  # in case process 0 ends first
     client = _client()
     with suppress(RuntimeError):
         client.wait_at_barrier("pixelrec_jax/end", 2000 * LEAVE_SECONDS)
     if jax.process_index() == 0:
-        time.sleep(1)  # all connections end here
+        time.sleep(1)  # the end of process 0 ends all connections
     os._exit(code)
 
 
 def _at_abort(message: Callable[[], str], code: int = 1) -> None:
-    """Gives abort(), by which JAX's runtime ends a process whose peers are lost, a last line.
+    """Makes a process print a last line when JAX's runtime aborts it because others are lost.
 
-    The runtime calls it in a thread of its own. Python's handlers run in the main thread only,
-    which may never come back from a collective; so this is a handler of C. (The runtime has a
-    callback for this end, but jaxlib 0.10.2 cannot pass its argument to Python.)
+    The runtime calls abort() in its own thread. Python's handlers run only in the main thread,
+    which may never return from a collective, so this is a handler of C. (The runtime has a
+    callback for this case, but jaxlib 0.10.2 cannot pass its argument to Python.)
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)

@@ -1,4 +1,4 @@
-"""The device mesh, where parameters live on it, and how host batches become global arrays."""
+"""The device mesh, the shardings of parameters, and global arrays from host batches."""
 
 import re
 import sys
@@ -21,21 +21,21 @@ TABLE_SPEC = PartitionSpec(("fsdp", "tensor"))  # rows of tables of items and us
 
 REPLICATED = PartitionSpec()
 _TRANSFORMER = r"/(block_\d+|layer_\d+|attention|attention_pool)"
-# The first pattern that is found in a parameter's "a/b/c" path decides; every path must match one.
-# Specs are of the last two axes, [in, out] of kernels, of convolutions, too.
+# The first pattern found in a parameter's "a/b/c" path gives its spec; every path must match one.
+# A spec is for the last axes: [in, out] for all kernels, including those of convolutions.
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # The largest parameters of models on ids. `tables` reads and updates their rows.
+    # The largest parameters of id models. The module `tables` reads and updates their rows.
     (r"(^|/)table$", PartitionSpec(TABLE_SPEC[0], None)),
-    # Transformers (Megatron-LM, Shoeybi et al. 2019): a device of the axis "tensor" computes some
-    # of the heads and hidden units, whose contributions are summed behind the second product.
+    # Transformers (Megatron-LM, Shoeybi et al. 2019): each device along "tensor" computes some
+    # heads and hidden units; their contributions are summed after the second product.
     (rf"{_TRANSFORMER}/(query|key|value|mlp_in|feed_in)/kernel$", PartitionSpec("fsdp", "tensor")),
     (rf"{_TRANSFORMER}/(query|key|value|mlp_in|feed_in)/bias$", PartitionSpec("tensor")),
     (rf"{_TRANSFORMER}/(out|mlp_out|feed_out)/kernel$", PartitionSpec("tensor", "fsdp")),
-    # The widest stages of ResNets: the same with the channels between two convolutions, in units
-    # of three the last two, which are most of the work.
+    # The widest stages of ResNets: the same for the channels between two convolutions. In units of
+    # three convolutions these are the last two, which are most of the work.
     (r"/layer[34]/unit_\d+/conv_2/conv/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"/layer[34]/unit_\d+/conv_3/conv/kernel$", PartitionSpec("tensor", "fsdp")),
-    # Every other matrix is split for memory only and gathered where it is used.
+    # Every other matrix is sharded only to save memory, and all-gathered before use.
     (r"(^|/)(kernel|recurrent)$", PartitionSpec("fsdp", None)),
     (r"(^|/)(bias|scale|scale_\d|\w+_bias)$", REPLICATED),
     (r"(^|/)(class_token|position|relative|mask|\w+_interests|codebook)$", REPLICATED),
@@ -44,16 +44,16 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def build_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges devices (default: all) in a mesh data, fsdp, tensor; data=-1 takes what is left.
+    """Returns a mesh data, fsdp, tensor of the devices, by default all; data=-1 takes the rest.
 
-    Of several TPU slices each holds whole groups of the axes fsdp and tensor: what they exchange
-    for every layer does not cross the slower network between slices.
+    With several TPU slices, each slice holds whole groups along fsdp and tensor, so that the
+    communication within layers does not cross the slower network between slices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or to that of a slice.
     """
     devices = jax.devices() if devices is None else devices
-    # On GPUs the index is that of the host, where groups may well span several.
+    # On GPUs, slice_index is the host's index, and groups may span hosts.
     on_tpu = devices[0].platform == "tpu"
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     data, fsdp, tensor = mesh_shape(mesh, len(devices), slices=slices)
@@ -74,21 +74,21 @@ def infer_shardings(
     min_size: int = 0,
     rules: Sequence[tuple[str, PartitionSpec]] = PARAMETER_RULES,
 ) -> Any:
-    """Returns a NamedSharding for every leaf, by the first rule that its path matches.
+    """Returns a NamedSharding for every leaf, by the first rule that matches its path.
 
-    Works on anything that contains parameter paths, such as optimizer moments: a rule is searched
-    in the whole path. Scalars are replicated, as is an axis that does not divide as its rule says:
-    there is no harm in that but memory. Tables always divide (`pad_rows`).
+    A rule may match anywhere in the path, so that it also covers optimizer moments. Scalars are
+    replicated. So is an axis that its rule cannot divide, which costs only memory; the rows of
+    tables always divide (`pad_rows`).
 
     Args:
-      tree: of arrays or their shapes.
+      tree: arrays or their shapes.
       mesh: the device mesh.
-      min_size: parameters with fewer entries are not split over "fsdp": what that saves is not
-        worth sending them.
-      rules: see `PARAMETER_RULES`.
+      min_size: parameters with fewer entries are not sharded over "fsdp", because sending them
+        costs more than the memory they take.
+      rules: as `PARAMETER_RULES`.
 
     Raises:
-      UserError: a leaf that no rule covers.
+      UserError: no rule covers a leaf.
     """
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
@@ -110,7 +110,7 @@ def infer_shardings(
 def fit_spec(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, *, small: bool
 ) -> PartitionSpec:
-    """Returns the spec of all axes for that of the last ones, without what does not apply."""
+    """Returns a spec of all axes from a spec of the last ones; axes that do not divide are None."""
     specs = (*(None,) * (len(shape) - len(spec)), *spec)
 
     def applies(size: int, axes: Any) -> bool:
@@ -124,30 +124,30 @@ def fit_spec(
 
 
 def unshard_params(params: dict, mesh: Mesh) -> dict:
-    """Returns the parameters as layers compute with them: whole along "fsdp", but for tables.
+    """Returns the parameters, except tables, all-gathered along "fsdp" for the layers.
 
-    Asked for, since the compiler may else send activations instead, which are far larger.
+    Without this constraint the compiler may send activations instead, which are far larger.
     """
     whole = infer_shardings(params, mesh, min_size=sys.maxsize)
     return jax.lax.with_sharding_constraint(params, whole)
 
 
 def replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """Returns an array of a compiled function as a whole on every device."""
+    """Returns an array, inside a compiled function, replicated on every device."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, REPLICATED))
 
 
 def num_shards(mesh: Mesh, spec: PartitionSpec) -> int:
-    """How many parts the leading axis has under this spec."""
+    """Returns the number of shards of the leading axis under this spec."""
     axes = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
     return int(np.prod([mesh.shape[axis] for axis in axes]))
 
 
 def local_shards(mesh: Mesh, spec: PartitionSpec) -> list[int]:
-    """Which parts of the leading axis this process must supply.
+    """Returns the indices of the shards of the leading axis that this process must supply.
 
-    Derived from the sharding and not from the process index, which is wrong as soon as a model
-    axis spans processes.
+    They come from the sharding and not from the process index: that would be wrong where the axis
+    fsdp or tensor spans processes.
     """
     count = num_shards(mesh, spec)
     indices = NamedSharding(mesh, spec).addressable_devices_indices_map((count,)).values()
@@ -160,7 +160,7 @@ def _rows(index: tuple[slice, ...] | None) -> slice:
 
 
 def make_global_arrays(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Turns host arrays that hold the local shards into global arrays over the mesh."""
+    """Returns global arrays over the mesh from host arrays that hold the local shards."""
     count, shards = num_shards(mesh, spec), local_shards(mesh, spec)
     sharding = NamedSharding(mesh, spec)
 
@@ -174,7 +174,7 @@ def make_global_arrays(local: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 
 def make_replicated_arrays(tree: Any, mesh: Mesh) -> Any:
-    """Puts host arrays that all processes hold alike on every device."""
+    """Returns arrays that are replicated on every device; all processes give the same values."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__),
@@ -183,11 +183,10 @@ def make_replicated_arrays(tree: Any, mesh: Mesh) -> Any:
 
 
 def shapes(local: Any, mesh: Mesh, spec: PartitionSpec | None = None) -> Any:
-    """Returns shapes and shardings of what `make_global_arrays` would make.
+    """Returns the shapes and shardings of the arrays that `make_global_arrays` would make.
 
-    Without a spec they are those of `make_replicated_arrays`.
-
-    Programs are compiled for them ahead of time, also for devices that are not there.
+    Without a spec they are those of `make_replicated_arrays`. Programs are compiled for them ahead
+    of time, also for devices that do not exist here.
     """
     sharding = NamedSharding(mesh, spec or PartitionSpec())
 

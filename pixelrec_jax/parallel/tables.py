@@ -1,7 +1,7 @@
-"""Tables of which a batch reads a few rows, and gradients of tables that hold those rows only.
+"""Embedding tables: a batch reads a few rows, and the sparse gradient holds only these rows.
 
-As an array the gradient of such a table is zeros but for those rows. Filling and reading it would
-take much of the time of a step on ids, and sending it to other devices even more.
+A dense gradient would be zero in all other rows. Writing and reading it would take much of the time
+of a step of an id model, and sending it to other devices even more.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,18 +23,18 @@ from pixelrec_jax.parallel.sharding import (
     replicate,
 )
 
-COLLECTION = "embeddings"  # of variables: the rows that a train step has looked up already
+COLLECTION = "embeddings"  # collection of variables: the rows that a train step has looked up
 
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
 
 class IndexedSlices(struct.PyTreeNode):
-    """The gradient of a table [N, D] that is zero but for some rows.
+    """The gradient of a table [N, D] that is zero except in some rows.
 
     Attributes:
-      ids: int32[M], distinct rows; one past the table stands for no row. PAD may repeat, with
-        values of zero.
+      ids: int32[M], distinct row indices; N, the index after the last row, stands for no row. PAD
+        may occur repeatedly, with values of zero.
       values: float32[M, D], the gradients of these rows.
     """
 
@@ -46,8 +46,9 @@ class EmbeddingLookup(NamedTuple):
     """The rows of a table that a batch reads.
 
     Attributes:
-      ids: int32[...].
-      unique_ids: whether no id but PAD occurs twice, and PAD with a gradient only once.
+      ids: int32[...], row indices.
+      unique_ids: whether each id occurs once; PAD may repeat if at most one of its rows has a
+        gradient.
     """
 
     ids: jax.Array
@@ -60,14 +61,14 @@ Lookups = Mapping[Path, EmbeddingLookup]  # by the path of the table in the para
 def embedding_lookup(
     module: nn.Module, name: str, init: nn.initializers.Initializer, shape: Shape, ids: jax.Array
 ) -> jax.Array:
-    """Returns float32[..., D], rows ids int32[...] of a module's table.
+    """Returns the rows float32[..., D] with ids int32[...] of a module's table.
 
-    The model declares the same ids as `Recommender.embedding_lookups`; a train step hands their
-    rows in, so that it can differentiate them and not the table.
+    `Recommender.embedding_lookups` declares the same ids. A train step gives their rows as
+    variables of `COLLECTION`, so that it can differentiate the rows and not the table.
     """
     if module.has_variable(COLLECTION, name):
         return module.get_variable(COLLECTION, name).reshape(*ids.shape, -1)
-    if module.has_variable("params", name):  # perhaps with more rows than `shape`, see `pad_rows`
+    if module.has_variable("params", name):  # may have more rows than `shape`: `pad_rows`
         return module.get_variable("params", name)[ids]
     return module.param(name, init, shape, jnp.float32)[ids]
 
@@ -76,10 +77,10 @@ def read_embeddings(params: dict, lookups: Lookups, mesh: Mesh, spec: PartitionS
     """Returns the rows that lookups read, as variables of `COLLECTION`.
 
     Args:
-      params: parameters, with tables split over the mesh by rows.
-      lookups: their ids are split by `spec`.
+      params: parameters, with tables sharded over the mesh by rows.
+      lookups: lookups with ids sharded by `spec`.
       mesh: the device mesh.
-      spec: of one entry, for the leading axis of ids and rows.
+      spec: a spec of one entry, for the leading axis of ids and rows.
     """
     flat = flatten_dict(params)
     return unflatten_dict(
@@ -97,14 +98,15 @@ def value_and_sparse_grad(
     mesh: Mesh,
     shardings: dict,
 ) -> tuple[tuple[jax.Array, Any], dict]:
-    """Returns the loss with what comes with it, and its gradient, sparse where rows are looked up.
+    """Returns a loss with its auxiliary output, and its gradient, sparse for tables of `lookups`.
 
     Args:
-      loss: of the parameters and the rows that were looked up, variables of `COLLECTION`.
-      params: what is differentiated.
-      lookups: which rows are read; a table that is not among them has a dense gradient.
+      loss: function of the parameters and of the looked-up rows, which are variables of
+        `COLLECTION`.
+      params: the parameters to differentiate.
+      lookups: the rows that are read; all other tables have dense gradients.
       mesh: the device mesh.
-      shardings: of the parameters.
+      shardings: the shardings of the parameters.
 
     Returns:
       ((loss, aux), gradient): a tree like `params`, with `IndexedSlices` for tables of `lookups`.
@@ -122,9 +124,9 @@ def value_and_sparse_grad(
 
 
 def _slices(rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh) -> IndexedSlices:
-    """Returns the gradient of a table for those of its looked-up rows, whole on every device.
+    """Returns the gradient of a table from those of its looked-up rows, replicated on all devices.
 
-    Gradients of a row that is read repeatedly are summed.
+    If a row was read several times, its gradients are summed.
     """
     values = replicate(rows.reshape(-1, rows.shape[-1]), mesh)
     ids = replicate(lookup.ids.reshape(-1), mesh)
@@ -135,14 +137,14 @@ def _slices(rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh)
 
 
 def is_sparse(x: Any) -> bool:
-    """Whether a node of a gradient is `IndexedSlices`: the `is_leaf` of maps over gradients."""
+    """Returns whether a node of a gradient is `IndexedSlices`: the `is_leaf` for tree maps."""
     return isinstance(x, IndexedSlices)
 
 
 def pad_rows(params: dict, mesh: Mesh) -> dict:
-    """Returns the parameters with rows of zeros after those of tables, so that they divide."""
-    parts = num_shards(mesh, TABLE_SPEC)
-    return _map_tables(lambda x: jnp.pad(x, ((0, -len(x) % parts), (0, 0))), params)
+    """Returns the parameters with zero rows added to tables, so that their rows divide evenly."""
+    shards = num_shards(mesh, TABLE_SPEC)
+    return _map_tables(lambda x: jnp.pad(x, ((0, -len(x) % shards), (0, 0))), params)
 
 
 def _map_tables(change: Callable[[jax.Array], jax.Array], params: dict) -> dict:
@@ -152,9 +154,10 @@ def _map_tables(change: Callable[[jax.Array], jax.Array], params: dict) -> dict:
 
 
 def own_rows(ids: jax.Array, count: int, rows: PartitionSpec) -> jax.Array:
-    """Returns where in a device's `count` rows ids are; `count`, past the end, for those of others.
+    """Returns the indices of ids in this device's shard of `count` rows; `count` for other ids.
 
-    Called within `shard_map`, for an array split by `rows`. Negative ones would count from the end.
+    Called within `shard_map`, for an array sharded by `rows`. The index for other ids is not
+    negative, because negative indices count from the end.
     """
     own = ids - jax.lax.axis_index(rows[0]) * count
     return jnp.where((own >= 0) & (own < count), own, count)
@@ -163,20 +166,22 @@ def own_rows(ids: jax.Array, count: int, rows: PartitionSpec) -> jax.Array:
 def take_rows(
     table: jax.Array, ids: jax.Array, mesh: Mesh, *, rows: PartitionSpec, batch: PartitionSpec
 ) -> jax.Array:
-    """Returns rows of a sharded table, without gathering it.
+    """Returns rows of a sharded table, without an all-gather of the table.
 
     Args:
-      table: [N, D], split by `rows`.
-      ids: int32[B, ...], split by `batch`; they must be below N.
+      table: [N, D], sharded by `rows`.
+      ids: int32[B, ...], sharded by `batch`; they must be below N.
       mesh: the device mesh.
       rows, batch: specs of one entry, for the leading axis.
 
     Returns:
-      [B, ..., D], split by `batch`.
+      [B, ..., D], sharded by `batch`.
     """
     if num_shards(mesh, rows) == 1:
         return table[ids]
-    # Devices that share a table and differ in ids: each asks all of them and sums what is its own.
+    # Along the axes `asking`, devices hold different ids: all ids are gathered, every device looks
+    # up those of its own rows, and the results are summed and scattered back.
+    # Along the axes `alike`, devices hold the same ids: the results are only summed.
     asking = tuple(axis for axis in rows[0] if axis in batch[0])
     alike = tuple(axis for axis in rows[0] if axis not in batch[0])
 
@@ -194,9 +199,9 @@ def take_rows(
 
 
 def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) -> jax.Array:
-    """Returns a table [N, D], split by rows, with values [M, D] added to the rows ids int32[M].
+    """Returns a table [N, D], sharded by rows, with values [M, D] added to the rows ids int32[M].
 
-    Ids from N on are dropped. Every device is given all values and adds those of its rows.
+    Ids of N or more are dropped. Every device has all values and adds those of its own rows.
     """
     if num_shards(mesh, TABLE_SPEC) == 1:
         return table.at[ids].add(values)
@@ -214,13 +219,13 @@ def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) ->
 
 
 def split_by_columns(params: dict, mesh: Mesh) -> dict:
-    """Returns the parameters with tables split by columns instead of rows, if they divide.
+    """Returns the parameters with tables sharded by columns instead of rows, if these divide.
 
-    Sums of rows along the edges of a graph then stay on a device. With "tensor" above 1 the tables
-    are gathered on the way.
+    Sums of rows along the edges of a graph then need no communication. With "tensor" above 1 the
+    tables are all-gathered along it.
     """
-    # Not over "tensor", too: with data, fsdp and tensor all above 1, XLA (jax 0.10.2) then compiles
-    # a step that gives another loss.
+    # Not also over "tensor": with data, fsdp and tensor all above 1, XLA (jax 0.10.2) would compile
+    # a step with a different loss.
     spec = PartitionSpec(None, "fsdp")
 
     def split(x: jax.Array) -> jax.Array:

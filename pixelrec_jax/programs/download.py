@@ -1,8 +1,9 @@
-"""Downloads the official files of PixelRec, which are on Google Drive only.
+"""Downloads the official files of PixelRec, which are only on Google Drive.
 
 pixelrec download --dataset=pixel200k --out=DIR
 
-Starting it again goes on where it ended. DIR/download.json holds the SHA-256 of every file.
+The same command continues an interrupted download. DIR/download.json holds the SHA-256 of every
+file.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 pixelrec dryrun_table --study=encoders --results=encoders.jsonl
 
-A compile takes minutes, so every result is a line of --results as soon as it is there, and the same
-command goes on where it was stopped; --compile=False prints the table of what is there.
+A compilation takes minutes. Every result is added to --results at once, so that the same command
+continues an interrupted study; --compile=False only prints the table of the existing results.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from pixelrec_jax.system.errors import UserError, nearest
 
 def _define_flags() -> None:
     flags.DEFINE_string("study", "encoders", "which cases: encoders or mf_pixel8m")
-    flags.DEFINE_string("results", None, "file of results, continued", required=True)
-    flags.DEFINE_bool("compile", True, "whether to compile what is missing")
+    flags.DEFINE_string("results", None, "file of results, which is extended", required=True)
+    flags.DEFINE_bool("compile", True, "whether to compile missing cases")
 
 
 def main(_: Sequence[str]) -> None:
-    """Compiles what is missing of the study and prints its table."""
+    """Compiles the missing cases of the study and prints its table."""
     from pixelrec_jax.launch.dryrun import table
     from pixelrec_jax.launch.dryrun.estimate import writable
 

@@ -1,9 +1,9 @@
-"""Writes the vision encoder of a trained model as a file that other programs load.
+"""Writes the vision encoder of a trained model as a file for other programs.
 
 pixelrec export --workdir=runs/pixel --out=encoder.safetensors [--names=torchvision]
 
-The tensors carry the names of the architecture's published checkpoints, so that PyTorch code loads
-them, and so does another run with --config.item.weights=encoder.safetensors.
+The tensors have the names of the architecture's published checkpoints. So PyTorch code can load
+them, and another run can with --config.item.weights=encoder.safetensors.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pixelrec_jax.system import errors, storage
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the trained run", required=True)
     flags.DEFINE_string("out", None, "safetensors file to write", required=True)
-    flags.DEFINE_string("names", None, "whose names: huggingface, torchvision, openai, timm ...")
+    flags.DEFINE_string("names", None, "origin of the names: huggingface, torchvision, openai, ...")
 
 
 def main(_: Sequence[str]) -> None:

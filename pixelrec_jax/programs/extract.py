@@ -1,10 +1,10 @@
-"""Writes the features of a frozen vision encoder, at any layer, as a matrix by item.
+"""Writes the features of a frozen vision encoder, at any layer, as a matrix with a row per item.
 
 pixelrec extract --data=data/custom --item=efficientnet_lite0 [--layer=stage_5]
 pixelrec extract --data=data/custom --workdir=runs/pixel [--layer=vector]
 
-The first takes published weights, the second the encoder of a trained run. What is written to
-DATA/features.npy is what `item=features` reads.
+The first form takes published weights, the second the encoder of a trained run. `item=features`
+reads the default file, DATA/features.npy.
 """
 
 import math
@@ -22,11 +22,11 @@ _SETTINGS = ("weights", "image_size", "pool", "normalisation")  # of --item
 def _define_flags() -> None:
     flags.DEFINE_string("data", None, "folder of the prepared dataset", required=True)
     flags.DEFINE_string("item", None, "a vision encoder with published weights; or give --workdir")
-    flags.DEFINE_string("workdir", None, "folder of a trained run, whose encoder is taken")
+    flags.DEFINE_string("workdir", None, "folder of a trained run, to take its encoder")
     flags.DEFINE_string("config", SHIPPED, "config with the settings of --item; or a file, FILE.py")
     flags.DEFINE_string("weights", None, "as item.weights; default those of the config")
     flags.DEFINE_integer(
-        "image_size", None, "default the dataset's, or the encoder's if it has none", lower_bound=1
+        "image_size", None, "default that of the dataset, or else of the encoder", lower_bound=1
     )
     flags.DEFINE_string("pool", None, "as item.pool; default that of the config")
     flags.DEFINE_string("normalisation", None, "as item.normalisation; default checkpoint")
@@ -41,7 +41,7 @@ def _define_flags() -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    """Extracts what the flags describe."""
+    """Extracts the features that the flags describe."""
     import numpy as np
 
     from pixelrec_jax.data.interactions import load

@@ -1,4 +1,4 @@
-"""Fetches the images that a list of URLs names, as <item_id>.jpg, .png or .webp.
+"""Fetches the images of a list of URLs, as <item_id>.jpg, .png or .webp.
 
 pixelrec fetch_images --urls=FILE.csv --out=DIR
 """
@@ -20,8 +20,8 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float("rate", limits.rate, "requests a second to each host", lower_bound=0.01)
     flags.DEFINE_integer("retries", limits.retries, "further tries", lower_bound=0, upper_bound=20)
-    flags.DEFINE_float("timeout", limits.timeout, "seconds of one request", lower_bound=0.1)
-    flags.DEFINE_integer("max_bytes", limits.max_bytes, "of an image file", lower_bound=1)
+    flags.DEFINE_float("timeout", limits.timeout, "seconds for one request", lower_bound=0.1)
+    flags.DEFINE_integer("max_bytes", limits.max_bytes, "limit of an image file", lower_bound=1)
     flags.DEFINE_list(
         "allow_hosts", [], "your own servers: hosts that may have private addresses and any port"
     )
@@ -37,7 +37,7 @@ def main(_: Sequence[str]) -> None:
 
     values = flags.FLAGS
     storage.local_only(values.out, "out", written=True)
-    # An oversized image is listed with its name; Pillow's warning has no name.
+    # An oversized image is listed with its name, which Pillow's warning lacks.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     limits = Limits(
         concurrency=values.concurrency,
@@ -48,7 +48,10 @@ def main(_: Sequence[str]) -> None:
         allow_hosts=frozenset(host.strip().lower() for host in values.allow_hosts),
     )
     counts = fetch(values.urls, values.out, Fetcher(limits))
-    print(f"{counts['fetched']:,} images fetched to {values.out}, {counts['there']:,} were there")
+    print(
+        f"{counts['fetched']:,} images fetched to {values.out}, {counts['there']:,} were there "
+        "before"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 pixelrec prepare --interactions=X.csv --images=DIR --out=DIR --min_interactions=5
 
-Order of work: repeats, then users below --min_interactions, then --sample, which tells the items
-whose images are needed; those images are checked; if --missing=drop removes items,
+Order of work: repeats are dropped, then users below --min_interactions, then users outside of
+--sample. The images of the items that are left are checked. If --missing=drop removes items,
 --min_interactions is applied once more.
 """
 
@@ -17,12 +17,12 @@ from pixelrec_jax.system import errors, storage
 
 def _define_flags() -> None:
     flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
-    flags.DEFINE_string("images", None, "folder, tar, zip, LMDB or TFDS dataset; none: ids only")
-    flags.DEFINE_string("item_info", None, "CSV: item_id and what else is known of items")
+    flags.DEFINE_string("images", None, "folder, tar, zip, LMDB or TFDS dataset; default none")
+    flags.DEFINE_string("item_info", None, "CSV: item_id and any attributes of items")
     flags.DEFINE_string("out", None, "folder to create", required=True)
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
-    flags.DEFINE_string("sample", "", "so many random users, or pixel200k, pixel1m, pixel8m")
-    flags.DEFINE_integer("seed", 0, "of --sample")
+    flags.DEFINE_string("sample", "", "number of random users, or pixel200k, pixel1m, pixel8m")
+    flags.DEFINE_integer("seed", 0, "seed of --sample")
     flags.DEFINE_enum("missing", "error", CHOICES["missing"], "for items without a usable image")
     flags.DEFINE_enum("store", "original", CHOICES["store"], "files as they are, or raw pixels")
     flags.DEFINE_integer(
@@ -45,7 +45,7 @@ def main(_: Sequence[str]) -> None:
     values = flags.FLAGS
     for name in ("interactions", "images", "item_info", "out"):
         storage.local_only(values[name].value, name, written=name == "out")
-    # An oversized image is reported as undecodable, with its name; Pillow's warning has no name.
+    # An oversized image is listed as undecodable with its name, which Pillow's warning lacks.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     manifest = prepare(
         values.interactions,

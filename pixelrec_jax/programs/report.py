@@ -1,4 +1,4 @@
-"""Prints the test metrics of one run or of several side by side, with their baselines.
+"""Prints the test metrics of one or several runs side by side, with their baselines.
 
 pixelrec report runs/pixel runs/id --examples=3
 pixelrec report --unfinished runs/figure9/*
@@ -18,7 +18,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the table of the runs named on the command line, and examples if asked to."""
+    """Prints the table of the runs named on the command line, and with --examples some users."""
     from pixelrec_jax.runs.report import table
 
     workdirs = [storage.path(workdir) for workdir in argv[1:]]

@@ -15,7 +15,7 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "config",
         None,
-        "own_items or own_interactions; or those of PixelRec, as in pixel200k_items",
+        "own_items or own_interactions, or a config of PixelRec such as pixel200k_items",
         required=True,
     )
     flags.DEFINE_string("out", None, "folder of TFDS datasets", required=True)

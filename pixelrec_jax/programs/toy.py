@@ -11,10 +11,10 @@ from pixelrec_jax.system import errors, storage
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("out", None, "folder to write; must not exist or be empty", required=True)
-    flags.DEFINE_integer("seed", 0, "of everything that is drawn")
-    flags.DEFINE_integer("users", 2500, "how many users")
-    flags.DEFINE_integer("items", 1200, "how many items")
+    flags.DEFINE_string("out", None, "folder to write, new or empty", required=True)
+    flags.DEFINE_integer("seed", 0, "seed of everything that is drawn")
+    flags.DEFINE_integer("users", 2500, "number of users")
+    flags.DEFINE_integer("items", 1200, "number of items")
     flags.DEFINE_integer("image_size", 64, "height and width of a cover in pixels")
 
 

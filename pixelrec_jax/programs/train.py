@@ -26,21 +26,21 @@ def _define_flags() -> None:
         "mode",
         "train",
         ["train", "evaluate", "describe"],
-        "Train and evaluate; evaluate the best checkpoint; or print the config with what each key "
-        "means, and the size of the model and of the training, and stop.",
+        "Train and evaluate; only evaluate the best checkpoint; or only print the config with the "
+        "meaning of each key, and the size of the model and of the training.",
     )
     flags.DEFINE_string(
         "distributed",
         "",
-        "Joins several processes to one run, each of which is started with the same command: auto "
-        "on Cloud TPU, GKE, Slurm and Open MPI; elsewhere HOST:PORT,PROCESS,PROCESSES, the address "
-        "on which process 0 listens, the number of this process and of all processes.",
+        "Joins several processes, started with the same command, to one run: auto on Cloud TPU, "
+        "GKE, Slurm and Open MPI; elsewhere HOST:PORT,PROCESS,PROCESSES: the address on which "
+        "process 0 listens, the number of this process, and how many processes there are.",
     )
 
 
 def main(_: Sequence[str]) -> None:
-    """Runs what the flags describe."""
-    # While nothing can be saved, SIGTERM ends the run as Ctrl-C does; see `stop_request`.
+    """Trains, evaluates or describes, as --mode says."""
+    # Until a step can be saved, SIGTERM ends the run as Ctrl-C does; see `stop_request`.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     import jax
 

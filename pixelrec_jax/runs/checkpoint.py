@@ -1,4 +1,4 @@
-"""Checkpoints of a run: state, position in the data, config; the best and the latest are kept."""
+"""Checkpoints: state, position in the data and config; the best and the latest one are kept."""
 
 import logging
 import shutil
@@ -20,22 +20,25 @@ from pixelrec_jax.system.errors import TransientError, UserError
 from pixelrec_jax.weights import partition
 
 _policies = ocp.training.preservation_policies
-SAVE_SECONDS = 600  # that a process waits for the others to write their parts, should one fail
-# What orbax raises for missing, cut or scrambled files of a checkpoint.
+SAVE_SECONDS = 600  # that a process waits for the others to write their shards, as one may fail
+# Orbax's errors for missing, cut or scrambled files of a checkpoint.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
 
 
 class Checkpoints:
-    """The checkpoints below one directory; use as a context manager, which waits for the last save.
+    """The checkpoints in one directory; a context manager that waits for the last save.
 
-    Saving is asynchronous and atomic: a checkpoint counts only once it is complete, so a run killed
-    while saving continues from the one before.
+    Saving is asynchronous and atomic: a checkpoint counts once it is complete, so that a run killed
+    during a save continues from the one before.
     """
 
     def __init__(self, directory: Path, *, metric: str, read_only: bool = False):
-        """Args: `metric` is the key of the metrics, higher is better, that decides the best.
+        """Opens a directory; without `read_only` it removes incomplete saves, so open it only once.
 
-        Opening for writing removes what an interrupted save left, so only one run may.
+        Args:
+          directory: the directory of the checkpoints.
+          metric: the metric that decides which checkpoint is the best; higher is better.
+          read_only: whether nothing is written.
         """
         self.directory, self._metric, self._pending = directory, metric, None
         if read_only and not self.directory.is_dir():
@@ -45,7 +48,7 @@ class Checkpoints:
         )
         context = ocp.Context()
         context.asynchronous.timeout_secs = SAVE_SECONDS
-        # Replicas share the writing of what is large; to cut every bias in parts takes longer.
+        # Replicas share the writing of large arrays; for small ones, slices would take longer.
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         # Orbax declares policies for metrics of dicts, and its checkpoints have any JSON.
         policy: Any = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
@@ -55,7 +58,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             context=context,
         )
-        # Orbax logs a failed write once for each of its threads and raises it, too: once is enough.
+        # Orbax logs a failed write in each of its threads and also raises it: once is enough.
         absl_logging.get_absl_logger().addFilter(_is_news)
         self._excepthook, threading.excepthook = threading.excepthook, self._report_thread
 
@@ -64,7 +67,7 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
-            self.wait()  # also after an interrupt: the save is nearly complete
+            self.wait()  # also after an interrupt, when a save is nearly complete
         except UserError:
             if error is None:
                 raise
@@ -82,20 +85,20 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the latest complete checkpoint."""
+        """The step of the latest complete checkpoint, None if there is none."""
         return self._checkpointer.latest.step if self._checkpointer.latest else None
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the best metric; of equal ones the latest."""
+        """The step of the checkpoint with the best metric; the latest one of equals."""
         scored = [c for c in self._checkpointer.checkpoints if c.metrics]
         return max(scored, key=lambda c: (self._value(c.metrics), c.step)).step if scored else None
 
     def save(self, step: int, state: Any, metadata: dict, metrics: dict | None) -> None:
-        """Starts saving `state` (pytree of arrays) and `metadata` (JSON) after the save before.
+        """Waits for the save before, then starts to save a pytree of arrays and JSON metadata.
 
         Raises:
-          UserError: the save before could not be written, for example on a full disk.
+          UserError: a save could not be written, for example to a full disk.
         """
         self.wait()
         try:
@@ -129,8 +132,8 @@ class Checkpoints:
     def restore(self, step: int, template: Any) -> Any:
         """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings.
 
-        Rows at the end of arrays that one mesh needs and another does not (`tables.pad_rows`) are
-        filled with zeros or left out.
+        Padding rows of tables (`tables.pad_rows`) depend on the mesh: missing ones are filled with
+        zeros, and ones that this mesh does not need are left out.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
@@ -143,12 +146,12 @@ class Checkpoints:
         except _UNREADABLE as error:
             raise self._unreadable(step, error) from error
 
-    def read(self, step: int, parts: Sequence[str]) -> dict:
-        """Returns some parts of a checkpoint's state as numpy arrays in nested dicts."""
+    def read(self, step: int, fields: Sequence[str]) -> dict:
+        """Returns some fields of a checkpoint's state as NumPy arrays in nested dicts."""
         loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
         try:
             saved = self._checkpointer.metadata(step).metadata
-            template = {name: saved[name] for name in parts}
+            template = {name: saved[name] for name in fields}
             template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
             with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
                 return self._checkpointer.load(step, template)
@@ -165,8 +168,8 @@ class Checkpoints:
 
     def _unwritable(self, error: Exception) -> UserError:
         step, self._pending = self._pending, None
-        with suppress(OSError):  # object storage may be out of reach for this, too
-            if jax.process_count() == 1:  # others may still write; a new start cleans up, too
+        with suppress(OSError):  # object storage may still be out of reach
+            if jax.process_count() == 1:  # otherwise others may still write; the next run cleans up
                 for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(incomplete, ignore_errors=True)
             self._checkpointer.reload()
@@ -182,7 +185,7 @@ class Checkpoints:
 
 
 def _check_shapes(saved: Any, template: Any) -> None:
-    """Raises `ValueError` where arrays differ, tables in more than their number of rows."""
+    """Raises `ValueError` if shapes differ; the number of rows of a table may differ."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -196,14 +199,17 @@ def _check_shapes(saved: Any, template: Any) -> None:
 
 
 def resume_hint(directory: Path) -> str:
-    """Says from which step a run goes on whose end nobody could prepare; needs no `Checkpoints`."""
+    """Returns how to continue a run that ended without warning, and from which step.
+
+    Reads the directory only, so that any thread can call it without `Checkpoints`.
+    """
     complete = directory.glob("*/commit_success.txt")
     steps = [int(path.parent.name) for path in complete if path.parent.name.isdigit()]
     if not steps:
         return "no checkpoint is complete; start all processes again"
     return (
         f"the last complete checkpoint is of step {max(steps)}; start all processes again with the "
-        "same command to go on from there"
+        "same command to continue from there"
     )
 
 
@@ -223,7 +229,7 @@ def best_variables(workdir: Path, config: ConfigDict) -> tuple[int, dict]:
     """Returns the step of a run's best checkpoint and the variables of its whole model.
 
     Raises:
-      UserError: there is none.
+      UserError: no checkpoint was evaluated yet.
     """
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:

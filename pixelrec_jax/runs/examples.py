@@ -1,4 +1,4 @@
-"""A few users of a run: their history, what was recommended to them, and what they chose."""
+"""A few users of a run: their history, their recommendations and their test item."""
 
 from pathlib import Path
 
@@ -20,11 +20,13 @@ _TEXTS = {"title": 60, "tag": 20}  # item information shown, with widths in char
 
 
 def show(workdir: Path, *, users: int, seed: int) -> str:
-    """Returns a text table for each of `users` users of a run, who are drawn by `seed`.
+    """Returns text tables of `users` random users of a run; `seed` decides which.
 
-    It lists the latest items before the test item, the recommendations, with a hit marked, and the
-    test item, with titles and tags where the dataset has them. Raises `UserError` for a workdir
-    without recommendations and for a dataset that is gone or another one.
+    A table lists the latest items before the test item, the recommendations with a mark at a hit,
+    and the test item; with titles and tags if the dataset has them.
+
+    Raises:
+      UserError: the workdir does not hold recommendations, or its dataset is gone or another one.
     """
     top = _recommendations(workdir, users=users, seed=seed)
     settings = read_config(workdir).dataset
@@ -32,11 +34,12 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     split = build_split(dataset, settings.split)
     names = top["user_id"].unique(maintain_order=True)
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()
-    places = [user_ids.index_of(name) for name in names]
-    if None in places:
-        raise UserError(f"{dataset.directory} is not the dataset of the run in {workdir}")
-    rows = np.array(places) + 1
-    queries = ranking_queries(split, rows, "test", history_length=_HISTORY)
+    indices = [user_ids.index_of(name) for name in names]
+    if None in indices:
+        raise UserError(
+            f"{dataset.directory} is not the dataset of the run in {workdir}; restore that dataset"
+        )
+    queries = ranking_queries(split, np.array(indices) + 1, "test", history_length=_HISTORY)
     history = [item_ids.gather(items[items > 0] - 1) for items in queries.history]
     target = item_ids.gather(np.asarray(queries.target) - 1)
 
@@ -72,7 +75,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
 
 
 def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
-    """Returns the rows of recommendations.parquet of the users drawn, in its order."""
+    """Returns the rows of recommendations.parquet of random users, in the order of the file."""
     path = workdir / "recommendations.parquet"
     try:
         scan = pl.scan_parquet(storage.local_file(path))

@@ -1,7 +1,7 @@
-"""The vision encoder of a trained model as a file that other programs load.
+"""Writes the vision encoder of a trained model as a file for other programs.
 
-The tensors carry the names of the architecture's published checkpoints, so that PyTorch code loads
-them, and so does another run with --config.item.weights=encoder.safetensors.
+The tensors have the names of the architecture's published checkpoints. So PyTorch code can load
+them, and another run can with --config.item.weights=encoder.safetensors.
 """
 
 from pathlib import Path
@@ -25,15 +25,19 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
       names: name of one of the encoder's mappings, by default its first.
 
     Raises:
-      UserError: the run has no vision encoder or no evaluated checkpoint, or no such names exist.
+      UserError: the run has no vision encoder or no evaluated checkpoint, or the names are unknown.
     """
     config = run_folder.read_config(workdir)
     if not uses_pixels(config.item):
-        raise UserError(f"{workdir} trained item={config.item.name}, which has no vision encoder")
+        raise UserError(
+            f"{workdir} trained item={config.item.name}, which has no vision encoder; give the "
+            "--workdir of a run with one"
+        )
     mappings = {mapping.name: mapping for mapping in VISION_ENCODERS[config.item.name].mappings}
     if not mappings:
         raise UserError(
-            f"{config.item.name} has no published form, so other programs cannot load its weights"
+            f"item={config.item.name} has no published form, so that other programs cannot load "
+            "its weights; export a run with another encoder"
         )
     names = names or next(iter(mappings))
     if names not in mappings:

@@ -1,7 +1,7 @@
-"""The features of a frozen vision encoder, at any layer, as a matrix by item.
+"""Writes the features of a frozen vision encoder, at any layer, as a matrix with a row per item.
 
-The encoder has published weights, or is that of a trained run. What is written to
-DATA/features.npy is what `item=features` reads.
+The encoder has published weights or those of a trained run. `item=features` reads the default
+file, DATA/features.npy.
 """
 
 import json
@@ -37,7 +37,7 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import replaced_file
 
 _ALL_DEVICES = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-# Each decodes a batch ahead, so their number bounds the memory on machines with many cores.
+# Each thread decodes one batch ahead; the limit bounds the memory on machines with many cores.
 _THREADS = min(os.cpu_count() or 1, 16)
 
 
@@ -52,31 +52,33 @@ def extract(
     batch_size: int = 64,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
-    """Writes the features of all items and, beside them, their description, which it returns.
+    """Writes the features of all items, and a description beside them, which it returns.
 
     Args:
       interactions: the prepared dataset.
-      encoder: what looks at its images.
-      out: an .npy file of N rows, row n that of item n and row 0 (padding) zeros. It appears
-        complete or not at all, in the place of one that is there.
-      layer: see `encoder.features`.
+      encoder: the encoder that reads its images.
+      out: the .npy file to write, of N rows: row n is item n, and row 0 (padding) is zero. It
+        appears complete or not at all and replaces an existing file.
+      layer: as in `vision_encoder.features`.
       average: whether a row is the mean over tokens or pixels.
-      dtype: of the file.
-      batch_size: images encoded at once on each device.
-      devices: default all.
+      dtype: the type of the file, float32 or float16.
+      batch_size: number of images that each device encodes at once.
+      devices: the devices to use; by default all.
 
     Raises:
-      UserError: there is no such layer, no images of this size, no place to write to, or a feature
-        is not finite.
+      UserError: the layer is unknown, the dataset has no images of this size, the file cannot be
+        written, or a feature is not finite.
     """
     if layer is not None and layer not in encoder.layers:
-        known = ", ".join(encoder.layers)
-        raise UserError(f"--layer={layer!r}: {encoder.item.name} has {known}")
+        raise UserError(
+            f"--layer={layer} is not a layer of {encoder.item.name} here; give one of "
+            f"{', '.join(encoder.layers)}"
+        )
     store = ImageStore(interactions.directory, size=encoder.item.image_size)
     mesh = build_mesh(_ALL_DEVICES, devices)
     source = _Batches(interactions.num_items, store, num_shards=mesh.size, per_shard=batch_size)
-    look = partial(vision_encoder.features, encoder.module, layer=layer, average=average)
-    rows = _rows(source, look, encoder.variables, mesh, dtype)
+    encode = partial(vision_encoder.features, encoder.module, layer=layer, average=average)
+    rows = _rows(source, encode, encoder.variables, mesh, dtype)
     try:
         with (
             replaced_file(provenance(out)) as beside,
@@ -106,11 +108,11 @@ def extract(
 
 
 class _Batches:
-    """Items 1 .. N - 1 in order, [G, B] at a time; the last batch is filled up with padding."""
+    """Batches [G, B] of the items 1 .. N - 1 in order; padding fills the last batch."""
 
     def __init__(self, num_items: int, store: ItemStore, *, num_shards: int, per_shard: int):
         self.num_items, self.store = num_items, store
-        # No larger than needed, for small catalogues.
+        # Smaller batches for small catalogues.
         self.shape = (num_shards, min(per_shard, -(-(num_items - 1) // num_shards)))
 
     def __len__(self) -> int:
@@ -125,7 +127,7 @@ class _Batches:
 
 def _rows(
     source: _Batches,
-    look: Callable[[dict, Items], jax.Array],
+    encode: Callable[[dict, Items], jax.Array],
     variables: dict,
     mesh: Mesh,
     dtype: str,
@@ -133,9 +135,9 @@ def _rows(
     """Yields the features dtype[b, ...] of all items in order, batch by batch."""
 
     @jax.jit
-    def encode(variables: dict, items: Items) -> jax.Array:
+    def encode_batch(variables: dict, items: Items) -> jax.Array:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), items)
-        return look(variables, flat).astype(dtype)
+        return encode(variables, flat).astype(dtype)
 
     variables = make_replicated_arrays(variables, mesh)
     with (
@@ -146,9 +148,8 @@ def _rows(
     ):
         for items in batches:
             ids = items.id[items.id != PAD]
-            rows = np.asarray(encode(variables, make_global_arrays(items, mesh, CATALOG_SPEC)))[
-                : len(ids)
-            ]
+            batch = make_global_arrays(items, mesh, CATALOG_SPEC)
+            rows = np.asarray(encode_batch(variables, batch))[: len(ids)]
             finite = np.isfinite(rows).reshape(len(ids), -1).all(axis=1)
             if not finite.all():
                 raise UserError(
@@ -162,7 +163,7 @@ def _rows(
 def _write(
     file: BinaryIO, batches: Iterator[np.ndarray], num_items: int, dtype: np.dtype
 ) -> tuple[int, ...]:
-    """Writes the matrix in pieces: on a full disk a memory map dies of SIGBUS."""
+    """Writes the matrix batch by batch, since a full disk kills a memory map with SIGBUS."""
     shape = ()
     for rows in batches:
         if not shape:
@@ -175,14 +176,14 @@ def _write(
 
 
 def check(interactions: Interactions, out: Path, *, overwrite: bool) -> None:
-    """Raises `UserError` if the dataset has no images or the file is there already or misnamed."""
+    """Raises `UserError` if the dataset has no images, or `out` is misnamed or exists."""
     if interactions.manifest["images"] is None:
         raise UserError(
             f"{interactions.directory} was prepared without images; prepare it again with "
             "--images=DIR"
         )
     if out.suffix != ".npy":
-        raise UserError(f"--out={out}: expected a name that ends in .npy")
+        raise UserError(f"--out={out} does not end in .npy; give a file name that does")
     for path in (out, provenance(out)):
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; give another --out, or --overwrite to replace it")
@@ -199,25 +200,31 @@ def choose_encoder(
     """Returns the encoder that the flags of the same names describe.
 
     Args:
-      interactions: the dataset that it is for.
-      item: a vision encoder.
-      workdir: or the folder of a run.
-      config: what has the settings of `item`, as `load_config` takes it, without words.
-      changes: other values of them.
+      interactions: the dataset to extract features of.
+      item: name of a vision encoder with published weights, or None.
+      workdir: folder of a run, or None.
+      config: name of the config with the settings of `item`, without words.
+      changes: other values for these settings.
 
     Raises:
-      UserError: both or none are given, or it cannot be had.
+      UserError: both or none of `item` and `workdir` are given, or the encoder cannot be built.
     """
     if (item is None) == (workdir is None):
-        raise UserError("give --item=NAME for published weights, or --workdir=DIR for a run")
+        given = "neither --item nor --workdir is" if item is None else "--item and --workdir are"
+        raise UserError(
+            f"{given} given; give --item=NAME for published weights, or --workdir=DIR for a run"
+        )
     changes = changes or {}
     if workdir is not None:
         if changes:
-            raise UserError(f"--{min(changes)} goes with --item; a run has settings of its own")
+            raise UserError(
+                f"--{min(changes)} is given with --workdir, but a run has its own settings; leave "
+                "it out, or give --item"
+            )
         return vision_encoder.trained(storage.path(workdir))
     assert item is not None, "one of the two is given"
     settings = vision_encoder.settings(config, item)
-    settings.normalisation = "checkpoint"  # what frozen weights were trained with
+    settings.normalisation = "checkpoint"  # as frozen weights were trained
     settings.image_size = interactions.manifest["images"]["size"] or settings.image_size
     settings.update(changes)
     if not settings.weights and "weights" not in changes:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: what share of it is training steps."""
+"""Goodput: how the time of a run is spent, and which fraction of it is training steps."""
 
 import threading
 import time
@@ -16,18 +16,18 @@ _T = TypeVar("_T")
 class Goodput:
     """Adds up the seconds of a run by phase, over all its restarts; use as a context manager.
 
-    What is compiled counts as "compile", wherever it happens in this thread; "lost" is the time of
-    steps that are done again after a restart, and "other" is what no phase names. The time of a
-    killed run after its last record is not known, and neither is that between two runs.
+    Compilation counts as "compile" wherever this thread compiles. "lost" is the time of steps that
+    a restart repeats, and "other" is all time outside of phases. The time of a killed run after its
+    last record is unknown, and so is the time between two runs.
     """
 
     def __init__(self, kept: Mapping[str, float], dropped: Mapping[str, float]):
-        """Args: the last records of metrics.jsonl that a restart keeps and drops, or none, {}."""
+        """Continues from the last kept and the last dropped record of metrics.jsonl, or from {}."""
         self._seconds = {name: kept.get(f"time/{name}", 0.0) for name in PHASES}
         self._seconds["lost"] += max(0.0, _total(dropped) - _total(kept))
         self._phase, self._since = "other", time.perf_counter()
         self._thread = threading.get_ident()
-        self._compiled: list[tuple[float, float]] = []  # apart from each other, in order
+        self._compiled: list[tuple[float, float]] = []  # disjoint (start, end) in order
 
     def __enter__(self) -> "Goodput":
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
@@ -38,7 +38,7 @@ class Goodput:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
-        """Counts what happens within as that phase; the time of a phase inside is its own."""
+        """Counts the time in the with statement as this phase, except that of phases inside it."""
         outer = self._switch(name)
         try:
             yield
@@ -46,7 +46,7 @@ class Goodput:
             self._switch(outer)
 
     def waits(self, items: Iterable[_T], name: str = "input") -> Iterator[_T]:
-        """Returns the items; the time until each is there is that phase's."""
+        """Yields the items and counts the time until each one arrives as this phase."""
         iterator = iter(items)
         while True:
             with self.phase(name):
@@ -57,7 +57,7 @@ class Goodput:
             yield item
 
     def scalars(self) -> dict[str, float]:
-        """Returns seconds since the run began by phase and in total, and the phases' fractions."""
+        """Returns the seconds by phase and in total since the run began, and each fraction."""
         self._switch(self._phase)
         total = sum(self._seconds.values())
         scalars = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
@@ -75,7 +75,7 @@ class Goodput:
     def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         if not event.startswith(_COMPILATION) or threading.get_ident() != self._thread:
             return
-        # One function is traced while another one is: the event of the outer holds the inner's.
+        # Tracing can be nested: the event of an outer function includes those of inner ones.
         end = time.perf_counter()
         start = max(end - duration_secs, self._since)
         while self._compiled and self._compiled[-1][0] >= start:

@@ -1,4 +1,4 @@
-"""What depends on the machine that a run was on, apart from its result."""
+"""The record of the machine that a run was on, which is separate from its result."""
 
 import platform
 import resource
@@ -18,9 +18,9 @@ _ROOT = Path(pixelrec_jax.__file__).resolve().parent.parent
 
 
 def write_machine_record(workdir: Path, seconds_per_epoch: float | None = None) -> None:
-    """Writes run.json: `machine_record` and the seconds of an epoch of training.
+    """Writes run.json: `machine_record` and the training seconds of an epoch.
 
-    Without a time, as when a finished run is only evaluated again, an earlier record stays.
+    Without a time, when a finished run is only evaluated again, an existing file stays.
     """
     path = workdir / "run.json"
     if seconds_per_epoch is None and path.exists():
@@ -29,10 +29,10 @@ def write_machine_record(workdir: Path, seconds_per_epoch: float | None = None) 
 
 
 def machine_record() -> dict[str, Any]:
-    """Returns devices, peak memory of this process in bytes, versions and commit, as for JSON.
+    """Returns devices, peak memory of this process in bytes, versions and commit in JSON types.
 
-    The memory of devices is that of the one that needed most, None where devices do not tell. The
-    commit is None where the code is not a clone, and ends in "-dirty" where files were changed.
+    The memory of devices is the largest peak of one device, None if devices do not report it. The
+    commit is None if the code is not a git clone, and ends in "-dirty" if files were changed.
     """
     device = jax.local_devices()[0]
     return {
@@ -54,13 +54,13 @@ def machine_record() -> dict[str, Any]:
 
 def code_commit(root: Path) -> str | None:
     """Returns the commit of the clone at a folder, None if the folder is not the top of one."""
-    if not (root / ".git").exists():  # else git would look in the folders above
+    if not (root / ".git").exists():  # otherwise git would look in parent folders
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     command.append("--exclude=*")  # tags
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):  # no git, or a folder that it does not trust
+    except (OSError, subprocess.SubprocessError):  # git is missing, or does not trust the folder
         return None
     return done.stdout.strip() or None
 

@@ -13,29 +13,29 @@ from pixelrec_jax.system.errors import UserError
 
 
 class Profiler:
-    """Traces steps `start` to `start + steps - 1`, counted from 1; use as a context manager.
+    """Traces the steps `start` to `start + steps - 1`, counted from 1; use as a context manager.
 
-    A run that continues within them traces those that are left, one that continues behind them
-    none. Every process traces what it does.
+    A run that continues in the middle of them traces the rest, and one that continues after them
+    traces nothing. Every process traces its own work.
     """
 
     def __init__(self, start: int, steps: int, folder: Path):
-        """Args: `folder` takes the trace, also in object storage; 0 steps trace nothing."""
+        """Prepares a trace in `folder`, which may be in object storage; 0 steps trace nothing."""
         self._steps, self._folder = range(max(start, 1), max(start, 1) + steps), folder
-        self._local: Path | None = None  # where the trace that runs is written
+        self._local: Path | None = None  # the local folder of a trace in progress
         self._spool = ExitStack()
 
     def __enter__(self) -> "Profiler":
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # What ended the run may fail here again, and must not be hidden.
+        # The error that ended the run may occur here again, and must not be hidden.
         with suppress(RuntimeError, OSError, UserError) if error else nullcontext():
             self._stop()
 
     @contextmanager
     def step(self, step: int) -> Generator[None]:
-        """Marks what is dispatched within as that step, and starts and stops the trace."""
+        """Marks the work of the with statement as this step, and starts or ends the trace."""
         if step not in self._steps:
             self._stop()
             yield
@@ -54,7 +54,7 @@ class Profiler:
     def _stop(self) -> None:
         if self._local is None:
             return
-        try:  # the last step may still run on the devices
+        try:  # the devices may still run the last step
             jax.block_until_ready(jax.live_arrays())
         finally:
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line in a terminal, plain lines elsewhere."""
+"""The display of a run while it trains: a live line in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -23,8 +23,8 @@ class TrainingProgress:
     """Shows steps, loss, speed and estimated time left; use as a context manager."""
 
     def __init__(self, *, start: int, total: int):
-        """Args: `start` steps of `total` were done by an earlier run."""
-        # All processes know the same; one of them says it.
+        """Prepares the display; the first `start` steps of `total` are done already."""
+        # All processes know the same, so only process 0 prints.
         self._console = Console(file=sys.stderr, highlight=False, quiet=jax.process_index() > 0)
         self._live = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -49,11 +49,11 @@ class TrainingProgress:
         self._live.stop()
 
     def step(self, step: int, epoch: int) -> None:
-        """Moves on to a step."""
+        """Advances to a step."""
         self._live.update(self._task, completed=step, epoch=epoch)
 
     def status(self, text: str) -> None:
-        """Shows the latest loss and speed behind the bar; prints a line where there is no bar."""
+        """Shows the latest loss and speed after the bar; without a terminal it prints a line."""
         self._live.update(self._task, status=text)
         if not self._console.is_terminal:
             self.say(text)
@@ -64,9 +64,10 @@ class TrainingProgress:
 
 
 class Speed:
-    """Counts what the steps since the last reading worked on, in all processes.
+    """Counts steps, sequences and images since the last reading, for all processes together.
 
-    A process sees its part of a batch, which stands for the others: an estimate, without asking.
+    A process counts its own batch and scales by the number of processes: an estimate that needs no
+    communication.
     """
 
     def __init__(
@@ -75,9 +76,9 @@ class Speed:
         """Starts to count.
 
         Args:
-          batches_per_local: how many times a process's own batch the global one is.
-          devices: how many share a step.
-          peak: operations a second of one device, None if not known.
+          batches_per_local: size of the global batch divided by that of this process.
+          devices: number of devices that share a step.
+          peak: operations a second of one device, None if unknown.
         """
         self._factor, self._devices, self._peak = batches_per_local, devices, peak
         self._reset()
@@ -87,7 +88,7 @@ class Speed:
         self._flops = 0.0
 
     def count(self, batch: Batch, flops: float = 0.0) -> None:
-        """Adds one batch (this process's part of it), and the operations of its whole step."""
+        """Adds one local batch, and the operations of the whole step on all devices."""
         self._steps += 1
         self._flops += flops
         self._sequences += int(np.count_nonzero(batch.user != PAD))
@@ -95,9 +96,9 @@ class Speed:
             self._images += int(np.count_nonzero(batch.items.id != PAD))
 
     def read(self) -> dict[str, float]:
-        """Returns rates since the last reading; images are distinct ones that were encoded.
+        """Returns the rates since the last reading; an image counts once per batch.
 
-        TFLOP/s a device are of the model's operations, and MFU is their fraction of the peak.
+        TFLOP/s per device count the model's operations, and MFU is their fraction of the peak.
         """
         seconds = time.perf_counter() - self._start
         rates = {
@@ -116,7 +117,7 @@ class Speed:
 
 
 def one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
-    """Returns the values whose names have a prefix."""
+    """Returns a line with the step and the scalars whose names start with a prefix."""
     shown = [
         f"{name.removeprefix(prefix).replace('_per_second', '/s')} {value:.4g}"
         for name, value in scalars.items()

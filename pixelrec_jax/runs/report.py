@@ -13,7 +13,7 @@ from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 
-_SLICES = {"all": "all test targets", "cold": "cold targets"}
+_GROUPS = {"all": "all test targets", "cold": "cold targets"}
 
 
 def read_result(workdir: Path) -> dict:
@@ -24,7 +24,7 @@ def read_result(workdir: Path) -> dict:
     """
     try:
         result = json.loads((workdir / "result.json").read_text())
-        _measured_on(result)  # has all the parts of a result
+        _measured_on(result)  # raises KeyError where something is missing
         return result
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -41,11 +41,11 @@ def read_result(workdir: Path) -> dict:
 def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
 
-    A run's row has the size of its model, too: millions of parameters, and of those it trains. With
-    `unfinished` a folder that holds no result has a row that says so.
+    A run's row also has the size of its model: millions of parameters, and of trained ones. With
+    `unfinished`, a folder without a result has a row that says so; otherwise it is an error.
 
     Raises:
-      UserError: a folder without a result, none with one, or runs on different datasets.
+      UserError: a folder has no result, no folder has one, or runs used different data or settings.
     """
     runs = []
     for workdir in map(storage.path, workdirs):
@@ -78,11 +78,11 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     test = first["test"]
     names = list(test["model"]["all"])
     grids = []
-    for part, title in _SLICES.items():
-        if part == "cold":
+    for group, title in _GROUPS.items():
+        if group == "cold":
             title += f" (at most {test['cold_threshold']} training interactions)"
         grid = Table(
-            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][part]:,} users, "
+            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][group]:,} users, "
             f"{test['items']:,} items ranked, percent",
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -91,7 +91,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
         for name in ("M parameters", "M trained", *names):
             grid.add_column(name, justify="right")
         for *labels, metrics in rows:
-            cells = [_cell(metrics[part][name]) for name in names] if metrics else []
+            cells = [_cell(metrics[group][name]) for name in names] if metrics else []
             grid.add_row(*labels, *cells)
         grids.append(grid)
     return render(grids)

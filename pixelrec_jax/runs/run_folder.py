@@ -17,29 +17,28 @@ from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import locked, replaced_file, write_json
 
-# Keys that a run may change when it continues: how fast it goes, where it lies, how far it goes,
-# how it is observed.
+# Keys that may change when a run continues: its speed, its places, its length, its observation.
 _CHANGEABLE = re.compile(
     r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)|"
     r"(log|profile)\..*"
 )
-_UPLOAD_EVERY = 60  # seconds between metrics in object storage, beside those with a checkpoint
+_UPLOAD_EVERY = 60  # seconds between uploads of metrics; every checkpoint also uploads them
 
 
 def to_json(config: ConfigDict) -> dict:
-    """Returns the config as JSON types (tuples become lists)."""
+    """Returns the config in JSON types (tuples become lists)."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 @contextmanager
 def claim(workdir: Path, config: ConfigDict) -> Generator[None]:
-    """Holds a workdir for the training of this config, which is written into it.
+    """Locks a workdir for the training of this config and writes the config into it.
 
-    A folder without a checkpoint takes any config, since no work is in it yet.
+    A folder without a checkpoint takes any config, since it holds no work yet.
 
     Raises:
-      UserError: another process trains in it, or it holds a run of another config; the message
-        names the keys that differ.
+      UserError: another process trains there, or the folder holds a run of another config; the
+        message names the keys that differ.
     """
     busy = f"another process is training in --workdir={workdir}; wait for it or give another"
     with locked(workdir, option="workdir", busy=busy):
@@ -50,7 +49,7 @@ def claim(workdir: Path, config: ConfigDict) -> Generator[None]:
 
 
 def check_same(workdir: Path, config: ConfigDict) -> None:
-    """Raises `UserError` if the workdir holds another config than this one."""
+    """Raises `UserError` if the workdir holds another config."""
     there, here = flatten(read_config(workdir).to_dict()), flatten(to_json(config))
     differing = [
         f"{key}={there.get(key)!r} there, {here.get(key)!r} given"
@@ -90,29 +89,29 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 class MetricsLog:
-    """Scalars by step, in metrics.jsonl and where writers take them; use as a context manager.
+    """Writes scalars by step to metrics.jsonl and to all writers; use as a context manager.
 
     Attributes:
-      kept: the last record that was there and stays, {} if there is none.
-      dropped: the last record that was there and is of a step that is done again, or {}.
+      kept: the last existing record of the steps that stay, {} if there is none.
+      dropped: the last existing record of the steps that are repeated, {} if there is none.
     """
 
     def __init__(self, workdir: Path, *, continue_from: int, config: ConfigDict | None = None):
-        """Opens the log; records after step `continue_from` are dropped, as they come again.
+        """Opens the log and drops records after step `continue_from`, whose steps are repeated.
 
-        Args: `config.log.writers` names writers beside TensorBoard.
+        `config.log.writers` names writers beside TensorBoard; without a config there are none.
         """
         self._workdir, self._folder = workdir, workdir
         self._spool: TemporaryDirectory | None = None
         self._flushed = time.monotonic()
-        if storage.is_remote(workdir):  # whose objects cannot be appended to
+        if storage.is_remote(workdir):  # objects there cannot be appended to
             self._spool = TemporaryDirectory()
             self._folder = Path(self._spool.name)
         self.kept, self.dropped, lines = {}, {}, []
         earlier = workdir / "metrics.jsonl"
         if earlier.exists():
             for line in earlier.read_bytes().decode(errors="replace").splitlines():
-                # Not a record: a line cut short when the run was killed.
+                # A line that was cut when the run was killed is not a record.
                 with suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
                     if record["step"] <= continue_from:
@@ -131,7 +130,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # On a full disk closing fails as well, and must not hide the error that ended the run.
+        # On a full disk, closing also fails; it must not hide the error that ended the run.
         with suppress(OSError, UserError) if error else nullcontext():
             self._file.close()
             for writer in self._writers:
@@ -149,7 +148,7 @@ class MetricsLog:
             self.flush()
 
     def flush(self) -> None:
-        """Brings all records to object storage; the local disk has them already."""
+        """Uploads all records to object storage; does nothing for a local workdir."""
         if self._spool:
             self._events.flush()
             self._upload()

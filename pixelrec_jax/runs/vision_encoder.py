@@ -1,4 +1,4 @@
-"""Vision encoders without a recommender: published or trained weights, read at any layer."""
+"""Frozen vision encoders without a recommender, with published or trained weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,19 @@ from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError, nearest
 
-VECTOR = "vector"  # the layer behind the projection: what a trained recommender ranks with
+VECTOR = "vector"  # the layer after the projection: the item vector of a trained recommender
 
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """A vision encoder that is only applied.
+    """A vision encoder that is applied and not trained.
 
     Attributes:
       item: its settings, as `config.item`.
       module: backbone and projection.
-      variables: of the module, by Flax collection.
-      layers: what `features` can return.
-      origin: where the weights are from.
+      variables: the variables of the module by Flax collection.
+      layers: the layers that `features` can return.
+      origin: the source of the weights.
     """
 
     item: ConfigDict
@@ -42,10 +42,10 @@ class FrozenEncoder:
 
 
 def settings(config: str, name: str) -> ConfigDict:
-    """Returns `config.item` of a vision encoder, as a config has it that is named without words.
+    """Returns `config.item` of a vision encoder; `config` is the name of a config without words.
 
     Raises:
-      UserError: there is no such encoder, or no such file.
+      UserError: the encoder is unknown, or the config's file does not exist.
     """
     if name not in VISION_ENCODERS:
         raise UserError(f"--item: unknown vision encoder {name!r}{nearest(name, VISION_ENCODERS)}")
@@ -53,12 +53,12 @@ def settings(config: str, name: str) -> ConfigDict:
 
 
 def pretrained(item: ConfigDict) -> FrozenEncoder:
-    """Returns an encoder with the weights that `item.weights` names, random ones for "".
+    """Returns an encoder with the weights that `item.weights` names; for "" they are random.
 
     Raises:
       UserError: a setting or the weights do not fit the encoder.
     """
-    module = _build(item, width=1)  # The projection is not trained, so not to be looked at.
+    module = _build(item, width=1)  # the projection is untrained and not used
     example = Items(
         id=jnp.ones(1, jnp.int32),
         image=jnp.zeros((1, item.image_size, item.image_size, 3), jnp.uint8),
@@ -78,14 +78,17 @@ def trained(workdir: Path) -> FrozenEncoder:
     """
     config = run_folder.read_config(workdir)
     if not uses_pixels(config.item):
-        raise UserError(f"{workdir} trained item={config.item.name}, which has no vision encoder")
+        raise UserError(
+            f"{workdir} trained item={config.item.name}, which has no vision encoder; give the "
+            "--workdir of a run with one"
+        )
     step, variables = best_variables(workdir, config)
-    parts = {name: tree.get("item_encoder") for name, tree in variables.items()}
+    encoder = {name: tree.get("item_encoder") for name, tree in variables.items()}
     module = _build(config.item, width=config.width)
     return FrozenEncoder(
         config.item,
         module,
-        {name: part for name, part in parts.items() if part},
+        {name: tree for name, tree in encoder.items() if tree},
         (*module.backbone.blocks, VECTOR),
         f"{workdir}, step {step}",
     )
@@ -99,17 +102,17 @@ def features(
     layer: str | None = None,
     average: bool = False,
 ) -> jax.Array:
-    """Returns what a layer makes of images; what comes after the layer costs nothing under jit.
+    """Returns the output of a layer for images; under jit, later layers are not computed.
 
     Args:
-      module: of a `FrozenEncoder`, as its `variables`, which are apart to be an argument of jit.
-      variables: see above.
-      items: with leading axis M.
-      layer: a block of the backbone, or `VECTOR`; by default what the backbone returns.
+      module: the module of a `FrozenEncoder`.
+      variables: the variables of a `FrozenEncoder`; separate so that they can be arguments of jit.
+      items: the items, with leading axis M.
+      layer: a block of the backbone, or `VECTOR`; by default the output of the backbone.
       average: whether to return the mean over tokens or pixels.
 
     Returns:
-      float32[M, C], of tokens [M, S, C] and of maps [M, H, W, C].
+      float32[M, C]; without `average` float32[M, S, C] of tokens or float32[M, H, W, C] of maps.
     """
     if layer == VECTOR:
         x = nn.apply(PixelEncoder.__call__, module)(variables, items, train=False)
@@ -124,5 +127,5 @@ def features(
 def _build(item: ConfigDict, width: int) -> PixelEncoder:
     module = build_item_encoder(item, num_items=1, has_mask=False, width=width)
     assert isinstance(module, PixelEncoder), f"{item.name} does not look at images"
-    # Nothing is recomputed where there is no backward pass.
+    # Without a backward pass, rematerialisation saves nothing.
     return module.clone(backbone=module.backbone.clone(remat=False))

@@ -1,4 +1,4 @@
-"""Where the scalars of a run go beside metrics.jsonl: TensorBoard and, if asked for, trackers."""
+"""Writers of a run's scalars beside metrics.jsonl: TensorBoard, and experiment trackers."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,75 +14,75 @@ from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import TransientError, UserError, nearest, reason
 from pixelrec_jax.system.files import write_json
 
-_IDS = "trackers.json"  # by writer, under which id it knows the run of this workdir
+_IDS = "trackers.json"  # the id of this workdir's run in each tracker
 
 
 class Writer(Protocol):
-    """Takes the scalars of a run."""
+    """Writes the scalars of a run."""
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Takes those of a step."""
+        """Writes the scalars of a step."""
         ...
 
     def close(self, *, failed: bool) -> None:
-        """Ends; `failed` says that the run did not come to its end."""
+        """Closes the writer; `failed` says that the run ended early."""
         ...
 
 
 class TensorBoard:
-    """TensorBoard events; those of steps that are done again are marked as void."""
+    """Writes TensorBoard events."""
 
     def __init__(self, folder: Path, *, continue_from: int):
-        """Args: `folder` is a local one; steps after `continue_from` are done again."""
+        """Opens a local folder; events of steps after `continue_from` are marked as void."""
         self._events = SummaryWriter(str(folder), purge_step=continue_from + 1, write_to_disk=True)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Takes those of a step."""
+        """Writes the scalars of a step."""
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Brings everything to the disk."""
+        """Writes all events to the disk."""
         self._events.flush()
 
     def close(self, *, failed: bool) -> None:
-        """Ends."""
+        """Closes the event file."""
         del failed
         self._events.close()
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases; its own environment variables say where and how it is kept."""
+    """Writes to a run of Weights & Biases, which is set up by its own environment variables."""
 
     def __init__(self, workdir: Path, config: ConfigDict):
-        """Args: a workdir that was written before is continued."""
+        """Starts a run, or continues the one of this workdir."""
         known = _read_ids(workdir).get("wandb")
         self._run = _module("wandb").init(
             project="pixelrec_jax",
             name=workdir.name,
             id=known,
             resume="allow",
-            dir=None if storage.is_remote(workdir) else workdir,  # of its own files
+            dir=None if storage.is_remote(workdir) else workdir,  # for its own files
             config=config.to_dict(),
         )
         _keep_id(workdir, "wandb", self._run.id)
-        # Its own counter only grows, but a restart does steps again: they are drawn by `step`.
+        # Its own counter only grows, but a restart repeats steps: plots use `step` instead.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Takes those of a step."""
+        """Writes the scalars of a step."""
         self._run.log({"step": step, **scalars})
 
     def close(self, *, failed: bool) -> None:
-        """Ends the run there."""
+        """Ends the run in Weights & Biases."""
         self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
-    """A run of MLflow; its own environment variables say where it is kept."""
+    """Writes to a run of MLflow, which is set up by its own environment variables."""
 
     def __init__(self, workdir: Path, config: ConfigDict):
-        """Args: a workdir that was written before is continued."""
+        """Starts a run, or continues the one of this workdir."""
         self._mlflow = _module("mlflow")
         known = _read_ids(workdir).get("mlflow")
         run = self._call("start_run", run_id=known, run_name=workdir.name)
@@ -91,12 +91,12 @@ class MLflow:
             self._call("log_params", flatten(config.to_dict()))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Takes those of a step; MLflow's names have no "@"."""
+        """Writes the scalars of a step; "_at_" replaces "@", which MLflow does not allow."""
         named = {name.replace("@", "_at_"): value for name, value in scalars.items()}
         self._call("log_metrics", named, step=step)
 
     def close(self, *, failed: bool) -> None:
-        """Ends the run there."""
+        """Ends the run in MLflow."""
         self._call("end_run", "FAILED" if failed else "FINISHED")
 
     def _call(self, name: str, *arguments: object, **options: object):
@@ -104,12 +104,12 @@ class MLflow:
             return getattr(self._mlflow, name)(*arguments, **options)
         except self._mlflow.exceptions.MlflowException as error:
             raise TransientError(
-                f"MLflow failed ({reason(error)}); start the same command again to go on, or leave "
-                "mlflow out of log.writers"
+                f"MLflow failed ({reason(error)}); start the same command again to continue, or "
+                "leave mlflow out of log.writers"
             ) from None
 
 
-# By the name in `log.writers`, which is that of the package and of the extra.
+# By the name in `log.writers`, which is also the name of the package and of the extra.
 TRACKERS: dict[str, Callable[[Path, ConfigDict], Writer]] = {
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,
@@ -117,10 +117,10 @@ TRACKERS: dict[str, Callable[[Path, ConfigDict], Writer]] = {
 
 
 def check_writers(option: Sequence[str]) -> list[str]:
-    """Returns the names in `log.writers`; one of its strings may hold several, by commas.
+    """Returns the names in `log.writers`; a string may hold several names, separated by commas.
 
     Raises:
-      UserError: a name that is not known or not installed.
+      UserError: a name is unknown, or its package is not installed.
     """
     names = [name for names in option for name in names.split(",")]
     for name in names:
@@ -131,7 +131,7 @@ def check_writers(option: Sequence[str]) -> list[str]:
 
 
 def open_trackers(workdir: Path, config: ConfigDict) -> list[Writer]:
-    """Returns the writers that `log.writers` names, each open for this workdir.
+    """Returns the writers that `log.writers` names, opened for this workdir.
 
     Raises:
       UserError: as `check_writers`.
@@ -152,8 +152,8 @@ def _module(name: str) -> ModuleType:
                 return mlflow
     except ImportError:
         raise UserError(
-            f"log.writers: {name} is not installed; pip install 'pixelrec_jax[{name}]', or leave "
-            "it out"
+            f"log.writers={name} needs a package that is not installed; pip install "
+            f"'pixelrec_jax[{name}]', or leave it out"
         ) from None
 
 

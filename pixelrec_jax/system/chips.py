@@ -8,14 +8,13 @@ from pixelrec_jax.system.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """What one JAX device of a kind can do at most.
+    """The peaks of one JAX device of a kind.
 
     Attributes:
-      flops: bfloat16 operations a second, without sparsity; float16 where a GPU has no bfloat16
-        units. On TPU matrix products of float32 run in bfloat16 as well, at JAX's default
-        precision.
+      flops: bfloat16 operations a second, without sparsity; float16 for GPUs without bfloat16
+        units. On TPU, float32 matrix products also run in bfloat16 at JAX's default precision.
       hbm: bytes of memory; the runtime keeps a few percent of them for itself.
-      hbm_bandwidth: bytes a second.
+      hbm_bandwidth: bytes a second between memory and chip.
     """
 
     flops: float
@@ -25,11 +24,11 @@ class Peaks:
 
 @dataclass(frozen=True, kw_only=True)
 class Chip(Peaks):
-    """A TPU, with its network; on TPU7x a device is half a chip.
+    """The peaks of a TPU and of its network; on TPU7x a device is half a chip.
 
     Attributes:
       ici: bytes a second that a device sends to its neighbours over all its links.
-      axes: of the torus, two links each.
+      axes: number of axes of the torus, with two links each.
       dcn: bytes a second that a device sends to other slices.
     """
 
@@ -41,7 +40,8 @@ class Chip(Peaks):
 def _chip(
     *, tflops: float, hbm: float, hbm_gbps: float, ici_gbps: float, axes: int, dcn_gbit: float
 ) -> Chip:
-    # The pages give links in both directions together, and the network of a whole pod in bits.
+    # The pages give the sum of both directions of the links, and the network of a pod in bits;
+    # `dcn_gbit` is the share of a chip.
     return Chip(
         flops=tflops * 1e12,
         hbm=hbm * 2**30,
@@ -56,7 +56,7 @@ def _peaks(*, tflops: float, hbm: float, hbm_gbps: float) -> Peaks:
     return Peaks(flops=tflops * 1e12, hbm=hbm * 2**30, hbm_bandwidth=hbm_gbps * 1e9)
 
 
-# cloud.google.com/tpu/docs, one page a chip.
+# Source: cloud.google.com/tpu/docs, one page for each chip.
 CHIPS = {
     "v5e": _chip(tflops=197, hbm=16, hbm_gbps=819, ici_gbps=400, axes=2, dcn_gbit=25),
     "v5p": _chip(tflops=459, hbm=95, hbm_gbps=2765, ici_gbps=1200, axes=3, dcn_gbit=50),
@@ -64,8 +64,8 @@ CHIPS = {
     "tpu7x": _chip(tflops=1153.5, hbm=96, hbm_gbps=3690, ici_gbps=600, axes=3, dcn_gbit=50),
 }
 
-# By `jax.Device.device_kind`, which on GPUs is the name that the driver gives. A part of a GPU
-# (MIG) has a name of its own and is not here.
+# By `jax.Device.device_kind`, which on GPUs is the name that the driver gives. A slice of a GPU
+# (MIG) has another name and is not listed.
 _PEAKS: dict[str, Peaks] = {
     # On TPU v2 and v3 a device is half a chip; the pages give a chip.
     "TPU v2": _peaks(tflops=45 / 2, hbm=16 / 2, hbm_gbps=700 / 2),
@@ -78,7 +78,7 @@ _PEAKS: dict[str, Peaks] = {
     "TPU v6 lite": CHIPS["v6e"],
     "TPU v6e": CHIPS["v6e"],
     "TPU7x": CHIPS["tpu7x"],
-    # NVIDIA's data sheets. Those from Ampere on print rates with sparsity, twice these.
+    # NVIDIA's data sheets. From Ampere on, they print rates with sparsity, which are twice these.
     # DGX B200 data sheet: 8 GPUs have 36 PFLOP/s with sparsity, 1,440 GB and 64 TB/s.
     "NVIDIA B200": _peaks(tflops=2250, hbm=180, hbm_gbps=8000),
     # H200 data sheet, SXM.
@@ -108,7 +108,7 @@ _PEAKS: dict[str, Peaks] = {
 
 
 def peaks_of(device_kind: str) -> Peaks | None:
-    """Returns the peaks of devices with this `jax.Device.device_kind`, None where not known."""
+    """Returns the peaks of devices with this `jax.Device.device_kind`, None if unknown."""
     return _PEAKS.get(device_kind)
 
 
@@ -116,10 +116,10 @@ def chip_of(topology: str) -> Chip:
     """Returns the chip of a topology such as "v5e:4x4".
 
     Raises:
-      UserError: the name is not written so, or the chip is not known.
+      UserError: the name is malformed, or the chip is unknown.
     """
     name, colon, shape = topology.partition(":")
-    if not colon or not all(part.isdecimal() and int(part) for part in shape.split("x")):
+    if not colon or not all(size.isdecimal() and int(size) for size in shape.split("x")):
         raise UserError(
             f"--topology={topology!r} is not CHIP:SHAPE; write it as v5e:4x4 or v5p:4x4x4"
         )
@@ -135,5 +135,5 @@ def chip_of(topology: str) -> Chip:
 
 
 def spanned_axes(coordinates: Sequence[Sequence[int]]) -> int:
-    """Returns along how many axes of the torus these chips differ."""
+    """Returns the number of axes of the torus along which these chips differ."""
     return sum(len(set(axis)) > 1 for axis in zip(*coordinates, strict=True))

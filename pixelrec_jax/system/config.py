@@ -1,4 +1,4 @@
-"""Loading a config from its file, and checking what depends on the devices."""
+"""Loading a config from its file, and checks that depend on the devices."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,26 +10,27 @@ from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.system.errors import UserError, nearest, reason
 
-SHIPPED = "pixelrec"  # the name of the config of this package, in the place of a file
+SHIPPED = "pixelrec"  # the name of this package's own config, instead of a file
 EXAMPLE = f"{SHIPPED}:user=sasrec,item=id,dataset=toy"
 _SECTIONS = ("dataset", "task", "negatives", "user", "item", "loss", "optim", "train", "eval")
 _SECTIONS += ("mesh",)
 
 
 def load_config(name: str) -> ConfigDict:
-    """Returns the config that words make, of this package or of a file.
+    """Returns a config by its name.
 
     Args:
-      name: "pixelrec:words", as in "pixelrec:item=id", or "FILE.py:words"; words may be left out.
+      name: "pixelrec:words" for the config of this package, as in "pixelrec:item=id", or
+        "FILE.py:words"; words may be left out.
 
     Raises:
-      UserError: there is no such file, it is not a config, or it refuses the words.
+      UserError: the file does not exist or is not a config, or the config refuses the words.
     """
     values = flags.FlagValues()
     file = name.partition(":")[0]
     try:
-        # Not named "config": ml_collections would look for that flag's overrides on the command
-        # line. A file that could not be opened raises where its value is used.
+        # Not named "config", as ml_collections would then read overrides from the command line.
+        # A file that cannot be opened raises at `holder.value`.
         holder = config_flags.DEFINE_config_file("loaded", as_file(name), flag_values=values)
         values.mark_as_parsed()
         config = holder.value
@@ -42,18 +43,18 @@ def load_config(name: str) -> ConfigDict:
             f"--config={name}: the file {file!r} does not exist; give {SHIPPED}:words, as in "
             f"{EXAMPLE}, or FILE.py:words"
         ) from None
-    except Exception as error:  # of whatever is in the file
+    except Exception as error:  # a config file runs any code
         why = reason(error)
     if why:
         raise UserError(
-            f"--config={name}: {file!r} is no config ({why}); give {SHIPPED}:words, as in "
+            f"--config={name}: {file!r} is not a config ({why}); give {SHIPPED}:words, as in "
             f"{EXAMPLE}, or a file like configs/pixelrec.py"
         )
     return config
 
 
 def as_file(name: str) -> str:
-    """Returns "FILE.py:words" for a config that may be named as "pixelrec:words"."""
+    """Returns the name "FILE.py:words" of a config that may be named "pixelrec:words"."""
     file, colon, words = name.partition(":")
     if file == SHIPPED:
         file = resources.files("pixelrec_jax.configs") / "pixelrec.py"
@@ -61,10 +62,10 @@ def as_file(name: str) -> str:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line of a program with a flag --config, and its overrides.
+    """Parses the command line of a program that has a flag --config; returns other arguments.
 
     Raises:
-      UserError: as `load_config`, or a key does not exist.
+      UserError: as `load_config`, or an override names an unknown key.
     """
     line = "\n".join(argv)
     given = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
@@ -72,13 +73,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(with_files(argv))
     except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):  # known only together with its file
+        if error.flagname.startswith("config."):  # only the config's file defines such flags
             raise UserError(
-                f"--{error.flagname} needs --config={SHIPPED}:words or FILE.py:words, that of the "
-                "run, before it"
+                f"--{error.flagname} needs the config of the run before it; give "
+                f"--config={SHIPPED}:words or --config=FILE.py:words"
             ) from None
         raise
-    except AttributeError:  # how ml_collections reports an override of a key that is not there
+    except AttributeError:  # ml_collections' error for an override of an unknown key
         if config is not None:
             known = flatten(config.to_dict())
             check_keys(re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE), known)
@@ -86,7 +87,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def with_files(argv: Sequence[str]) -> list[str]:
-    """Returns a command line on which --config names a file, as ml_collections takes it."""
+    """Returns the command line with a file's name after --config, as ml_collections needs it."""
     files = []
     for before, argument in zip(["", *argv], argv, strict=False):
         if form := re.fullmatch(r"(--?config=)(.*)", argument, re.DOTALL):
@@ -105,7 +106,7 @@ def check_keys(keys: Iterable[str], known: Mapping[str, Any]) -> None:
 
 
 def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int, int, int]:
-    """Returns how many devices there are along data, fsdp and tensor; data=-1 takes what is left.
+    """Returns the sizes of the mesh axes data, fsdp and tensor; data=-1 takes the other devices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or to that of a slice.
@@ -115,7 +116,7 @@ def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int,
     if min(data, mesh.fsdp, mesh.tensor) < 1 or data * fixed != devices:
         raise UserError(
             f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not cover the "
-            f"{devices} devices; their product must be {devices} (data=-1 takes what is left)"
+            f"{devices} devices; their product must be {devices} (data=-1 takes the rest)"
         )
     if data % slices:
         raise UserError(
@@ -126,7 +127,7 @@ def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int,
 
 
 def check_batch_size(batch_size: int, shards: int) -> None:
-    """Raises `UserError` for a global batch that data shards cannot share equally."""
+    """Raises `UserError` if a global batch does not divide into equal data shards."""
     if batch_size % shards:
         raise UserError(
             f"train.batch_size={batch_size} is not divisible by the {shards} data shards of the "

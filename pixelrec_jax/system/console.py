@@ -1,4 +1,4 @@
-"""Tables as plain text."""
+"""Text for the terminal: tables, single lines and a progress bar."""
 
 import io
 import sys
@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def render(tables: Iterable[Table]) -> str:
-    """Returns tables as text, as wide as they need to be, taking what is in them literally."""
+    """Returns tables as plain text, as wide as they need to be and without markup."""
     text = io.StringIO()
     console = Console(file=text, width=1000, markup=False, emoji=False, highlight=False)
     for table in tables:
@@ -20,7 +20,7 @@ def render(tables: Iterable[Table]) -> str:
 
 
 def one_line(value: str | None, *, width: int) -> str:
-    """Returns a text from outside on one line, shortened, without what a terminal would obey."""
+    """Returns a foreign text as one line of at most `width`, without control characters."""
     visible = "".join(c if c.isprintable() else " " for c in value or "")
     line = " ".join(visible.split())
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -28,7 +28,7 @@ def one_line(value: str | None, *, width: int) -> str:
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Generator[Callable[[int], None]]:
-    """Yields a function that is told how many more of `total` are done; elsewhere it is silent."""
+    """Yields a function that advances a bar by a count; without a terminal nothing is shown."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)

@@ -1,4 +1,4 @@
-"""The one way a program of this package ends on wrong input: one line and a non-zero exit."""
+"""Errors of users: a program ends on wrong input with one line and a non-zero exit code."""
 
 import difflib
 import errno
@@ -16,18 +16,18 @@ class UserError(Exception):
 
 
 class TransientError(UserError):
-    """What may pass by itself, such as a failure of the network; the message is like the others.
+    """An error that may pass, such as a failure of the network; the message is as in `UserError`.
 
-    Launchers start programs again that exit with 1.
+    Launchers restart programs that exit with 1.
     """
 
     exit_code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the known name nearest to `name`, or lists them all.
+    """Returns "; did you mean 'x'?" for the known name nearest to `name`, or lists all names.
 
-    Of dotted names the last part alone is compared, too: "lr" is near "optim.lr".
+    The last word of a dotted name also counts as its name: "lr" is near "optim.lr".
     """
     known = list(known)
     spellings = {full.rpartition(".")[2]: full for full in known} | {full: full for full in known}
@@ -37,19 +37,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Returns what a library says of an error, in one line of bearable length."""
+    """Returns the type and message of a library's error as one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
-    """Returns the line and the exit code of an expected end, None for an error of the program."""
+    """Returns the message and exit code of an expected error, None for a fault of the program."""
     match error:
         case UserError():
             return str(error).strip().splitlines()[0], error.exit_code
         case KeyboardInterrupt():
-            return "interrupted; start the same command again to go on", 130
+            return "interrupted; start the same command again to continue", 130
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return f"{error.strerror} ({error.filename}); free space and start again", 2
+            return f"{error.strerror} ({error.filename}); free disk space and start again", 2
     return None
 
 
@@ -59,9 +59,13 @@ def run(
     arguments: str | None = None,
     parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS,
 ) -> None:
-    """Runs an absl program; a `UserError` and a bad flag print one line and exit with 2.
+    """Runs an absl program; a `UserError` or a wrong flag prints one line and exits.
 
-    A program that takes arguments beside flags, at least one, names them, as in "DIR [DIR ...]".
+    Args:
+      main: the program.
+      arguments: usage of its arguments beside flags, as in "DIR [DIR ...]", where at least one must
+        be given; None if it takes none.
+      parse_flags: parses the command line.
     """
 
     def guarded(argv: Sequence[str]) -> None:

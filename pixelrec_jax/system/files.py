@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 @contextmanager
 def replaced_file(path: Path) -> Generator[Path]:
-    """Yields a temporary path that replaces `path` at the end, so that it is never half-written."""
+    """Yields a temporary path; its file replaces `path` at the end, which is never half-written."""
     if storage.is_remote(path):
         with TemporaryDirectory() as folder:
             temporary = Path(folder, path.name)
@@ -52,13 +52,13 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) 
 
 
 def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, as the manifest of a dataset holds it."""
+    """Returns the SHA-256 of a file in hexadecimal, as in the manifest of a dataset."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Forces a file or the entries of a folder to the disk."""
+    """Forces a file, or the list of entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -68,11 +68,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, option: str, busy: str) -> Generator[None]:
-    """Creates a folder if need be and holds the lock in it, whose file stays.
+    """Holds the lock of a folder, which is created if it does not exist; the lock file stays.
 
-    Raises `UserError`, with the name of the option that named the folder, if it cannot be written;
-    with the message `busy` if another process holds the lock. Object storage has no lock that ends
-    with the process that holds it, so nothing is locked there.
+    Object storage does not have locks that end with their process, so nothing is locked there.
+
+    Args:
+      folder: the folder.
+      option: the flag that named it, for the error.
+      busy: the message if another process holds the lock.
+
+    Raises:
+      UserError: the folder cannot be written, or another process holds the lock.
     """
     if storage.is_remote(folder):
         yield
@@ -81,7 +87,9 @@ def locked(folder: Path, *, option: str, busy: str) -> Generator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        raise UserError(f"--{option}={folder} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"--{option}={folder} cannot be written ({error.strerror}); give another folder"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Options of a config: what each one means and which values it takes, declared where it lives."""
+"""Options of a config: each is declared beside the code that reads it, with meaning and range."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ class Range(Protocol):
     """The values that an option takes."""
 
     def fault(self, value: Any) -> str:
-        """Returns what is wrong with a value, as in "=0; expected 1 or more", "" for nothing."""
+        """Returns the fault of a value, as in "=0; expected 1 or more"; "" if it is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Whole numbers from `least`."""
+    """Whole numbers of `least` or more."""
 
     least: int = 1
 
@@ -30,7 +30,7 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """Finite numbers from `least` or more than `above`, and less than `below`."""
+    """Finite numbers of at least `least`, above `above` and below `below`."""
 
     least: float | None = None
     above: float | None = None
@@ -58,7 +58,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Wholes:
-    """Tuples of whole numbers from 1, the empty one only if `may_be_empty`."""
+    """Tuples of whole numbers of 1 or more; the empty tuple only if `may_be_empty`."""
 
     may_be_empty: bool = False
 
@@ -73,7 +73,7 @@ class Wholes:
 
 
 class OneOf:
-    """One of some words."""
+    """One of the given words."""
 
     def __init__(self, *words: str):
         self.words = words
@@ -96,7 +96,7 @@ class Flag:
 
 
 class Text:
-    """Any text, the empty one included."""
+    """Any text, including the empty one."""
 
     def fault(self, value: Any) -> str:
         """See `Range`."""
@@ -105,23 +105,23 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What an option means and which values it takes.
+    """The meaning and range of an option.
 
     Attributes:
-      meaning: a line for the reader of a config.
-      range: None where the range depends on more than the value, and its reader checks it.
+      meaning: one line for the reader of a config.
+      range: the values that it takes; None if other code checks the value.
     """
 
     meaning: str
     range: Range | None
 
     def field(self, default: Any = dataclasses.MISSING) -> Any:
-        """Returns a field of a dataclass, such as a Flax module, that declares this option."""
+        """Returns a dataclass field that declares this option, for example of a Flax module."""
         return dataclasses.field(default=default, metadata={"option": self})
 
 
 DTYPE = Option(
-    "what is computed in; parameters and losses are float32", OneOf("float32", "bfloat16")
+    "type of activations; parameters and losses are float32", OneOf("float32", "bfloat16")
 )
 
 
@@ -136,7 +136,7 @@ def options_of(declaring: type) -> dict[str, Option]:
 
 
 def check_options(values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
-    """Checks values of a config by dotted key.
+    """Checks the values of a config, given by dotted key.
 
     Raises:
       UserError: a key is not among the options, or a value is outside its range.

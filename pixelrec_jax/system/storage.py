@@ -1,7 +1,7 @@
-"""Object storage: runs are written to gs:// as to a folder, other files are copied from any URL.
+"""Object storage: a run can be on gs:// as in a folder; other files are copied from any URL.
 
-Requests go through fsspec and its package for the protocol, `gcsfs` for gs://, which also finds the
-credentials; orbax writes checkpoints through tensorstore.
+Requests go through fsspec and its package for the protocol (`gcsfs` for gs://), which also finds
+the credentials. Orbax writes checkpoints through tensorstore.
 """
 
 import fcntl
@@ -15,21 +15,22 @@ from typing import Any, cast
 
 from pixelrec_jax.system.errors import TransientError, UserError, reason
 
-# TensorFlow, where it is installed, would read gs:// instead, with credentials and errors of its
-# own; this is asked once, when epath opens its first path.
+# If TensorFlow is installed, epath would use it for gs://, with other credentials and errors. It
+# reads this variable when it opens its first path.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp"}
 _MOUNT = "or mount the bucket and give that folder"
+_NO_FILE = "there is no such file; check the name"
 
 
 def is_remote(name: str | Path) -> bool:
-    """Returns whether this is a URL rather than a path of the local disk."""
+    """Returns whether this is a URL and not a path of the local disk."""
     return "://" in str(name)
 
 
 def local_only(name: str | None, option: str, *, written: bool) -> None:
-    """Raises `UserError` if an option that names what is read or written here is a URL."""
+    """Raises `UserError` if a flag names a URL but takes only local files or folders."""
     if name is None or not is_remote(name):
         return
     copy = "gcloud storage cp --recursive"
@@ -42,22 +43,22 @@ def local_only(name: str | None, option: str, *, written: bool) -> None:
 
 
 def path(name: str | Path) -> Path:
-    """Returns where a run is: a path of the local disk, or of gs:// with the same methods.
+    """Returns the path of a run: on the local disk, or on gs:// with the same methods.
 
     Raises:
-      UserError: a URL of another protocol, or a bucket that cannot be reached.
+      UserError: the URL has another protocol, or the bucket cannot be reached.
     """
     if not is_remote(name):
         return Path(name)
     check_protocol(name)
     bucket, _, inside = str(name).removeprefix("gs://").partition("/")
     url = f"gs://{bucket}/{inside}".rstrip("/")
-    from etils import epath  # here, as fsspec below: only URLs need it
+    from etils import epath  # imported here because only URLs need it, as fsspec below
     from fsspec.config import conf
 
-    # What orbax and other processes write must be seen at once.
+    # Files of orbax and of other processes must be visible at once.
     conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-    # Without that permission an empty bucket cannot be told from none.
+    # Without storage.buckets.get, an empty bucket looks like one that does not exist.
     missing = (
         f"there is no bucket {bucket!r}, or it is empty and this account lacks storage.buckets.get;"
         " create it, name another, or allow that"
@@ -69,9 +70,9 @@ def path(name: str | Path) -> Path:
 
 
 def check_protocol(name: str | Path) -> None:
-    """Raises `UserError` for a URL where no run can be."""
+    """Raises `UserError` for a URL that cannot hold a run."""
     protocol, _, inside = str(name).partition("://")
-    # Only there orbax knows when a checkpoint is complete without renaming folders.
+    # Only on gs:// can orbax mark a checkpoint as complete without renaming folders.
     if is_remote(name) and protocol != "gs":
         raise UserError(
             f"{name}: runs are kept on the local disk or on gs://, not on {protocol}://; give one "
@@ -82,10 +83,10 @@ def check_protocol(name: str | Path) -> None:
 
 
 def filesystem(url: str) -> Any:
-    """Returns fsspec's file system of a URL; raises `UserError` if there is none."""
+    """Returns fsspec's file system for a URL; raises `UserError` if there is none."""
     import fsspec
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises, too
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it also raises what it logs
     protocol = url.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(url)[0]
@@ -97,28 +98,28 @@ def filesystem(url: str) -> Any:
         ) from None
     except ValueError:
         raise UserError(
-            f"{url}: no protocol {protocol}:// is known; give gs://, s3://, another that fsspec "
+            f"{url}: the protocol {protocol}:// is unknown; give gs://, s3://, another that fsspec "
             "knows, or a local path"
         ) from None
 
 
 def upload(source: Path, target: Path) -> None:
-    """Copies a local file to object storage, where it appears whole or not at all."""
-    with _one_line_errors(target, missing="there is no such bucket"):
+    """Copies a local file to object storage, complete or not at all."""
+    with _one_line_errors(target, missing="there is no such bucket; create it or name another"):
         filesystem(str(target)).put_file(str(source), str(target))
 
 
 def read(url: str, *, missing: str) -> bytes:
-    """Returns the content of a URL; raises `UserError`, with `missing` if there is nothing."""
+    """Returns the content of a URL; raises `UserError`, with the text `missing` if it is absent."""
     with _one_line_errors(url, missing=missing):
         return filesystem(url).cat_file(url)
 
 
 def download(url: str, target: Path) -> None:
-    """Copies a URL to a local file that appears whole or not at all."""
+    """Copies a URL to a local file, complete or not at all."""
     temporary = target.with_name(target.name + ".tmp")
     try:
-        with _one_line_errors(url, missing="there is no such file"):
+        with _one_line_errors(url, missing=_NO_FILE):
             filesystem(url).get_file(url, str(temporary))
         temporary.replace(target)
     finally:
@@ -126,15 +127,15 @@ def download(url: str, target: Path) -> None:
 
 
 def local_file(name: str | Path, *, beside: str | None = None) -> Path:
-    """Returns a file on the local disk, of a URL a copy in the cache, made anew if it changed.
+    """Returns a local file; for a URL, a copy in the cache, which is renewed if the file changed.
 
-    The file with the suffix `beside` instead of its own is copied, too, if there is one.
+    If the URL also exists with the suffix `beside` instead of its own, both files are copied.
     """
     if not is_remote(name):
         return Path(name)
     url = str(name)
     system = filesystem(url)
-    with _one_line_errors(url, missing="there is no such file"):
+    with _one_line_errors(url, missing=_NO_FILE):
         if system.isdir(url):
             raise UserError(f"{url} is a folder; name a file in it")
         version = system.ukey(url)
@@ -142,7 +143,7 @@ def local_file(name: str | Path, *, beside: str | None = None) -> Path:
     folder, urls = cache() / "files" / key, [url]
     other = url.removesuffix(Path(url).suffix) + str(beside)
     if beside is not None and system.exists(other):
-        urls.insert(0, other)  # first: that the file is there says that both are
+        urls.insert(0, other)  # first, so that both files are there when the main one is
     with exclusive(folder):
         for each in urls:
             target = folder / each.rpartition("/")[2]
@@ -152,17 +153,17 @@ def local_file(name: str | Path, *, beside: str | None = None) -> Path:
 
 
 def cache() -> Path:
-    """Returns the folder of what is fetched: $PIXELREC_CACHE, by default in the user's cache."""
+    """Returns the folder for copies: $PIXELREC_CACHE, by default one in the user's cache."""
     if folder := os.environ.get("PIXELREC_CACHE"):
         return Path(folder).expanduser()
-    import pooch  # here: slow to import
+    import pooch  # imported here because it is slow
 
     return Path(pooch.os_cache("pixelrec_jax"))
 
 
 @contextmanager
 def exclusive(folder: Path) -> Generator[None]:
-    """Creates a folder of the cache and waits until no other process of this machine is in it."""
+    """Creates a folder of the cache and locks it; waits while another process holds the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -184,7 +185,7 @@ def _one_line_errors(url: str | Path, *, missing: str) -> Generator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"{url}: {missing}") from None
-    # Each package has errors of its own (credentials, permission, network), the remedy is the same.
+    # Each package has its own errors (credentials, permission, network) with the same remedy.
     except Exception as error:
         raise TransientError(
             f"{url} cannot be reached ({reason(error)}); check the name, the permissions and the "

@@ -1,4 +1,4 @@
-"""What a config describes, for a person to read before a run is started."""
+"""A description of a config, to read before a run is started."""
 
 from ml_collections import ConfigDict
 
@@ -11,10 +11,10 @@ from pixelrec_jax.training.state import count_parameters
 def describe(config: ConfigDict) -> str:
     """Returns lines: each key with its value and meaning, then the model and the training.
 
-    Reads the prepared dataset, allocates no parameters and writes nothing.
+    Reads the prepared dataset, but does not allocate parameters or write anything.
 
     Raises:
-      UserError: no run could start with this config.
+      UserError: a run with this config could not start.
     """
     from pixelrec_jax.configs.keys import meaning
 

@@ -1,4 +1,4 @@
-"""What a config describes, built and checked before any work starts."""
+"""Experiments: everything that a config describes, built and checked before any work starts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
 @dataclass(frozen=True, eq=False)  # equal to itself only, so that results can be kept by it
 class Experiment:
-    """What a config describes, built.
+    """Everything that a config describes, built.
 
     Attributes:
-      store: what the item encoder looks at beside ids, if anything.
-      resident: arrays that live on the devices beside the state.
+      store: the images or features that the item encoder reads, None if it reads ids only.
+      resident: constant arrays that stay on the devices beside the state.
     """
 
     config: ConfigDict
@@ -55,12 +55,12 @@ class Experiment:
 
     @property
     def interactions(self) -> Interactions:
-        """All interactions, those held out included."""
+        """All interactions, including the held-out ones."""
         return self.split.interactions
 
     @property
     def data_fingerprint(self) -> str:
-        """A hash of what training reads; empty for data in memory."""
+        """A hash of all data that training reads; "" for data in memory."""
         times = self.batches.time_offsets
         return self._fingerprint(
             self.store.fingerprint if self.store else "", times.fingerprint if times else ""
@@ -68,12 +68,12 @@ class Experiment:
 
     @property
     def interactions_fingerprint(self) -> str:
-        """The same without images and features: what two runs must share to be compared."""
+        """A hash of the interactions: two runs can be compared if they share it."""
         return self._fingerprint()
 
     def _fingerprint(self, *of_inputs: str) -> str:
         files = self.interactions.manifest.get("files", {})
-        # To a split, times matter only if it is by time: their order is in the items'.
+        # Times change a split only if it is by time; their order is that of the items.
         by_time = ("timestamps.npy",) if self.split.settings != LEAVE_ONE_OUT else ()
         hashes = [files[name]["sha256"] for name in (*_INTERACTIONS, *by_time) if name in files]
         hashes += filter(None, of_inputs)
@@ -88,14 +88,14 @@ def build_experiment(
     store: ItemStore | None = None,
     compile_only: bool = False,
 ) -> Experiment:
-    """Builds everything a config describes; wrong configs fail here, before any work.
+    """Builds everything that a config describes; a wrong config fails here, before any work.
 
     Args:
-      config: as made by a file of `configs/`.
-      devices: default all.
-      interactions: default those of `config.dataset.path`.
-      store: default the images or features of the same folder that the item encoder looks at.
-      compile_only: the devices are a topology's, which hold nothing: resident arrays are shapes.
+      config: a config of `load_config`.
+      devices: the devices of the mesh; by default all.
+      interactions: by default those of `config.dataset.path`.
+      store: by default the images or features in the same folder, if the item encoder reads any.
+      compile_only: the devices belong to a topology and cannot hold arrays: `resident` has shapes.
     """
     check_values(config)
     mesh = build_mesh(config.mesh, devices)

@@ -13,24 +13,24 @@ from pixelrec_jax.training.state import state_template
 
 
 class StepFlops:
-    """Counts the operations of a step on all devices, once for each shape of a batch.
+    """Counts the floating-point operations of a step on all devices, once for each batch shape.
 
-    They are those of the step as it is written, before the compiler changes it, without
-    rematerialisation and with attention as plain matrix products: work that is done twice to save
-    memory does not count, so MFU is comparable between ways to run the same model (Chowdhery et al.
-    2022, appendix B).
+    The count is that of the step as written, before the compiler changes it: without
+    rematerialisation and with attention as plain matrix products. Work that is repeated to save
+    memory does not count, so that MFU is comparable between ways to run the same model (Chowdhery
+    et al. 2022, appendix B).
     """
 
     def __init__(
         self, experiment: Experiment, make_train_step: Callable[[Experiment], jax.stages.Wrapped]
     ):
-        """Args: what builds the jitted step; nothing is traced before the first batch."""
+        """Keeps `make_train_step`, which builds the jitted step; the first batch traces it."""
         self._experiment, self._make_train_step = _without_remat(experiment), make_train_step
         self._step = self._state = None
         self._known: dict[tuple, float] = {}
 
     def __call__(self, batch: Batch) -> float:
-        """Returns the operations of a step on a global batch, of arrays or of their shapes."""
+        """Returns the operations of a step on a global batch, given as arrays or as shapes."""
         key = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
         if key not in self._known:
             if self._step is None:
@@ -57,13 +57,13 @@ def _operations(lowered: jax.stages.Lowered) -> float:
 
 
 def _further_rounds(jaxpr: core.Jaxpr) -> float:
-    """Returns the operations of all rounds of loops but the first.
+    """Returns the operations of all iterations of loops except the first.
 
-    XLA's count has one round of each, since a loop of its own need not have a fixed number.
+    XLA counts one iteration of each loop, as its loops need not have a fixed number of iterations.
     """
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.params.get("length") == 0:  # of a loop that is left out of the program
+        if equation.params.get("length") == 0:  # the compiled program leaves such a loop out
             continue
         inner = [x for x in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr) if _is_jaxpr(x)]
         further = sum(_further_rounds(getattr(x, "jaxpr", x)) for x in inner)

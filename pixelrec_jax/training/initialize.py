@@ -9,9 +9,9 @@ from pixelrec_jax.training.warm_start import read_source
 
 
 def init_state(experiment: Experiment) -> TrainState:
-    """Returns the state at step 0 on the mesh, from the run or the weights that the config names.
+    """Returns the state at step 0 on the mesh: random, or from the weights that the config names.
 
-    A run has weights for all that published ones are for.
+    `warm_start.run` comes before `item.weights`: a run holds weights for the backbone as well.
     """
     config, template = experiment.config, state_template(experiment)
     given = None

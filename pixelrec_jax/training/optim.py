@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with one group for what looks at images or features, one for the rest."""
+"""The optimizer: AdamW with one group for the parameters that read images or features, one more."""
 
 import math
 from collections.abc import Hashable
@@ -13,16 +13,16 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.parallel.tables import add_rows, is_sparse
 
-# What is looked up by ids or codes, not seen.
+# Parameters of an item encoder that are looked up by id or code: they do not read images.
 _TABLES = ("table", "codebook")
 
 
 def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformation:
-    """Builds AdamW as the reference uses it: dense, decaying every tensor, biases included.
+    """Returns AdamW as the reference uses it: dense, with weight decay on every tensor and bias.
 
-    `visual_lr` and `visual_weight_decay` apply to what looks at images or features: backbone, head
-    and other projections (the reference's `modal_*`), `lr` and `weight_decay` to the rest.
-    `warmup_steps` ramps both rates up linearly.
+    `visual_lr` and `visual_weight_decay` apply to parameters that read images or features
+    (backbone, head and other projections, the reference's `modal_*`), `lr` and `weight_decay` to
+    all others. Both rates rise linearly over `warmup_steps`.
     """
     decays = _decays(optim)
     groups: dict[Hashable, optax.GradientTransformation] = {
@@ -31,7 +31,7 @@ def build_optimizer(optim: ConfigDict, mesh: Mesh) -> optax.GradientTransformati
         )
         for name, rate in _schedules(optim).items()
     }
-    # Gradients of tables are sparse up to Adam, which makes them dense: optax's parts come after.
+    # Gradients of tables stay sparse until Adam makes them dense; optax's transforms come after it.
     return optax.chain(
         clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
         scale_by_adam(optim.b1, optim.b2, optim.eps, mesh),
@@ -84,14 +84,14 @@ def _schedules(optim: ConfigDict) -> dict[str, float | optax.Schedule]:
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Returns the Euclidean norm float32[] of a gradient, or of updates, over all entries."""
+    """Returns the Euclidean norm float32[] over all entries of a gradient or of updates."""
     leaves = jax.tree.leaves(tree, is_leaf=is_sparse)
     squares = (jnp.sum(jnp.square(_values(x).astype(jnp.float32))) for x in leaves)
     return jnp.sqrt(sum(squares, start=jnp.zeros(())))
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` for gradients that may hold `IndexedSlices`."""
+    """Returns `optax.clip_by_global_norm` for gradients that may hold `IndexedSlices`."""
 
     def update(updates: Any, state: Any, params: Any = None):
         norm = global_norm(updates)
@@ -106,10 +106,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, mesh: Mesh) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` for gradients that may hold `IndexedSlices`; returns dense updates.
+    """Returns `optax.scale_by_adam` for gradients that may hold `IndexedSlices`.
 
-    It does to every row of a table what it would with a dense gradient, but reads the gradient's
-    rows only.
+    The updates are dense and equal those of a dense gradient; of a sparse gradient only the rows
+    that it holds are read.
     """
 
     def moment(decay: float, order: int, gradient: Any, old: jax.Array) -> jax.Array:
@@ -136,7 +136,7 @@ def _direction(
 
 
 def _sum_of_weights(decay: float, count: jax.Array) -> jax.Array:
-    """Returns 1 - decay**count, of a moment's weights, without the cancellation of first steps."""
+    """Returns 1 - decay**count, the sum of a moment's weights, exact at low counts."""
     return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones(())
 
 

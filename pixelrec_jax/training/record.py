@@ -1,4 +1,4 @@
-"""What is recorded of training steps: metrics are fetched one step late, so that nothing waits."""
+"""Recording of training steps: metrics are fetched one step late, so that no device waits."""
 
 import math
 from collections.abc import Generator
@@ -19,10 +19,10 @@ from pixelrec_jax.training.state import TrainState
 
 
 class StepRecord:
-    """Holds the metrics of the latest step and records them once they are asked for.
+    """Holds the metrics of the latest step; `fetch` waits for them and records them.
 
-    Every fetch waits for that step: a loop that fetches after it has dispatched the next one keeps
-    the devices busy without a queue of batches.
+    A loop that fetches a step after it has dispatched the next one keeps the devices busy without a
+    queue of batches.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class StepRecord:
         log: MetricsLog | None,
         goodput: Goodput,
     ):
-        """Records every `train.log_every` steps; `log` is None in all but one process."""
+        """Starts to record every `train.log_every` steps; `log` is None outside process 0."""
         batches = experiment.batches
         self._log_every = experiment.config.train.log_every
         self._steps_per_epoch = batches.steps_per_epoch
@@ -44,29 +44,29 @@ class StepRecord:
             devices=experiment.mesh.size,
             peak=peaks.flops if peaks else None,
         )
-        self._rates: dict[str, float] = {}  # up to an evaluation
-        self._latest = 0  # step of this process
+        self._rates: dict[str, float] = {}  # read when an evaluation starts, empty otherwise
+        self._latest = 0  # the latest step that this process did
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def put(self, step: int, metrics: dict[str, jax.Array], local: Batch, flops: float) -> None:
-        """Takes what a dispatched step returns, this process's batch and the step's operations."""
+        """Takes the metrics of a dispatched step, the local batch, and the step's operations."""
         self._pending, self._latest = (step, metrics), step
         self._speed.count(local, flops)
         self._progress.step(step, step // self._steps_per_epoch)
 
     @contextmanager
     def evaluation(self) -> Generator[None]:
-        """Counts what happens within as evaluation, not as time of training steps."""
+        """Counts the time inside the with statement as evaluation, not as training."""
         self._rates = self._speed.read()
         with self._goodput.phase("evaluation"):
             yield
         self._speed.read()
 
     def fetch(self, values: dict[str, float] | None = None) -> None:
-        """Records the step that was put last, if it is one to be recorded, and forgets it.
+        """Fetches the metrics of the latest `put`, and records them at every `log_every`-th step.
 
         Args:
-          values: of an evaluation after this step, which is recorded with it.
+          values: metrics of an evaluation after this step; the step is then always recorded.
 
         Raises:
           UserError: the loss is not finite.
@@ -93,7 +93,7 @@ class StepRecord:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})
 
     def seconds_per_epoch(self) -> float | None:
-        """Returns how long training an epoch took, batches included; None without a step."""
+        """Returns the time of an epoch's input and steps; None if no step was done."""
         if not self._latest:
             return None
         seconds = self._goodput.scalars()
@@ -101,13 +101,16 @@ class StepRecord:
         return trained * self._steps_per_epoch / self._latest
 
     def flush(self) -> None:
-        """Brings all records to storage."""
+        """Writes all records to storage."""
         if self._log:
             self._log.flush()
 
 
 def check_finite(metrics: dict[str, jax.Array], state: TrainState, step: int) -> None:
-    """Raises `UserError` if the loss or a parameter of a step is NaN or infinite; waits for it."""
+    """Raises `UserError` if the loss or a parameter after a step is NaN or infinite.
+
+    This waits until the step is computed.
+    """
     if not math.isfinite(loss := float(metrics["loss"])):
         raise _diverged(f"the loss is {loss} at step {step}")
     if not _all_finite((state.trainable, state.model_state)):
@@ -121,8 +124,8 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _diverged(problem: str) -> UserError:
-    """Returns the error of a training whose numbers are not finite."""
+    """Returns the error for numbers that are not finite."""
     return UserError(
-        f"{problem}; lower optim.lr or set optim.clip_norm, in a new workdir (the checkpoints here "
-        "are of steps before)"
+        f"{problem}; lower optim.lr or set optim.clip_norm, in a new workdir (all checkpoints here "
+        "are of earlier steps)"
     )

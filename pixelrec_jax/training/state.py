@@ -1,4 +1,4 @@
-"""The state of a run: its parts, how it is created, and where it lives on the mesh."""
+"""The train state: its fields, how it is created, and how it is sharded over the mesh."""
 
 from functools import lru_cache
 from typing import Any
@@ -19,16 +19,16 @@ from pixelrec_jax.weights import partition
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that training changes, and the frozen weights it needs.
+    """Everything that training changes, and the frozen weights that it needs.
 
     Attributes:
-      step: int32[], updates done.
-      trainable: parameters that are differentiated and updated.
-      frozen: parameters that are neither; `partition.merge` joins the two.
+      step: int32[], the number of updates done.
+      trainable: the parameters that are differentiated and updated.
+      frozen: all other parameters; `partition.merge` joins the two.
       model_state: other variables by Flax collection, such as running statistics of batch norm.
-      opt_state: optimizer moments, of trainable parameters only.
-      loss_sum: float32[], sum of the losses since the last log line; kept here and not on the host
-        so that a step needs no synchronisation and an interrupted sum continues exactly.
+      opt_state: the state of the optimizer, which has moments of trainable parameters only.
+      loss_sum: float32[], the sum of the losses since the last log line; it is here and not on the
+        host so that a step does not synchronise and a run that is continued has the same sum.
     """
 
     step: jax.Array
@@ -45,14 +45,14 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict:
-        """What the model is applied to."""
+        """All variables of the model by Flax collection."""
         return {"params": self.params, **self.model_state}
 
 
 def create_state(experiment: Experiment, given: dict | None = None) -> TrainState:
-    """Returns a new state; `given` are variables, by Flax collection, that replace random ones.
+    """Returns a new state; the variables in `given`, by Flax collection, replace random ones.
 
-    Traceable: `jax.eval_shape` of it gives the shapes without allocating anything.
+    `jax.eval_shape` can trace it for the shapes without allocating anything.
     """
     model_state = _init_variables(experiment)
     if given is not None:
@@ -70,7 +70,7 @@ def create_state(experiment: Experiment, given: dict | None = None) -> TrainStat
 
 
 def _init_variables(experiment: Experiment) -> dict:
-    """Returns the variables of the model by Flax collection; tables have no rows to spare yet."""
+    """Returns the variables of the model by Flax collection; tables are not padded yet."""
     config = experiment.config
     items = item_batch(np.zeros((1, 1), np.int32), experiment.store)
     length = config.task.history_length + task_of(config).masks
@@ -110,7 +110,7 @@ def state_template(experiment: Experiment) -> TrainState:
 
 
 def describe(experiment: Experiment, start: int) -> str:
-    """Returns a line on what is trained, on what, from which step."""
+    """Returns one line that names model, dataset, devices and the step that the run starts from."""
     config, data = experiment.config, experiment.interactions
     total, trained = count_parameters(experiment)
     return (

@@ -1,4 +1,4 @@
-"""Joint training of item and user encoder: the step and the loop, top to bottom."""
+"""Joint training of item and user encoder: first the step, then the loop."""
 
 import json
 from contextlib import ExitStack
@@ -44,9 +44,9 @@ from pixelrec_jax.training.state import TrainState, count_parameters, describe, 
 def make_train_step(experiment: Experiment):
     """Returns the jitted step: (donated state, global batch, resident) -> (state, metrics).
 
-    Metrics are float32[]: `loss`, its mean since the last log line `mean_loss`, the global norms
-    `gradient_norm` (before clipping) and `update_norm` (NaN in steps that are not recorded), and
-    the learning rates `lr`, `visual_lr`.
+    Metrics are float32[]: `loss`; `mean_loss`, the mean of the losses since the last log line; the
+    global norms `gradient_norm` (before clipping) and `update_norm` (NaN in steps that are not
+    recorded); and the learning rates `lr` and `visual_lr`.
     """
     config, model, optimizer = experiment.config, experiment.model, experiment.optimizer
     mesh, compute_loss = experiment.mesh, build_loss(experiment.config.loss)
@@ -104,14 +104,17 @@ def make_train_step(experiment: Experiment):
 
 @dataclass
 class EarlyStopping:
-    """Stops after more than `patience` evaluations in a row without improvement; ties improve."""
+    """Stops after more than `patience` evaluations in a row without improvement.
+
+    A value equal to the best one counts as an improvement.
+    """
 
     patience: int
     best: float | None = None
     since_best: int = 0
 
     def update(self, value: float) -> None:
-        """Takes in the next evaluation."""
+        """Records the monitored metric of the next evaluation."""
         if self.best is None or value >= self.best:
             self.best, self.since_best = value, 0
         else:
@@ -124,7 +127,7 @@ class EarlyStopping:
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
-    """Trains, continuing what the workdir holds, then ranks the test split with the best state.
+    """Trains from the workdir's latest checkpoint, then ranks the test split with the best one.
 
     Returns:
       The content of result.json.
@@ -161,10 +164,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 
 
 def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> TrainState:
-    """Returns the state of a checkpoint that was made on the same data.
+    """Returns the state of the checkpoint of a step.
 
     Raises:
-      UserError: the dataset is another one now, or the checkpoint is damaged.
+      UserError: the checkpoint was trained on other data, or it is damaged.
     """
     if checkpoints.metadata(step)["data_fingerprint"] != experiment.data_fingerprint:
         raise UserError(
@@ -176,7 +179,7 @@ def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> Trai
 
 
 def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
-    """Evaluates the initial state and saves it as the best one, for `train.epochs=0`."""
+    """Evaluates the initial state and saves it as the best checkpoint, for `train.epochs=0`."""
     config = experiment.config
     stopping, progress = EarlyStopping(config.train.patience), TrainingProgress(start=0, total=0)
     with in_first_process(run_folder.MetricsLog, workdir, continue_from=0, config=config) as log:
@@ -196,7 +199,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
     """Runs the training loop from the latest checkpoint, or from the start, to its end.
 
     Returns:
-      The seconds that an epoch took, evaluations aside; None if there was nothing left to do.
+      The seconds an epoch without its evaluations; None if there was nothing left to do.
     """
     config, batches = experiment.config, experiment.batches
     stopping = EarlyStopping(config.train.patience)
@@ -230,10 +233,10 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             with goodput.phase("step"), profiler.step(step):
                 batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
                 state, metrics = train_step(state, batch, experiment.resident)
-                record.fetch()  # metrics of the step before, while the devices work on this one
+                record.fetch()  # metrics of step - 1, while the devices compute this step
                 record.put(step, metrics, local, count_flops(batch) if log else 0.0)
 
-            interrupted = stop.applies_to(step)  # read once: it may change further down this step
+            interrupted = stop.applies_to(step)  # read once: a signal can come at any time
             epoch, in_epoch = divmod(step, batches.steps_per_epoch)
             end_of_epoch = in_epoch == 0 and epoch % config.train.eval_every == 0
             evaluated = end_of_epoch or step == len(batches)
@@ -245,7 +248,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
                 with record.evaluation():
                     values = _validate(experiment, state, stopping)
             record.fetch(values)
-            record.flush()  # what is recorded before a checkpoint is not recorded again
+            record.flush()  # before the save: a run that continues from it starts after this step
             with goodput.phase("save"):
                 metadata = _metadata(experiment, stopping, next_batch=step)
                 checkpoints.save(step, state, metadata, values)
@@ -268,10 +271,10 @@ def finish(
     workdir: Path,
     seconds_per_epoch: float | None = None,
 ) -> dict:
-    """Ranks the test split with the best checkpoint and writes what a finished run keeps.
+    """Ranks the test split with the best checkpoint and writes the files of a finished run.
 
     Returns:
-      The content of result.json, in which nothing depends on the machine.
+      The content of result.json; nothing in it depends on the machine.
     """
     if checkpoints.best is None:
         raise UserError(
@@ -303,7 +306,7 @@ def finish(
 
 
 def _check_shared(workdir: Path) -> None:
-    """Raises `UserError` in processes that do not see what the first one wrote to the workdir."""
+    """Raises `UserError` in processes that do not see the files of process 0 in the workdir."""
     if jax.process_count() > 1:
         wait_for_all("claimed")
         if not (workdir / "config.json").exists():
@@ -314,7 +317,7 @@ def _check_shared(workdir: Path) -> None:
 
 
 def _build(config: ConfigDict, workdir: Path) -> Experiment:
-    """Returns what a config describes, which must be the same in all processes."""
+    """Returns the experiment of a config, after a check that it is the same in all processes."""
     check_equal("--workdir", str(workdir))
     check_equal("config", json.dumps(run_folder.to_json(config)))
     check_writers(config.log.writers)
@@ -326,7 +329,7 @@ def _build(config: ConfigDict, workdir: Path) -> Experiment:
 def _validate(
     experiment: Experiment, state: TrainState, stopping: EarlyStopping
 ) -> dict[str, float]:
-    """Returns the validation metrics by name, of which `stopping` is told."""
+    """Returns the validation metrics by name and passes the monitored one to `stopping`."""
     evaluator = experiment.evaluator
     metrics = evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"]
     values = {}
@@ -338,7 +341,7 @@ def _validate(
 
 
 def _metadata(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) -> dict:
-    """What a run continues from, beside the state."""
+    """Returns the metadata of a checkpoint: what a run needs beside the state to continue."""
     return {
         "config": run_folder.to_json(experiment.config),
         "data_fingerprint": experiment.data_fingerprint,

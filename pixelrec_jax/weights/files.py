@@ -1,4 +1,4 @@
-"""Files of published weights: where they are found, read and written."""
+"""Files of published weights: finding, reading and writing them."""
 
 import re
 from importlib import metadata
@@ -13,7 +13,7 @@ from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.files import replaced_file
 from pixelrec_jax.weights.torch_file import LEGACY, ZIP, read_torch
 
-# Of the hub's two names for the same weights, the first is preferred.
+# The hub's two names for the same weights; the first is preferred.
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -21,10 +21,10 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 def read(path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a safetensors or PyTorch file by name, in the types of the file.
 
-    The content decides which of the two it is, not the name.
+    The format is recognised by the content of the file, not by its name.
 
     Raises:
-      UserError: the file is damaged or of another kind.
+      UserError: the file is damaged or has another format.
     """
     try:
         with path.open("rb") as file:
@@ -33,15 +33,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
             return read_torch(path)
         if head[8:9] != b"{":  # after the length of the header, which is JSON
             raise UserError(
-                f"{path} is neither a safetensors nor a PyTorch file (it starts with {head[:20]!r})"
+                f"{path} is neither a safetensors nor a PyTorch file (it starts with "
+                f"{head[:20]!r}); give a file of one of these formats"
             )
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({reason(error)}); give another file or its rights"
+            f"{path} cannot be read ({reason(error)}); allow reading it, or give another file"
         ) from error
-    # AttributeError: a type that numpy lacks, such as those of eight bits.
+    # AttributeError: NumPy lacks the type, for example a float of eight bits.
     except (SafetensorError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable safetensors file ({reason(error)}); fetch it again"
@@ -52,14 +53,14 @@ def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file, complete or not at all.
 
     Raises:
-      UserError: it cannot be written there.
+      UserError: the file cannot be written.
     """
-    # The library writes the memory of an array, whatever its strides.
+    # The library ignores strides: it writes the memory of an array as it is.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
         with replaced_file(path) as temporary:
-            # Without this entry transformers 4 refuses the file. The library's own writing to a
-            # file leaves it readable by its owner alone.
+            # Without this entry transformers 4 refuses the file. `save_file` of the library would
+            # make a file that only its owner can read.
             temporary.write_bytes(save(contiguous, metadata={"format": "pt"}))
     except (SafetensorError, OSError) as error:
         raise UserError(
@@ -68,17 +69,19 @@ def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def locate(weights: str) -> Path:
-    """Finds a file of weights; a local path comes before all other readings of the name.
+    """Returns the local path of a file of weights; a fetched file is kept.
+
+    The hub's client keeps files in its own cache, all other files are kept in $PIXELREC_CACHE (by
+    default the user's cache folder).
 
     Args:
-      weights: a file; a folder with one; `https://host/file[#sha256=HEX]` of a mirror;
-        `gs://bucket/file` or another URL of object storage; `package:NAME`, an installed Python
-        package that has one; or `owner/name[@revision]` of the Hugging Face hub. What is fetched is
-        kept: by the hub's client, or in $PIXELREC_CACHE (by default the user's cache folder). What
-        ends as a file does is no name of the hub.
+      weights: one of these, tried in this order: a local file; a folder with one file of weights;
+        `https://host/file[#sha256=HEX]` of a mirror; `gs://bucket/file` or another URL of object
+        storage; `package:NAME`, an installed Python package with one file of weights; or
+        `owner/name[@revision]` of the Hugging Face hub, unless it ends like a file of weights.
 
     Raises:
-      UserError: it is not there.
+      UserError: the file cannot be found or fetched.
     """
     path = Path(weights).expanduser()
     if path.is_dir():
@@ -110,7 +113,7 @@ def _in_folder(weights: str, folder: Path) -> Path:
 def _package(weights: str) -> Path:
     name = weights.removeprefix("package:")
     try:
-        # Reads the package's list of files; importing it would run its code.
+        # This reads the package's list of files; an import would run its code.
         files = metadata.files(name) or ()
     except (metadata.PackageNotFoundError, ValueError):
         raise UserError(
@@ -130,14 +133,15 @@ def _only(weights: str, paths: list[Path]) -> Path:
 
 
 def _mirror(weights: str) -> Path:
-    import pooch  # here: slow to import, as the hub's client is
+    import pooch  # imported here because it is slow, as is the hub's client below
 
     url, _, fragment = weights.partition("#")
     if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", fragment):
         raise UserError(
-            f"item.weights={weights!r}: after # comes sha256= and 64 hexadecimal digits, or nothing"
+            f"item.weights={weights!r}: expected sha256= and 64 hexadecimal digits after #; give "
+            "these, or leave out # and what follows"
         )
-    pooch.get_logger().setLevel("WARNING")  # it gives advice to programmers
+    pooch.get_logger().setLevel("WARNING")  # its other messages are for programmers
     try:
         return Path(
             pooch.retrieve(
@@ -147,7 +151,7 @@ def _mirror(weights: str) -> Path:
                 progressbar=True,
             )
         )
-    # Whatever the client raises (network, status, hash, disk), the remedy is the same.
+    # The client raises many errors (network, status, hash, disk) with the same remedy.
     except Exception as error:
         raise UserError(
             f"item.weights={weights!r} could not be fetched ({reason(error)}); check the address, "
@@ -167,14 +171,14 @@ def _hub(weights: str) -> Path:
     try:
         try:
             return fetch(_NAMES[0])
-        except LocalEntryNotFoundError:  # the hub gave no answer; asking again would wait again
+        except LocalEntryNotFoundError:  # the hub did not answer; another request would wait again
             cached = try_to_load_from_cache(repository, _NAMES[1], revision=revision or None)
             if not isinstance(cached, str):
                 raise
             return Path(cached)
         except EntryNotFoundError:
             return fetch(_NAMES[1])
-    except Exception as error:  # broad as for a mirror
+    except Exception as error:  # broad, as for a mirror
         raise UserError(
             f"item.weights={weights!r} could not be fetched from the Hugging Face hub "
             f"({reason(error)}); check the name and the network, name a revision that has "

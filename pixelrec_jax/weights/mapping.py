@@ -1,7 +1,7 @@
-"""Declarative mapping of weights, both ways: which source tensor is which parameter.
+"""Declarative mappings between the tensors of published checkpoints and the parameters of a model.
 
 A rule names a source tensor and a parameter, with placeholders for numbers: "layers.{n}.fc.weight"
-is "block_{n}/fc/kernel", transposed. The same table reads a checkpoint and writes one.
+is "block_{n}/fc/kernel", transposed. The same rules read and write a checkpoint.
 """
 
 import re
@@ -22,8 +22,8 @@ class Transform:
     """How a source tensor becomes a parameter, and back.
 
     Attributes:
-      read: (source tensor, shape of the parameter) -> parameter. A tensor it cannot turn comes back
-        as it is; its shape is then reported.
+      read: (source tensor, shape of the parameter) -> parameter. A tensor that does not fit is
+        returned unchanged; its wrong shape is then reported.
       write: parameter -> source tensor.
     """
 
@@ -32,7 +32,7 @@ class Transform:
 
 
 def _permute(*axes: int) -> Transform:
-    """Transposition of a source with `len(axes)` dimensions."""
+    """Returns the transposition of a source tensor with `len(axes)` dimensions."""
     back = np.argsort(axes)
     return Transform(
         lambda x, shape: x.transpose(axes) if x.ndim == len(axes) else x,
@@ -72,19 +72,19 @@ CONV = _permute(2, 3, 1, 0)  # [out, in, h, w] <-> [h, w, in, out]
 POINTWISE = Transform(_read_pointwise, lambda x: x.T[:, :, None, None])  # 1 x 1 <-> Dense
 PATCHES = Transform(_read_patches, _write_patches)  # [C, 3, p, p] <-> Dense [p * p * 3, C]
 TOKEN = Transform(_read_token, lambda x: x[None, None])  # [1, 1, C] <-> [C]
-# Class token first; the grid is interpolated to the resolution of the model.
+# The class token is first; the grid after it is interpolated to the resolution of the model.
 POSITION = Transform(_read_position, lambda x: x)  # [1 + g * g, C]
 BATCHED_POSITION = Transform(_read_position, lambda x: x[None])  # [1, 1 + g * g, C]
-# Biases of relative positions, then those of the class token; the grid of offsets is interpolated.
+# Biases of relative positions, then 3 of the class token; the grid of offsets is interpolated.
 RELATIVE = Transform(_read_relative, lambda x: x)  # [(2 * g - 1)^2 + 3, heads]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Says that the tensor `source` is the parameter `target`.
+    """Maps the tensor `source` to the parameter `target`.
 
     Both may hold placeholders such as {n}, which stand for the same number on both sides. Several
-    targets are equal parts of the source's first axis, as in a fused query, key and value.
+    targets split the source's first axis evenly, as in a fused query, key and value.
     """
 
     source: str
@@ -98,32 +98,32 @@ class Rule:
 
     @cached_property
     def source_pattern(self) -> re.Pattern:
-        """Matches the names of this rule's sources."""
+        """The pattern that matches the names of this rule's sources."""
         return _pattern(self.source)
 
     @cached_property
     def target_patterns(self) -> tuple[re.Pattern, ...]:
-        """Match the paths of this rule's targets."""
+        """The patterns that match the paths of this rule's targets."""
         return tuple(map(_pattern, self.targets))
 
 
 def _pattern(template: str) -> re.Pattern:
-    parts = re.split(r"\{(\w+)\}", template)  # literals and names take turns
+    tokens = re.split(r"\{(\w+)\}", template)  # literals and placeholders alternate
     return re.compile(
-        "".join(rf"(?P<{p}>\d+)" if n % 2 else re.escape(p) for n, p in enumerate(parts))
+        "".join(rf"(?P<{x}>\d+)" if n % 2 else re.escape(x) for n, x in enumerate(tokens))
     )
 
 
 @dataclass(frozen=True)
 class WeightMapping:
-    """How the checkpoints of one origin are named.
+    """The rules for the checkpoints of one origin.
 
     Attributes:
       name: "huggingface", "torchvision", "openai", "timm" or "efficientnet-pytorch".
-      rules: the first one that matches a tensor decides.
-      prefixes: what some files put before every name; it is taken off.
-      written_prefix: what is put before every name that is written, as most files have it.
-      ignored: regular expressions of whole names that hold nothing the model uses.
+      rules: the rules; the first one that matches a tensor applies.
+      prefixes: prefixes of all names in some files, which are removed.
+      written_prefix: the prefix of every written name, as most files have it.
+      ignored: regular expressions of whole names that the model does not use.
     """
 
     name: str
@@ -133,7 +133,7 @@ class WeightMapping:
     ignored: tuple[str, ...] = ()
 
     def find(self, name: str) -> tuple[Rule, dict[str, str]] | None:
-        """Returns the rule for a source name and the numbers of its placeholders."""
+        """Returns the rule for a source name and the numbers of its placeholders, or None."""
         for prefix in self.prefixes:
             name = name.removeprefix(prefix)
         for rule in self.rules:
@@ -142,12 +142,12 @@ class WeightMapping:
         return None
 
     def ignores(self, name: str) -> bool:
-        """Whether a source name is known to hold nothing that is used."""
+        """Returns whether a source name is known not to be used."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
 def linear(source: str, target: str) -> tuple[Rule, Rule]:
-    """Weight and bias of a linear layer."""
+    """Returns the rules for weight and bias of a linear layer."""
     return (
         Rule(f"{source}.weight", f"{target}/kernel", LINEAR),
         Rule(f"{source}.bias", f"{target}/bias"),
@@ -155,15 +155,15 @@ def linear(source: str, target: str) -> tuple[Rule, Rule]:
 
 
 def norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """Scale and bias of a layer norm."""
+    """Returns the rules for scale and bias of a layer norm."""
     return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
 
 
-TRACKED = r".*\.num_batches_tracked"  # PyTorch's batch norm counts; to be ignored
+TRACKED = r".*\.num_batches_tracked"  # a counter in PyTorch's batch norm, for `ignored`
 
 
 def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
-    """Scale, bias and running statistics of a batch norm."""
+    """Returns the rules for scale, bias and running statistics of a batch norm."""
     return (
         *norm(source, target),
         Rule(f"{source}.running_mean", f"{target}/mean"),
@@ -183,15 +183,14 @@ def read_weights(
 
     Args:
       source: tensors by name.
-      mappings: the one that knows most of the names is used.
-      template: what must be filled, exactly.
-      origin: what to call the source in errors.
-      optional: first parts of targets that the model may lack, such as an unused pooling.
+      mappings: mappings to choose from; the one that knows most of the names is used.
+      template: the parameters that must be filled, exactly.
+      origin: the name of the source in errors.
+      optional: top-level names of targets that the model may lack, such as an unused pooling.
 
     Raises:
-      UserError: one error that counts and lists every source tensor without a rule, every shape
-        that does not fit and every target left empty; one pattern stands for names that differ in
-        numbers only.
+      UserError: the source does not fit. Tensors without a rule, wrong shapes and unfilled
+        parameters are counted and listed, as one pattern if names differ only in numbers.
     """
     mapping = max(mappings, key=lambda p: sum(p.find(name) is not None for name in source))
     targets = {"/".join(path): tuple(x.shape) for path, x in flatten_dict(template).items()}
@@ -204,7 +203,7 @@ def read_weights(
                 problems.append(("tensor{s} unknown", name, f"{array.shape}"))
             continue
         rule, numbers = found
-        for target, part in zip(rule.targets, _split(array, len(rule.targets)), strict=True):
+        for target, piece in zip(rule.targets, _split(array, len(rule.targets)), strict=True):
             path = target.format(**numbers)
             if path not in targets:
                 if path.split("/")[0] not in optional:
@@ -212,9 +211,9 @@ def read_weights(
             elif path in filled:
                 problems.append(("tensor{s} for what another one fills", name, f"to {path}"))
             else:
-                value = rule.transform.read(part, targets[path])
+                value = rule.transform.read(piece, targets[path])
                 fits = value.shape == targets[path]
-                # Only what fits is made float32: the shape of a file may claim any size.
+                # Only a fitting tensor is made float32: a file may claim any size.
                 filled[path] = np.asarray(value, np.float32) if fits else None
                 if not fits:
                     detail = f"to {path} of {value.shape} instead of {targets[path]}"
@@ -227,59 +226,61 @@ def read_weights(
     if problems:
         counts, names = _summary(problems)
         raise UserError(
-            f"{origin} does not fit the model: {counts} (is it another architecture?); {names}"
+            f"{origin} does not fit the model: {counts} (give weights of its architecture); {names}"
         )
     return unflatten_dict({tuple(path.split("/")): value for path, value in filled.items()})
 
 
 def write_weights(tree: Mapping, mapping: WeightMapping) -> dict[str, np.ndarray]:
-    """Returns the tensors of a tree by the names of `mapping`, the inverse of `read_weights`.
+    """Returns the tensors of a tree by the names of `mapping`; the inverse of `read_weights`.
 
     Raises:
-      UserError: the mapping cannot name some of the parameters.
+      UserError: the mapping has no rule for some parameters.
     """
     flat = {"/".join(path): np.asarray(x) for path, x in flatten_dict(tree).items()}
-    parts: dict[str, dict[int, np.ndarray]] = {}
+    pieces: dict[str, dict[int, np.ndarray]] = {}
     unnamed = []
     for path, value in flat.items():
         found = _find_target(mapping, path)
         if found is None:
             unnamed.append(("parameter{s} without a name", path, f"{value.shape}"))
             continue
-        rule, part, numbers = found
+        rule, position, numbers = found
         name = mapping.written_prefix + rule.source.format(**numbers)
-        parts.setdefault(name, {})[part] = rule.transform.write(value)
+        pieces.setdefault(name, {})[position] = rule.transform.write(value)
     if unnamed:
         counts, names = _summary(unnamed)
-        raise UserError(f"cannot write {mapping.name} names: {counts}; {names}")
+        problem = f"cannot write {mapping.name} names: {counts}; {names}"
+        raise UserError(f"{problem}; choose other names with --names")
     return {
-        name: np.ascontiguousarray(np.concatenate([by_part[n] for n in sorted(by_part)]))
-        if len(by_part) > 1
-        else np.ascontiguousarray(by_part[0])
-        for name, by_part in parts.items()
+        name: np.ascontiguousarray(np.concatenate([x for _, x in sorted(by_position.items())]))
+        if len(by_position) > 1
+        else np.ascontiguousarray(by_position[0])
+        for name, by_position in pieces.items()
     }
 
 
 def _find_target(mapping: WeightMapping, path: str) -> tuple[Rule, int, dict[str, str]] | None:
+    """Returns the rule for a parameter, the position among its targets, and the numbers."""
     for rule in mapping.rules:
-        for part, pattern in enumerate(rule.target_patterns):
+        for position, pattern in enumerate(rule.target_patterns):
             if match := pattern.fullmatch(path):
-                return rule, part, match.groupdict()
+                return rule, position, match.groupdict()
     return None
 
 
-def _split(array: np.ndarray, parts: int) -> list[np.ndarray]:
-    if parts == 1 or array.ndim == 0 or len(array) % parts:
-        return [array] * parts  # of a wrong shape, which is reported
-    return np.split(array, parts)
+def _split(array: np.ndarray, count: int) -> list[np.ndarray]:
+    if count == 1 or array.ndim == 0 or len(array) % count:
+        return [array] * count  # their wrong shape is reported
+    return np.split(array, count)
 
 
 def _summary(problems: list[tuple[str, str, str]]) -> tuple[str, str]:
-    """How many problems of each kind there are, and which.
+    """Returns how many problems of each kind there are, and the list of them.
 
     Args:
-      problems: a kind with {s} for its plural, a name and details, left out where one pattern
-        stands for several names that differ in numbers only.
+      problems: (kind with {s} for its plural, name, detail). A pattern without details stands for
+        names that differ only in numbers.
     """
     kinds: dict[str, dict[str, list[str]]] = {}
     for kind, name, detail in problems:

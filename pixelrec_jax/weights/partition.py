@@ -1,4 +1,4 @@
-"""Freezing by partition: only trainable parameters are differentiated, stored twice and updated."""
+"""Freezing by partition: only trainable parameters have gradients, moments and updates."""
 
 from collections.abc import Callable
 
@@ -16,5 +16,5 @@ def partition(params: Params, is_trainable: Callable[[str], bool]) -> tuple[Para
 
 
 def merge(first: Params, second: Params) -> Params:
-    """Joins two trees; a leaf that both have is the second one's."""
+    """Returns the union of two trees; where both have a leaf, the second one's is taken."""
     return unflatten_dict({**flatten_dict(first), **flatten_dict(second)})

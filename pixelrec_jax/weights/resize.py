@@ -1,4 +1,4 @@
-"""Bicubic interpolation of what an encoder learned per position, for another resolution."""
+"""Bicubic interpolation of an encoder's weights per position, for another resolution."""
 
 from math import isqrt
 
@@ -6,19 +6,19 @@ import numpy as np
 
 
 def resize_grid(x: np.ndarray, length: int, *, before: int = 0, after: int = 0) -> np.ndarray:
-    """Interpolates rows that belong to a square grid to another square grid.
+    """Interpolates the rows of a square grid to another square grid.
 
-    Bicubic with a = -0.75 and half-pixel centres, without antialiasing: what PyTorch computes
-    and what the published encoders were adapted with.
+    The interpolation is bicubic with a = -0.75 and half-pixel centres, without antialiasing, as in
+    PyTorch, with which the published encoders were adapted.
 
     Args:
       x: float[before + g * g + after, C].
-      length: rows wanted, before + h * h + after.
-      before: rows ahead of the grid that are kept, such as that of a class token.
-      after: rows behind it that are kept.
+      length: number of rows of the result, before + h * h + after.
+      before: number of rows before the grid, which are kept, such as that of a class token.
+      after: number of rows after the grid, which are kept.
 
     Returns:
-      float32[length, C]; `x` itself if its length is right or one of the two is not a square.
+      float32[length, C]; `x` itself if its length is right or one of the grids is not square.
     """
     old, new = len(x) - before - after, length - before - after
     if old == new or min(old, new) < 1 or isqrt(old) ** 2 != old or isqrt(new) ** 2 != new:
@@ -31,7 +31,7 @@ def resize_grid(x: np.ndarray, length: int, *, before: int = 0, after: int = 0) 
 
 
 def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """float64[new, old]: the weight of every old place in every new one, borders repeated."""
+    """Returns float64[new, old]: the weight of each old position in each new one, edges clamped."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     nearest = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)
     distance = np.abs(centre[:, None] - nearest)

@@ -1,8 +1,8 @@
-"""PyTorch's weight files, read without PyTorch and without running anything that they hold.
+"""Reads PyTorch's weight files without PyTorch and without running any code that they hold.
 
-The rules are those of `torch.load(weights_only=True)`: a pickle may name only what is in the two
-tables below. Read are the zip format (PyTorch 1.6 and later), the legacy format before it, and the
-modules of `torch.jit.save`, such as the files of OpenAI's CLIP.
+The rules are those of `torch.load(weights_only=True)`: a pickle may name only the types and
+functions in the two tables below. The formats are zip (PyTorch 1.6 and later), the legacy format
+before it, and modules of `torch.jit.save`, such as the files of OpenAI's CLIP.
 """
 
 import math
@@ -22,11 +22,11 @@ from pixelrec_jax.system.errors import UserError, reason
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-LEGACY = _MAGIC.to_bytes(10, "little")  # as it lies in the first pickle of a legacy file
-# An expanded tensor or a module under many names must not fill the memory of whoever reads it.
-_MOST_REPEATED = 2**20  # elements of a tensor that has more of them than its storage
-_MOST_ATTRIBUTES = 100_000  # of a module and of those within it
-_LONGEST_NAME = 1000  # of such an attribute
+LEGACY = _MAGIC.to_bytes(10, "little")  # its bytes in the first pickle of a legacy file
+# Limits, so that an expanded tensor or a module under many names does not fill the memory.
+_MOST_REPEATED = 2**20  # elements of a tensor with more elements than its storage
+_MOST_ATTRIBUTES = 100_000  # of a module with all its submodules
+_LONGEST_NAME = 1000  # letters in the name of an attribute
 
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -45,7 +45,7 @@ _DTYPES = {
 class _Storage(NamedTuple):
     key: str
     dtype: str  # a key of _DTYPES
-    size: int  # in elements, as all sizes here
+    size: int  # in elements, as all sizes in this module
 
 
 class _Tensor(NamedTuple):
@@ -55,12 +55,12 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-# A pickle can set the state of whatever it reaches. The two classes below decide what that does,
-# and neither they nor their instances have a dictionary it could write to.
+# A pickle can set the state of every object it names. The two classes below define what that does;
+# neither they nor their instances have a dictionary that a pickle could write to.
 
 
 class _Dict(dict):
-    """An OrderedDict without attributes, such as the metadata of a state dict."""
+    """Stands for an OrderedDict, but ignores its attributes, such as a state dict's metadata."""
 
     __slots__ = ()
 
@@ -69,7 +69,7 @@ class _Dict(dict):
 
 
 class _Module:
-    """A module of TorchScript: its parameters, buffers and submodules are its attributes."""
+    """Stands for a TorchScript module: its attributes are parameters, buffers and submodules."""
 
     __slots__ = ("attributes",)
 
@@ -86,7 +86,7 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 
 def _dropped(*_: Any) -> None:
-    """Stands for a value that is no tensor."""
+    """Returns None, which stands for a value that is not a tensor."""
 
 
 _CALLABLES = {
@@ -104,7 +104,7 @@ _CALLABLES = {
 
 
 class _Call(NamedTuple):
-    """One of the functions above, as a value without state."""
+    """A call of one of the functions above, as a value without state."""
 
     name: str
 
@@ -113,10 +113,10 @@ class _Call(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but plain values and the inert classes above, whose fields nobody checked."""
+    """Makes only plain values and the inert classes above; their fields are not checked yet."""
 
     def __init__(self, file: BytesIO):
-        super().__init__(file, encoding="utf-8")  # of the strings of Python 2
+        super().__init__(file, encoding="utf-8")  # for strings of Python 2
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -130,16 +130,16 @@ class _Unpickler(pickle.Unpickler):
         if module.split(".")[0] == "__torch__":
             return _Module
         raise UserError(
-            f"it asks for {full!r}, but only plain dense tensors are read and nothing is ever run; "
-            "save the weights alone, as torch.save(model.state_dict(), ...) or safetensors"
+            f"it names {full!r}, but only plain dense tensors are read and no code is run; save "
+            "only the weights, with torch.save(model.state_dict(), ...) or as safetensors"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         _, dtype, key, _, size, *view = pid
         if view not in ([], [None]):
-            raise ValueError("a storage is a part of another")
+            raise ValueError("a storage is a view of another")
         if not (isinstance(dtype, str) and isinstance(key, str)):
-            raise ValueError("a storage whose name or type is no text")
+            raise ValueError("the name or type of a storage is not text")
         self.storages[key] = storage = _Storage(key, dtype, size)
         return storage
 
@@ -147,11 +147,12 @@ class _Unpickler(pickle.Unpickler):
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dict or TorchScript module by name, as read-only arrays.
 
-    A state dict under "state_dict" or "model" of a checkpoint is found; what is no tensor is left
-    out. From TorchScript come non-persistent buffers and plain tensor attributes, too.
+    A state dict may be under "state_dict" or "model" of a checkpoint; values that are not tensors
+    are left out. A TorchScript module also gives non-persistent buffers and tensor attributes.
 
     Raises:
-      UserError: the file is damaged, asks for more than tensors and plain values, or has no tensor.
+      UserError: the file is damaged, names other types than tensors and plain values, or does not
+        have a tensor.
     """
     try:
         with path.open("rb") as file:
@@ -159,7 +160,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         return _read_zip(path) if is_zip else _read_legacy(path.read_bytes())
     except UserError as error:
         raise UserError(f"{path} cannot be read as PyTorch weights: {error}") from None
-    # Damaged bytes can raise anything on their way through zipfile, pickle and numpy.
+    # For damaged bytes, zipfile, pickle and numpy can raise any exception.
     except Exception as error:
         raise UserError(
             f"{path} is not a readable PyTorch file ({reason(error)}); fetch it again"
@@ -171,7 +172,10 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
         names = archive.namelist()
         roots = [n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise UserError("it is a zip file without the data.pkl that torch.save writes")
+            raise UserError(
+                "it is a zip file without the data.pkl that torch.save writes; give a file of "
+                "torch.save or safetensors"
+            )
         member = partial(_member, archive, roots[0])
         if f"{roots[0]}byteorder" in names:
             _check_order(little=member("byteorder") == b"little")
@@ -181,8 +185,8 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
 
 def _member(archive: ZipFile, root: str, name: str) -> bytes:
     info = archive.getinfo(root + name)
-    if info.compress_type != ZIP_STORED:  # never PyTorch's, and a few bytes could become many
-        raise UserError(f"its member {info.filename!r} is compressed")
+    if info.compress_type != ZIP_STORED:  # PyTorch never compresses; a few bytes could become many
+        raise UserError(f"its member {info.filename!r} is compressed; save it with torch.save")
     return archive.read(info)
 
 
@@ -191,7 +195,7 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     magic, _ = _unpickle(file)
     protocol, _ = _unpickle(file)
     if (magic, protocol) != (_MAGIC, _PROTOCOL):
-        raise ValueError("it does not start as torch.save starts a file")
+        raise ValueError("it does not start like a file of torch.save")
     system, _ = _unpickle(file)
     _check_order(little=system["little_endian"])
     tree, storages = _unpickle(file)
@@ -210,10 +214,10 @@ def _check_order(*, little: bool) -> None:
 
 
 def _unpickle(file: BytesIO) -> tuple[Any, dict[str, _Storage]]:
-    """Reads the pickle at the position of `file`: its object and the storages it refers to."""
+    """Returns the object of the pickle at the position of `file`, and the storages it names."""
     start = file.tell()
-    # A pass without effect first: it finds lengths beyond the end of the file and a memo of absurd
-    # size, for which pickle would take the memory before it looks.
+    # First a pass without effect: it finds lengths beyond the end of the file and a memo of absurd
+    # size, for which pickle would allocate memory before it checks them.
     for opcode, argument, position in pickletools.genops(file):
         if opcode.name in ("PUT", "LONG_BINPUT"):
             assert argument is not None, "these have one"
@@ -228,18 +232,18 @@ def _unpickle(file: BytesIO) -> tuple[Any, dict[str, _Storage]]:
 def _arrays(tree: Any, record: Callable[[str], bytes | memoryview]) -> dict[str, np.ndarray]:
     tensors = _module_tensors(tree) if isinstance(tree, _Module) else _state_dict(tree)
     if not tensors:
-        raise UserError("it holds no tensor with a name")
+        raise UserError("it does not hold a named tensor; save model.state_dict() of the encoder")
     return {name: _array(tensor, record(tensor.storage.key)) for name, tensor in tensors.items()}
 
 
 def _module_tensors(module: _Module) -> dict[str, _Tensor]:
     tensors = {}
     for count, (name, value) in enumerate(_attributes(module)):
-        # Modules can share those within them, or be within themselves.
+        # Modules can share submodules, or contain themselves.
         if count == _MOST_ATTRIBUTES or len(name) > _LONGEST_NAME:
             raise UserError(
                 f"it has more than {_MOST_ATTRIBUTES:,} names or one of over {_LONGEST_NAME:,} "
-                f"letters ({name[:40]}...); save the weights alone"
+                f"letters ({name[:40]}...); save only the weights"
             )
         if isinstance(value, _Tensor):
             tensors[name] = value
@@ -265,13 +269,13 @@ def _state_dict(tree: Any) -> dict[str, _Tensor]:
 
 
 def _array(tensor: _Tensor, record: bytes | memoryview) -> np.ndarray:
-    """A view of `record`, the bytes of the storage; here all that the pickle claims is checked."""
+    """Returns a view of `record`, the bytes of the storage, after checking the pickle's claims."""
     storage, offset, shape, strides = tensor
     if not (isinstance(shape, tuple) and isinstance(strides, tuple)) or len(shape) > 64:
         raise ValueError("a tensor without a shape")
     numbers = (storage.size, offset, *shape, *strides)
     if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-        raise ValueError("a tensor whose size, offset, shape or strides are no such numbers")
+        raise ValueError("the size, offset, shape or strides of a tensor are not valid numbers")
     dtype = _DTYPES[storage.dtype]
     size = storage.size * dtype.itemsize
     if size > len(record):

@@ -66,7 +66,7 @@ def test_the_fingerprint_is_of_shape_type_and_content(tmp_path):
     ("matrix", "codes", "message"),
     [
         (FEATURES[1:], 0, r"shape \[11, 2, 3\]; expected \[12, ...\], a row for padding and one"),
-        (FEATURES + 1, 0, "row 0 of .* is that of padding .* item n belongs in row n"),
+        (FEATURES + 1, 0, "row 0 of .* is the row of padding; write item n to row n"),
         (FEATURES[:, 0, 0], 0, r"shape \[12\]; expected \[12, ...\]"),
         (FEATURES[:, :0], 0, r"shape \[12, 0, 3\]"),
         (np.float32(1), 0, r"shape \[\]"),
@@ -137,7 +137,7 @@ def test_features_of_other_items_are_refused(tmp_path):
     note.write_text(json.dumps({"item_ids": "these"}))
     store_of(tmp_path, FEATURES, interactions=ours)
     note.write_text(json.dumps({"item_ids": "others"}))
-    with pytest.raises(UserError, match="made from another dataset, whose items have other num"):
+    with pytest.raises(UserError, match="made from another dataset, where items have other ind"):
         store_of(tmp_path, FEATURES, interactions=ours)
     for damaged in ("{", "[]", "{}"):
         note.write_text(damaged)

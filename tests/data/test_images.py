@@ -88,12 +88,12 @@ def test_resized_images_serve_one_size_only(source, tmp_path):
     program.prepare(
         source / "x.csv", source / "images", tmp_path / "out", store="resized", image_size=16
     )
-    with pytest.raises(UserError, match=r"resized to 16 x 16 pixels, asked for is 32 x 32"):
+    with pytest.raises(UserError, match=r"resized to 16 x 16 pixels, but item.image_size=32"):
         ImageStore(tmp_path / "out", size=32)
 
 
 def test_bad_arguments(prepared):
-    with pytest.raises(UserError, match="image size must be positive, got 0"):
+    with pytest.raises(UserError, match="the image size is 0; give 1 or more pixels"):
         ImageStore(prepared, size=0)
     with pytest.raises(UserError, match="is not a prepared dataset"):
         ImageStore(prepared.parent, size=16)

@@ -1,4 +1,4 @@
-"""Splits: against a plain reading of their definition, and what is refused."""
+"""Splits, compared with a plain reading of their definition, and refused settings."""
 
 import dataclasses
 import pickle
@@ -121,12 +121,12 @@ def test_a_split_travels_without_its_arrays(toy_dataset):
     [
         ({"name": "global_tine"}, "unknown dataset.split.name='global_tine'; did you mean 'global"),
         ({"name": "leave_one_out"}, "has the settings valid_from, test_from, but leave_one_out"),
-        ({"valid_from": 0.9}, "valid_from is the time 45, test_from 45; expected are two times"),
+        ({"valid_from": 0.9}, "valid_from is the time 45, test_from 45; give two times"),
         ({"valid_from": 45, "test_from": 44}, "valid_from is the time 45, test_from 44"),
         ({"valid_from": 0}, "after the first interaction (0)"),
         ({"test_from": 50}, "not after the last (49)"),
-        ({"test_from": 44.5}, "44.5 is no time"),
-        ({"test_from": -0.5}, "-0.5 is no time"),
+        ({"test_from": 44.5}, "44.5 is not a time"),
+        ({"test_from": -0.5}, "-0.5 is not a time"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
@@ -134,7 +134,7 @@ def test_wrong_settings_are_refused(changes, message):
         build_split(random_interactions(), GLOBAL | changes)
 
 
-def test_a_part_without_anybody_to_rank_is_refused():
+def test_a_holdout_without_anybody_to_rank_is_refused():
     everybody_is_new = timed([[1, 2, 3], [5, 6, 7], [9, 9]])
     with pytest.raises(UserError, match="no user can be ranked in valid"):
         build_split(everybody_is_new, GLOBAL | {"valid_from": 5, "test_from": 9})

@@ -77,8 +77,8 @@ def test_padding_has_no_offset():
 @pytest.mark.parametrize(
     ("own", "asked", "message"),
     [
-        ("order", "seconds", r"asks for times in seconds.* are an order only; prepare it again"),
-        ("other", "days", r"asks for times in days.* in a unit that is not known; prepare it"),
+        ("order", "seconds", r"reads times in seconds.* are an order only; prepare it again"),
+        ("other", "days", r"reads times in days.* in a unit that is not known; prepare it"),
         ("seconds", "secnods", r"unknown unit of time 'secnods'; did you mean 'seconds'"),
     ],
 )
@@ -144,7 +144,7 @@ def test_times_belong_to_the_items_of_every_task(name):
 
 
 class Untouchable:
-    """Timestamps that nobody may look at."""
+    """Timestamps that must not be read."""
 
     def __getattr__(self, name):
         raise AssertionError(f"timestamps were read: {name}")

@@ -115,8 +115,8 @@ class Case:
       item: the item encoder, of models that are not on images.
       entries: of our item vectors, those that the file has: first and one past the last.
       ignored: tensors that the reference keeps and does not use, see `WeightMapping`.
-      noise: regular expression of parameters whose gradient is zero but for rounding. A key's bias
-        adds the same to all logits of a query, which softmax ignores.
+      noise: regular expression of parameters with a gradient that is zero except for rounding. A
+        key's bias adds the same to all logits of a query, which softmax ignores.
       rounding: how far the file's gradients are from the same computed in float64, relative to the
         largest magnitude, where that is more than two thirds of the tolerance.
     """
@@ -132,7 +132,7 @@ class Case:
     rounding: dict[str, float] = field(default_factory=dict)
 
     def is_noise(self, path: tuple[str, ...]) -> bool:
-        """Whether the gradient of a parameter is zero but for rounding."""
+        """Returns whether the gradient of a parameter is zero except for rounding."""
         return re.fullmatch(self.noise, "/".join(path)) is not None
 
 
@@ -218,7 +218,7 @@ def _pairs(file) -> ReferenceRows:
 
 
 def _ids(file) -> np.ndarray:
-    """A batch of ids, or of places in a list of images."""
+    """A batch of ids, or of indices into a list of images."""
     return file["batch"] if "batch" in file else file["batch.1"][file["batch.0"]]
 
 

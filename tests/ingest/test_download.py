@@ -179,7 +179,7 @@ def test_a_damaged_file_is_told_and_can_be_fetched_anew(tmp_path, google):
     run(tmp_path)
     file = tmp_path / "interactions" / "Pixel200K.csv"
     file.write_bytes(INTERACTIONS[:-1] + b"x")
-    with pytest.raises(UserError, match=r"not what was downloaded.*known is"):
+    with pytest.raises(UserError, match=r"not what was downloaded.*expected"):
         run(tmp_path)
     file.unlink()
     run(tmp_path)
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_told_and_can_be_fetched_anew(tmp_path, google):
 def test_another_hash_than_the_known_one_is_told(tmp_path, google, monkeypatch):
     monkeypatch.setitem(FILES, IDS["200k"], ("Pixel200K.csv", b"other"))
     other = sha256(b"other")
-    with pytest.raises(UserError, match=f"{other}, known is {sha256(INTERACTIONS)}"):
+    with pytest.raises(UserError, match=f"{other}, expected {sha256(INTERACTIONS)}"):
         run(tmp_path)
     assert (tmp_path / "covers" / "cover.tar.gz").exists()  # the rest is downloaded all the same
 
@@ -204,7 +204,7 @@ def test_no_network_is_one_line(tmp_path, google):
 
 def test_a_disk_that_is_too_small_is_told_before_it_is_full(tmp_path, google, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(UserError, match=r"needs 2 MB more, .* has 0 MB; free space"):
+    with pytest.raises(UserError, match=r"needs 2 MB more, .* has 0 MB; free disk space"):
         run(tmp_path, "interactions")
 
 
@@ -219,7 +219,7 @@ def test_a_missing_library_is_one_line(monkeypatch):
 )
 def test_a_foreign_manifest_is_refused(tmp_path, google, text, reason):
     (tmp_path / "download.json").write_text(text)
-    with pytest.raises(UserError, match=f"no list of downloads .{reason}"):
+    with pytest.raises(UserError, match=f"not a list of downloads .{reason}"):
         run(tmp_path)
 
 

@@ -255,7 +255,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, server, path):
 )
 def test_ids_that_could_leave_the_folder_are_refused(tmp_path, server, item_id):
     file = write_urls(tmp_path, server, {"good": "image", item_id: "image"})
-    with pytest.raises(UserError, match="no file names"):
+    with pytest.raises(UserError, match="cannot be file names"):
         fetch_images.fetch(file, tmp_path / "out", fetcher())
     assert not server.hits
     assert not (tmp_path / "out").exists()
@@ -295,7 +295,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tmp_path, server):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate()
-    expected = "error: interrupted; start the same command again to go on\n"
+    expected = "error: interrupted; start the same command again to continue\n"
     assert (process.returncode, error) == (130, expected)
     assert sorted(os.listdir(tmp_path / "out")) == [f"i{n}.jpg" for n in range(4)]
 

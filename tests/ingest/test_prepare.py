@@ -15,7 +15,7 @@ from PIL import Image
 
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.ingest import columns, selection, shards
+from pixelrec_jax.ingest import columns, image_shards, selection
 from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
@@ -328,10 +328,10 @@ def test_bad_csv(place, text, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"min_interactions": -1}, "--min_interactions=-1 must be 0 or more"),
+        ({"min_interactions": -1}, "--min_interactions=-1; give 0 or more"),
         ({"min_interactions": 99}, "leaves no users; the most that any of the 2 has is 4"),
-        ({"image_size": 0, "store": "resized"}, "--image_size=0 must be between 1 and 4096"),
-        ({"image_size": 64}, "--image_size=64 is of --store=resized"),
+        ({"image_size": 0, "store": "resized"}, "--image_size=0; give 1 to 4096"),
+        ({"image_size": 64}, "--image_size=64 needs --store=resized"),
         ({"missing": "dropp"}, "--missing=dropp is not an option; did you mean 'drop'"),
         ({"store": "jpeg"}, "--store=jpeg is not an option; known: original, resized"),
     ],
@@ -344,7 +344,7 @@ def test_absent_inputs(place):
     (place / "x.csv").rename(place / "y.csv")
     refused(place, "interactions file .*x.csv' does not exist")
     (place / "x.csv").mkdir()
-    refused(place, "interactions file .*x.csv' is no file")
+    refused(place, "interactions file .*x.csv' is not a file")
     (place / "x.csv").rmdir()
     (place / "y.csv").rename(place / "x.csv")
     (place / "images").rename(place / "pictures")
@@ -396,7 +396,7 @@ def test_a_failure_at_the_very_end_leaves_finished_images(place, monkeypatch, wh
         return "hash"
 
     monkeypatch.setattr(program, where, fail)
-    with pytest.raises(UserError, match=r"no space left .* goes on with the images in .*partial"):
+    with pytest.raises(UserError, match=r"no space left .* uses the images in .*partial"):
         run(place)
     assert len(list((place / "out.partial" / "images").iterdir())) == 2
 
@@ -442,7 +442,7 @@ def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monke
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "_record", interrupt)
+    monkeypatch.setattr(image_shards, "_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(place)
     assert sorted(os.listdir(place)) == ["images", "x.csv"]
@@ -467,7 +467,7 @@ def test_load_refuses_what_is_not_whole(place):
     with pytest.raises(UserError, match=r"offsets.npy holds int64\[4\], .*says int64\[7\]"):
         interactions.load(out)
     (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
-    with pytest.raises(UserError, match="has schema version 1, this program reads 3"):
+    with pytest.raises(UserError, match="has schema version 1, but this program reads version 3"):
         interactions.load(out)
     (out / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest.json cannot be read"):
@@ -526,11 +526,11 @@ def test_samples_are_random_and_nested_and_leave_out_rare_users(many, monkeypatc
 @pytest.mark.parametrize(
     ("sample", "match"),
     [
-        ("41", "--sample asks for 41 users, there are 40"),
-        ("0", "--sample=0 is no positive number"),
-        ("9" * 5000, "--sample=9{40} is no positive number"),
-        ("pixel20k", "--sample=pixel20k is no .*did you mean 'pixel200k'"),
-        ("pixel1m", "--sample asks for 1,000,000 users, there are 20"),
+        ("41", "--sample asks for 41 users, but there are 40"),
+        ("0", "--sample=0 is not a positive number"),
+        ("9" * 5000, "--sample=9{40} is not a positive number"),
+        ("pixel20k", "--sample=pixel20k is not .*did you mean 'pixel200k'"),
+        ("pixel1m", "--sample asks for 1,000,000 users, but there are 20"),
     ],
 )
 def test_bad_samples(many, sample, match):

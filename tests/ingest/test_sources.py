@@ -110,7 +110,7 @@ def test_an_lmdb_runs_no_code(tmp_path, monkeypatch):
     write_lmdb(tmp_path / "x", values)
     images = open_source(tmp_path / "x")
     for item_id in values:
-        with pytest.raises(ValueError, match="no image of the reference's LMDB"):
+        with pytest.raises(ValueError, match="not an image of the reference's LMDB"):
             images.read(item_id)
     assert not (tmp_path / "harm").exists()
 
@@ -179,7 +179,7 @@ def test_a_damaged_tar_is_not_taken_for_a_short_one(tmp_path, damage):
     else:
         whole[start : start + 512] = bytes(512)
     path.write_bytes(whole)
-    with pytest.raises(UserError, match="is no whole tar"):
+    with pytest.raises(UserError, match="is not a complete tar"):
         open_source(path)
 
 
@@ -254,7 +254,7 @@ def test_an_lmdb_that_is_cut_off_is_refused_and_one_may_be_opened_again(tmp_path
     whole = (tmp_path / "x").read_bytes()
     (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
     for _ in range(2):
-        with pytest.raises(UserError, match=r"is no whole LMDB: [\d,]+ of [\d,]+ bytes"):
+        with pytest.raises(UserError, match=r"is not a complete LMDB \([\d,]+ of [\d,]+ bytes\)"):
             open_source(tmp_path / "x")
 
 
@@ -274,17 +274,19 @@ def test_damaged_and_foreign_files(tmp_path):
         archive.addfile(member, io.BytesIO(content))
     cut = (tmp_path / "x.tar").read_bytes()[:600]
     (tmp_path / "x.tar").write_bytes(cut)
-    with pytest.raises(UserError, match="no whole tar"):
+    with pytest.raises(UserError, match="not a complete tar"):
         open_source(tmp_path / "x.tar")
 
     (tmp_path / "y").write_bytes(bytes(16) + bytes.fromhex("dec0efbe") + bytes(50))
-    with pytest.raises(UserError, match="no whole LMDB"):
+    with pytest.raises(UserError, match="not a complete LMDB"):
         open_source(tmp_path / "y")
     with tarfile.open(tmp_path / "x.tgz", "w:gz"):
         pass
     (tmp_path / "text").write_text("hello")
     for name in ("x.tgz", "text"):
-        with pytest.raises(UserError, match=r"no tar, zip or LMDB; .*must be decompressed first"):
+        with pytest.raises(
+            UserError, match=r"not a tar, zip or LMDB; .*must be decompressed first"
+        ):
             open_source(tmp_path / name)
     with pytest.raises(UserError, match="does not exist"):
         open_source(tmp_path / "none")

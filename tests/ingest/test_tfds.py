@@ -158,9 +158,9 @@ def test_pieces_of_any_size_give_the_same_histories(raw, size):
     path = str(raw / "x.csv")
     found = {}
     for start in reversed(list(pieces.starts(path, size))):  # Beam brings them in any order.
-        for user_id, part in histories.parts(start, path=path, size=size):
-            found.setdefault(user_id, []).append(part)
-    merged = dict(histories.merge(user_id, parts) for user_id, parts in found.items())
+        for user_id, fragment in histories.fragments(start, path=path, size=size):
+            found.setdefault(user_id, []).append(fragment)
+    merged = dict(histories.merge(user_id, fragments) for user_id, fragments in found.items())
     assert {
         user_id: (example["item_ids"], example["timestamps"].tolist())
         for user_id, example in merged.items()
@@ -172,12 +172,12 @@ def test_many_ties_stay_in_order_of_the_file(tmp_path):
     names = [f"i{number}" for number in range(500)]
     lines = [f"{name},u,{number % 2}\n" for number, name in enumerate(names)]
     Path(path).write_text("item_id,user_id,timestamp\n" + "".join(lines))
-    parts = [
-        part
+    fragments = [
+        fragment
         for start in pieces.starts(path, 900)
-        for _, part in histories.parts(start, path=path, size=900)
+        for _, fragment in histories.fragments(start, path=path, size=900)
     ]
-    for _, example in (*histories.examples(path), histories.merge("u", parts)):
+    for _, example in (*histories.examples(path), histories.merge("u", fragments)):
         assert example["item_ids"] == names[::2] + names[1::2]
 
 

@@ -145,7 +145,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     [("seed", -1), ("users", 0), ("items", 99), ("image_size", 15), ("image_size", 2048)],
 )
 def test_wrong_sizes_are_refused(tmp_path, name, value):
-    with pytest.raises(UserError, match=f"{name} is {value}; expected"):
+    with pytest.raises(UserError, match=f"--{name} is {value}; expected"):
         toy.generate(tmp_path / "set", **{"seed": 0, **SMALL, name: value})
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Runs of a launcher: names, folders, and what is refused."""
+"""Runs of a launcher: names, folders, and refused flags."""
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_flags_of_the_run_may_be_those_of_main():
         ([], [], "--config is missing; give the flags of the run after --"),
         (RUN[:1], [], "--workdir is missing"),
         ([*RUN, "stray"], [], "unexpected 'stray' after --"),
-        ([*RUN, "--distributed=auto"], [], "--distributed is what the launcher gives"),
+        ([*RUN, "--distributed=auto"], [], "but the launcher gives it; leave it out"),
         ([*RUN, "--config.optim.lrr=1"], [], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
         ([*RUN, "--noconfig.item.remit"], [], "no key 'item.remit'; did you mean 'item.remat'?"),
         ([*RUN, "--mdoe=evaluate"], [], "Unknown command line flag 'mdoe'. Did you mean: mode"),
@@ -89,7 +89,7 @@ def test_flags_of_the_run_may_be_those_of_main():
         ([*RUN, "--flagfile=more"], [], "'--flagfile=more' after --; give flags of the run as"),
         (["--config", *RUN], [], "'--config' after --; give flags of the run as --name=value"),
         (["--config.seed=1", *RUN], [], "--config.seed=1 in argv before a value for --config"),
-        ([f"--config={ROOT}/README.md", RUN[1]], [], "README.md' is no config .SyntaxError"),
+        ([f"--config={ROOT}/README.md", RUN[1]], [], "README.md' is not a config .SyntaxError"),
         (["--config=nowhere.py", RUN[1]], [], "the file 'nowhere.py' does not exist"),
         ([f"{RUN[0]},user=x", RUN[1]], [], "unknown user='x'"),
         (RUN, ["swin"], "unknown item='swin'; did you mean 'swin_"),
@@ -116,7 +116,7 @@ def test_names_that_google_cloud_refuses(name):
         ("gke --name=a --image=i -- RUN", "--topology is missing"),
         ("gke --name=a --image=i --topology=v5e:4x5 -- RUN", "v5e has no topology '4x5'"),
         ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all; expected gs://"),
-        ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "expected CLAIM:/folder"),
+        ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "give CLAIM:/folder"),
         (
             "gke --name=a --image=i --topology=v5e:4x4 --mount=x:/d --mount=y:/d -- RUN",
             "--mount=y:/d: 'x' is mounted there already",
@@ -128,10 +128,13 @@ def test_names_that_google_cloud_refuses(name):
         (
             f"tpu --do=run --name=a --zone=z --project=p --topology=v5e:4x4 --shared=/d -- "
             f"--config={FILE} --workdir=/d/w --config.dataset.path=/d/d",
-            "this file is not there on the other machine",
+            "this file is not sent to the other machine",
         ),
         ("tpu --do=start", "value should be one of"),
-        ("gke --name=a --image=i --topology=v5e:2x4 --num_slices=2 -- RUN", "several hosts only"),
+        (
+            "gke --name=a --image=i --topology=v5e:2x4 --num_slices=2 -- RUN",
+            "GKE joins only slices",
+        ),
         ("gke --name=a --image=i --topology=v5e:4x4 --mount=x:/app/ -- RUN", "needs '/app/'"),
         ("tpu --do=create --name=a --zone=z --project=p -- RUN", "--topology is missing"),
         (

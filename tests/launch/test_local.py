@@ -69,7 +69,7 @@ def test_a_sweep_in_which_every_run_fails_names_them_all(tmp_path, monkeypatch):
     assert process.returncode == 1
     assert process.stderr == (
         "error: 2 of 2 runs failed: runs/vit_toy (exit code 1), runs/swin_t (exit code 1); start "
-        "the same command again to go on\n"
+        "the same command again to continue\n"
     )
 
 
@@ -141,7 +141,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
     assert finished.returncode == 2
     assert f"continuing from step {saved}" in finished.stderr
     assert finished.stderr.splitlines()[-1] == (
-        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); see above what is wrong"
+        f"error: 1 of 3 runs failed: {root}/clip_rn50x4 (exit code 2); see the errors above"
     )
     tables = finished.stdout[finished.stdout.rindex("all test targets") :]  # and that of cold ones
     rows = [line.split() for line in tables.splitlines() if str(root) in line]

@@ -163,7 +163,7 @@ def test_sigterm_of_one_process_stops_all_after_the_same_step(preempted, whole):
     folder, ended = preempted
     assert [process.code for process in ended] == [130, 130], ended
     for process in ended:
-        assert process.last_line == "error: interrupted; start the same command again to go on"
+        assert process.last_line == "error: interrupted; start the same command again to continue"
         assert "Traceback" not in process.errors
     saved = _saved(folder)
     assert saved >= 4
@@ -185,7 +185,7 @@ def test_a_lost_process_ends_the_others_and_all_go_on(
     assert step < saved <= step + 8
     assert ended[0].last_line == (
         "error: a process of this run was lost (see above); the last complete checkpoint is of "
-        f"step {saved}; start all processes again with the same command to go on from there"
+        f"step {saved}; start all processes again with the same command to continue from there"
     )
     assert "Traceback" not in ended[0].errors
     # On the same mesh and number of processes every bit is that of the uninterrupted run.
@@ -259,7 +259,7 @@ def test_processes_that_never_come_are_not_waited_for_forever(tmp_path):
     argv = [sys.executable, "-c", program, f"--workdir={tmp_path}", "--distributed=localhost:1,1,2"]
     ended = subprocesses.run(argv, cwd=ROOT)
     assert ended.returncode == 1
-    assert "all must come within 1 seconds" in ended.stderr.splitlines()[-1]
+    assert "all must join within 1 seconds" in ended.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("address", ["yes", "localhost,0,2", "localhost:80,2,2", "localhost:80,1"])

@@ -1,4 +1,4 @@
-"""A fine-tuned encoder leaves as a file with published names, and comes back."""
+"""A fine-tuned encoder is exported to a file with published names, and read back."""
 
 import jax
 import numpy as np

@@ -131,7 +131,7 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
         ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
         ([CONFIG, "--config.eval.monitor=ndcg@7"], "eval.monitor='ndcg@7'; expected one of"),
         ([], "holds no run (no config.json); give --config to start one"),
-        ([f"--config={ROOT}/README.md"], "README.md' is no config (SyntaxError"),
+        ([f"--config={ROOT}/README.md"], "README.md' is not a config (SyntaxError"),
         ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
     ],
@@ -212,4 +212,4 @@ errors.run(program.main, parse_flags=parse_flags)
     argv = [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"]
     done = subprocesses.run(argv, cwd=ROOT)
     assert done.returncode == 130
-    assert done.stderr == "error: interrupted; start the same command again to go on\n"
+    assert done.stderr == "error: interrupted; start the same command again to continue\n"

@@ -1,4 +1,4 @@
-"""Item information on its way to people: recommendations.parquet and the examples of a report."""
+"""Item information for readers: recommendations.parquet and the examples of a report."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def run(toy_dataset, tmp_path):
         after, later = (((target + step) % (dataset.num_items - 1)) + 1 for step in (0, 1))
         top = np.stack([after, np.where(user % 2, later, target)], axis=1)
         scores = np.tile(np.float32([2.5, 1.25]), (len(user), 1))
-        scores[user == 3, 1] = -np.inf  # nothing else was left for user 3
+        scores[user == 3, 1] = -np.inf  # no other item was left for user 3
         workdir.mkdir()
         config = {"train": {}, "dataset": {"path": str(directory), "split": LEAVE_ONE_OUT}}
         (workdir / "config.json").write_text(json.dumps(config))

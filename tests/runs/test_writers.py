@@ -1,4 +1,4 @@
-"""Trackers get what metrics.jsonl gets, and a restart goes on with the same run of theirs."""
+"""Trackers get the records of metrics.jsonl, and a restart continues the same run there."""
 
 import json
 import sys

@@ -148,8 +148,11 @@ def test_weights_have_urls_too(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load("file:///nowhere/data"), "manifest.json: no such file, so .* no prepared"),
-        (lambda: load("nope://bucket/data"), "no protocol nope:// is known"),
+        (
+            lambda: load("file:///nowhere/data"),
+            "manifest.json: there is no such file, so .* not a prep",
+        ),
+        (lambda: load("nope://bucket/data"), "the protocol nope:// is unknown"),
         (lambda: load("gs://bucket/data"), "package that is not installed; pip install gcsfs"),
         (lambda: storage.path("gs://bucket/run"), "pip install gcsfs"),
         (lambda: storage.path("s3://bucket/run"), "on gs://, not on s3://"),
@@ -225,7 +228,7 @@ def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_p
     place = storage.path(f"{bucket}/runs/id")
     config.dataset.path, config.train.epochs = dataset, 1
     train.train_and_evaluate(config, place)
-    config.train.epochs = 2  # goes on from the checkpoint
+    config.train.epochs = 2  # continues from the checkpoint
     assert train.train_and_evaluate(config, place) == expected
     assert "continuing from step" in capsys.readouterr().err
 

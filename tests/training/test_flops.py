@@ -1,4 +1,4 @@
-"""What a step's operations are counted as: the model's own, whatever it takes to run them."""
+"""The counted operations of a step are the model's own, however the step is run."""
 
 import jax
 import numpy as np

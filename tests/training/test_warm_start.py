@@ -47,7 +47,7 @@ def _config(words, dataset, **changes):
 
 def _source(words, dataset, workdir):
     config = _config(words, dataset)
-    config.seed = 1  # else it would start as the target does
+    config.seed = 1  # otherwise it would start as the target does
     config.train.epochs = 0 if "vit" in words else 1  # running statistics must have moved
     train.train_and_evaluate(config, workdir)
     return workdir
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_without_its_source(sources, target_dataset, tmp_pa
 @pytest.mark.parametrize(
     ("words", "changes", "message"),
     [
-        ("user=sasrec,item=id", {}, "warm_start.run cannot start item=id: an id means nothing"),
+        ("user=sasrec,item=id", {}, "warm_start.run cannot start item=id: ids are not those"),
         ("user=sasrec,item=id+features", {}, "warm_start.run cannot start item=id+features"),
         ("user=sasrec,item=swin_t", {}, "was trained with item.name='vit_toy', but 'swin_t' is"),
         ("user=sasrec,item=vit_toy", {"item.pool": "cls"}, "item.pool='tokens', but 'cls' is"),
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_one_line(sources, toy_dataset, words, changes, mes
 def test_a_source_that_is_no_finished_run_is_one_line(sources, toy_dataset, tmp_path):
     words = "user=sasrec,item=vit_toy"
     experiment = build_experiment(_config(words, toy_dataset, run=str(tmp_path / "nowhere")))
-    with pytest.raises(UserError, match="nowhere is no folder of a run"):
+    with pytest.raises(UserError, match="nowhere does not hold a run; give"):
         init_state(experiment)
     finished = sources(words)
     experiment = build_experiment(_config(words, toy_dataset, run=str(tmp_path)))

@@ -16,7 +16,7 @@ from tests.tiny import tiny_config
 
 
 class Recency(UserEncoder):
-    """Sums the items of the history, the newer the more."""
+    """Sums the items of the history; newer items weigh more."""
 
     decay: float = Option(
         "weight of an item as a multiple of the next one's", Number(above=0, below=1)

@@ -1,7 +1,7 @@
-"""Where `prepare` takes images from: what other programs left, looked up by item id.
+"""Sources of images for `prepare`: folders, archives and datasets, looked up by item id.
 
-Ids are looked up in what a source lists and never joined to a path, and nothing is unpacked: no
-name in an archive can lead outside of it.
+An id is looked up in the list of a source and never joined to a path, and nothing is unpacked. So
+no name in an archive can lead outside of it.
 """
 
 import tarfile
@@ -18,10 +18,10 @@ __all__ = ["ImageSource", "open_source"]
 
 
 def open_source(path: Path) -> ImageSource:
-    """Opens a folder, tar, zip, LMDB or TFDS dataset, told apart by content.
+    """Opens a folder, tar, zip, LMDB or TFDS dataset, which is recognised by its content.
 
     Raises:
-      UserError: it does not exist, is none of these, cannot be read or holds no images.
+      UserError: the path does not exist, cannot be read, is not one of these or holds no images.
     """
     try:
         if path.is_dir():
@@ -29,17 +29,22 @@ def open_source(path: Path) -> ImageSource:
         elif path.exists():
             kind = next((k for k, fits in _FILES if fits(path)), None)
         else:
-            raise UserError(f"--images={path} does not exist")
+            raise UserError(f"--images={path} does not exist; give a folder or file of images")
         if kind is None:
             raise UserError(
-                f"--images={path} is no tar, zip or LMDB; give one of these, a folder of "
+                f"--images={path} is not a tar, zip or LMDB; give one of these, a folder of "
                 "<item_id>.jpg or a TFDS dataset (a compressed tar must be decompressed first)"
             )
         source = kind(path)
     except OSError as error:
-        raise UserError(f"cannot read --images={path}: {error.strerror or error}") from None
+        raise UserError(
+            f"cannot read --images={path}: {error.strerror or error}; allow reading it, or give "
+            "other images"
+        ) from None
     if not len(source.ids):
-        raise UserError(f"--images={path} holds no images (<item_id>.jpg, .jpeg, .png or .webp)")
+        raise UserError(
+            f"--images={path} holds no images; name them <item_id>.jpg, .jpeg, .png or .webp"
+        )
     return source
 
 
@@ -62,5 +67,5 @@ def _open_tfds(path: Path) -> ImageSource:
 
 
 _FOLDERS = ((_open_tfds, _is_tfds), (LmdbImages, is_lmdb))
-# A tar may end with a zip, which then is one for `zipfile`, too.
+# A tar comes first: if it ends with a zip, `zipfile` also takes it.
 _FILES = ((TarImages, _is_tar), (LmdbImages, is_lmdb), (ZipImages, zipfile.is_zipfile))

@@ -1,4 +1,4 @@
-"""Tar and zip archives of <item_id>.jpg, in any folders; they are read in place."""
+"""Tar and zip archives of <item_id>.jpg, in any folders; they are read without unpacking."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ _CHUNK = 2**20
 
 
 def _by_file_name(archive: Path, members: dict[str, Member]) -> dict[str, Member]:
-    """Returns members by name without folders; an item in two folders would be a guess."""
+    """Returns members by name without folders; raises `UserError` for an item in two folders."""
     first: dict[str, PurePosixPath] = {}
     for path in map(PurePosixPath, members):
         other = first.setdefault(path.stem, path)
@@ -29,19 +29,21 @@ def _by_file_name(archive: Path, members: dict[str, Member]) -> dict[str, Member
 
 
 class TarImages:
-    """The plain files of an uncompressed tar; links and devices do not count."""
+    """The plain files of an uncompressed tar; links and devices are ignored."""
 
     def __init__(self, path: Path):
         """Lists the tar at `path`; raises `UserError` if it is damaged."""
         self._file = path.open("rb")
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                # A later entry of the same path replaces an earlier one, as in unpacking.
+                # A later entry with the same path replaces an earlier one, as in unpacking.
                 members = {m.name: (m.offset_data, m.size, m.mtime) for m in tar if _is_plain(m)}
                 _check_end(self._file, tar.offset)
         except (tarfile.TarError, EOFError) as error:
             self.close()
-            raise UserError(f"--images={path} is no whole tar: {error}") from None
+            raise UserError(
+                f"--images={path} is not a complete tar ({error}); copy it again"
+            ) from None
         self._stamp = os.fstat(self._file.fileno()).st_mtime_ns
         self._members = by_item_id(_by_file_name(path, members))
 
@@ -51,7 +53,7 @@ class TarImages:
         return self._members.keys()
 
     def fingerprint(self, item_id: str) -> str:
-        """Place, size and time of the entry, and time of the tar."""
+        """Returns the offset, size and time of the entry, and the time of the tar."""
         return "{} {} {}".format(*self._members[item_id]) + f" {self._stamp}"
 
     def read(self, item_id: str) -> bytes:
@@ -63,7 +65,7 @@ class TarImages:
         except OSError as error:
             raise DamagedImageError(error.strerror or str(error)) from None
         if len(content) < size:
-            raise DamagedImageError("the tar ends before")
+            raise DamagedImageError("the tar ends too early")
         return content
 
     def close(self) -> None:
@@ -76,7 +78,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
-    """Raises `TarError` unless zeros begin at offset: tarfile takes damaged headers for the end."""
+    """Raises `TarError` unless the rest is zeros: tarfile takes a damaged header for the end."""
     file.seek(offset)
     end = file.read(tarfile.BLOCKSIZE)
     while chunk := file.read(_CHUNK):
@@ -94,7 +96,9 @@ class ZipImages:
         try:
             self._zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
-            raise UserError(f"--images={path} is no whole zip: {error}") from None
+            raise UserError(
+                f"--images={path} is not a complete zip ({error}); copy it again"
+            ) from None
         members = {m.filename: m for m in self._zip.infolist() if _is_file(m)}
         self._members = by_item_id(_by_file_name(path, members))
 
@@ -104,7 +108,7 @@ class ZipImages:
         return self._members.keys()
 
     def fingerprint(self, item_id: str) -> str:
-        """Checksum and size of the file."""
+        """Returns the checksum and size of the file."""
         member = self._members[item_id]
         return f"{member.CRC} {member.file_size}"
 
@@ -114,7 +118,7 @@ class ZipImages:
         check_size(member.file_size)
         if member.flag_bits & 1:
             raise ValueError("encrypted")
-        # Others are decompressed as a whole by zipfile, whatever size they claim to have.
+        # zipfile decompresses other methods as a whole, whatever size they claim.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("compressed otherwise than by deflate")
         try:

@@ -8,10 +8,10 @@ from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, ch
 
 
 class FolderImages:
-    """The files of one folder; those of folders in it do not count."""
+    """The files of one folder; folders in it are ignored."""
 
     def __init__(self, path: Path):
-        """Lists the folder at `path`; raises `OSError`."""
+        """Lists the folder at `path`; raises `OSError` if it cannot be read."""
         with os.scandir(path) as entries:
             files = {entry.name: entry.path for entry in entries if _is_file(entry)}
         self._paths = by_item_id(files)
@@ -22,7 +22,7 @@ class FolderImages:
         return self._paths.keys()
 
     def fingerprint(self, item_id: str) -> str:
-        """Name, size and time of the file."""
+        """Returns the name, size and time of the file."""
         path = self._paths[item_id]
         try:
             status = os.stat(path)

@@ -1,4 +1,4 @@
-"""The reference's LMDB: pickled objects with the pixels of images (its generate_lmdb.py)."""
+"""The LMDB of the reference (generate_lmdb.py): pickled objects with the pixels of images."""
 
 import io
 import pickle
@@ -11,8 +11,8 @@ import numpy as np
 from pixelrec_jax.system.errors import UserError
 
 _MAGIC = bytes.fromhex("dec0efbe")
-_PAGE_HEADER = 16  # bytes before the magic number of an LMDB's first page
-_DATA = "data.mdb"  # of an LMDB that is a folder
+_PAGE_HEADER = 16  # bytes before the magic number in an LMDB's first page
+_DATA = "data.mdb"  # the file in an LMDB that is a folder
 
 
 def is_lmdb(path: Path) -> bool:
@@ -25,11 +25,11 @@ def is_lmdb(path: Path) -> bool:
 
 
 class _Image:
-    """Stands for the reference's class: `size` (H, W), `channels`, `image` (pixels as bytes)."""
+    """Stands for the reference's class with `size` (H, W), `channels`, `image` (pixel bytes)."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes objects of that one class, of plain values, and nothing else."""
+    """Makes only plain values and objects of that one class."""
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("__main__", "LMDB_Image"):
@@ -38,7 +38,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class LmdbImages:
-    """Its images; keys are item ids."""
+    """The images of an LMDB; its keys are item ids."""
 
     def __init__(self, path: Path):
         """Lists the keys of the LMDB at `path`; raises `UserError` if it is damaged."""
@@ -48,16 +48,19 @@ class LmdbImages:
                 str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
             )
             pages, size = self._env.info()["last_pgno"] + 1, self._env.stat()["psize"]
-            if (found := file.stat().st_size) < pages * size:  # reading on would kill the process
+            if (found := file.stat().st_size) < pages * size:  # reading more kills the process
                 self.close()
                 raise UserError(
-                    f"--images={path} is no whole LMDB: {found:,} of {pages * size:,} bytes"
+                    f"--images={path} is not a complete LMDB ({found:,} of {pages * size:,} bytes)"
+                    "; copy it again"
                 )
             with self._env.begin() as transaction, transaction.cursor() as cursor:
                 keys = [bytes(key) for key in cursor.iternext(keys=True, values=False)]
         except lmdb.Error as error:
-            raise UserError(f"--images={path} is no whole LMDB: {error}") from None
-        # __keys__ and __len__ are pickled lists and numbers, and not needed.
+            raise UserError(
+                f"--images={path} is not a complete LMDB ({error}); copy it again"
+            ) from None
+        # __keys__ and __len__ hold a pickled list and number, which are not needed.
         keys = [key for key in keys if not key.startswith(b"__") and _is_text(key)]
         self._ids = {key.decode(): key for key in keys}
         status = file.stat()
@@ -69,7 +72,7 @@ class LmdbImages:
         return self._ids.keys()
 
     def fingerprint(self, item_id: str) -> str:
-        """Size and time of the file: an LMDB knows none of its values."""
+        """Returns the size and time of the whole file: an LMDB does not record those of a value."""
         return f"{item_id} {self._stamp}"
 
     def read(self, item_id: str) -> np.ndarray:
@@ -82,9 +85,9 @@ class LmdbImages:
             image = _Unpickler(io.BytesIO(value)).load()
             height, width = image.size
             return np.frombuffer(image.image, np.uint8).reshape(height, width, 3)
-        # Damaged pickles raise nearly anything.
+        # For damaged pickles, nearly any exception can be raised.
         except Exception as error:
-            raise ValueError(f"no image of the reference's LMDB ({error})") from None
+            raise ValueError(f"not an image of the reference's LMDB ({error})") from None
 
     def close(self) -> None:
         """Closes the LMDB."""

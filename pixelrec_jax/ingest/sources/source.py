@@ -1,4 +1,4 @@
-"""What a source of images is, and what those that hold files have in common."""
+"""The interface of image sources, and functions for sources of image files."""
 
 from collections.abc import Collection
 from pathlib import PurePosixPath
@@ -6,13 +6,13 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # The first that exists is taken.
-# Of a file. Compressed it is far larger than any picture that Pillow's own limit lets pass.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # the first that exists is taken
+# Bytes of a file; a compressed image within Pillow's own limit is far smaller.
 LARGEST = 256 * 2**20
 
 
 class DamagedImageError(ValueError):
-    """An image could not be read, which may be otherwise the next time."""
+    """An image could not be read; the next try may succeed."""
 
     def __init__(self, reason: str):
         super().__init__(f"cannot be read ({reason})")
@@ -30,11 +30,11 @@ class ImageSource(Protocol):
 
     @property
     def ids(self) -> Collection[str]:
-        """See above."""
+        """The item ids that have an image."""
         ...
 
     def fingerprint(self, item_id: str) -> str:
-        """Returns what changes when the image does, without reading it."""
+        """Returns a text that changes when the image changes, without reading the image."""
         ...
 
     def read(self, item_id: str) -> bytes | np.ndarray:
@@ -42,14 +42,15 @@ class ImageSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes all open files."""
         ...
 
 
 def by_item_id(places: dict[str, Place]) -> dict[str, Place]:
-    """Returns item id -> place for file name -> place; other files than images are left out.
+    """Returns item id -> place from file name -> place; files that are not images are left out.
 
-    An item with files of several suffixes has the first of `SUFFIXES`; cameras write .JPG.
+    If an item has files with several suffixes, the first of `SUFFIXES` is taken. The case of a
+    suffix does not matter, since cameras write .JPG.
     """
     found: dict[str, tuple[int, str]] = {}
     for name in places:
@@ -61,6 +62,6 @@ def by_item_id(places: dict[str, Place]) -> dict[str, Place]:
 
 
 def check_size(size: int) -> None:
-    """Raises `ValueError` for a file that is too large to be read."""
+    """Raises `ValueError` if a file is too large."""
     if size > LARGEST:
         raise ValueError(f"too large ({size:,} bytes)")

@@ -1,4 +1,4 @@
-"""Images out of a TFDS dataset, such as those that `pixelrec tfds` writes."""
+"""Images of a TFDS dataset, such as one that `pixelrec tfds` writes."""
 
 import hashlib
 import os
@@ -15,17 +15,17 @@ try:
     import tensorflow_datasets as tfds
 except ImportError as error:
     raise UserError(
-        f"images out of a TFDS dataset need tensorflow_datasets ({error}); install requirements.txt"
+        f"images of a TFDS dataset need tensorflow_datasets ({error}); install requirements.txt"
     ) from None
 
 
 class TfdsImages:
     """The encoded images of a TFDS dataset with the features item_id (text) and image.
 
-    All splits count. One pass over the dataset, which decodes no image, finds the items and
-    fingerprints their images. May be shared by threads, and pickled: each process opens the files
-    on its first read. Raises `UserError` for a folder that is no such dataset, and for one with
-    two images of an item.
+    All splits are read. One pass over the dataset, without decoding, finds the items and the
+    fingerprints of their images. Threads may share a source. It can be pickled: each process opens
+    the files on its first read. Raises `UserError` for a folder that is not such a dataset, and for
+    a dataset with two images of one item.
     """
 
     def __init__(self, directory: str | Path):
@@ -36,10 +36,14 @@ class TfdsImages:
             for index, example in enumerate(self._open()):
                 item_id = example["item_id"].decode()
                 if item_id in self._items:
-                    raise UserError(f"{self._directory!r} has two images of item {item_id!r}")
+                    raise UserError(
+                        f"{self._directory!r} has two images of item {item_id!r}; keep one"
+                    )
                 self._items[item_id] = index, _digest(example["image"])
-        except RuntimeError as error:  # of ArrayRecord
-            raise UserError(f"{self._directory!r} is damaged: {errors.reason(error)}") from None
+        except RuntimeError as error:  # raised by ArrayRecord
+            raise UserError(
+                f"{self._directory!r} is damaged: {errors.reason(error)}; copy it again"
+            ) from None
 
     def _close(self) -> None:
         self._lock = threading.Lock()
@@ -55,14 +59,14 @@ class TfdsImages:
 
     def _open(self) -> Any:
         with self._lock:
-            # A forked child must not share its parent's file position.
+            # A forked child must not use its parent's files, as they share file positions.
             if self._source is None or self._process != os.getpid():
                 self._source, self._process = _data_source(self._directory), os.getpid()
             return self._source
 
     @property
     def ids(self) -> Collection[str]:
-        """The ids of the items that have an image."""
+        """The item ids that have an image."""
         return self._items.keys()
 
     def fingerprint(self, item_id: str) -> str:
@@ -70,13 +74,13 @@ class TfdsImages:
         return self._items[item_id][1].hex()
 
     def read(self, item_id: str) -> bytes:
-        """Returns the image file of an item; raises `ValueError` with the reason if it cannot."""
+        """Returns the image file of an item; raises `ValueError` with the reason if that fails."""
         index, digest = self._items[item_id]
         try:
             image = self._open()[index]["image"]
         except RuntimeError as error:
             raise DamagedImageError(errors.reason(error)) from None
-        # ArrayRecord also returns nothing, or what it should not, where a file is cut off.
+        # ArrayRecord may also return nothing, or wrong bytes, if a file is cut off.
         if not isinstance(image, bytes) or _digest(image) != digest:
             raise DamagedImageError("it is not what it was when the dataset was opened")
         return image
@@ -93,12 +97,14 @@ def _digest(image: bytes) -> bytes:
 def _data_source(directory: str) -> Any:
     try:
         builder = tfds.builder_from_directory(directory)
-    except Exception as error:  # TFDS raises several, none of them documented
+    except Exception as error:  # TFDS raises several errors that are not documented
         raise UserError(
-            f"{directory!r} is not a TFDS dataset (a folder with dataset_info.json, such as "
-            f"DIR/pixelrec/pixel200k_items/1.0.0): {str(error).splitlines()[0]}"
+            f"{directory!r} is not a TFDS dataset ({str(error).splitlines()[0]}); give a folder "
+            "with dataset_info.json, such as DIR/pixelrec/pixel200k_items/1.0.0"
         ) from None
     if absent := {"item_id", "image"} - set(builder.info.features or ()):
-        raise UserError(f"{directory!r} has no feature {', '.join(sorted(absent))}")
+        raise UserError(
+            f"{directory!r} has no feature {', '.join(sorted(absent))}; give a dataset of items"
+        )
     open_split: Any = builder.as_data_source  # a decorator of TFDS hides its parameters
     return open_split(split="all", decoders={"image": tfds.decode.SkipDecoding()})

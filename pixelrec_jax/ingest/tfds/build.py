@@ -20,10 +20,12 @@ def build(
     beam_options: Sequence[str] = (),
     **sources: str | None,
 ) -> tfds.core.DatasetBuilder:
-    """Builds `out`/pixelrec/`config`/VERSION and returns the builder, which reads it.
+    """Builds `out`/pixelrec/`config`/VERSION and returns its builder, which can read it.
 
-    sources are the arguments of `Pixelrec`. Raises `UserError` for wrong input, for an unknown
-    config and for a dataset that is already there.
+    `sources` are arguments of `Pixelrec`.
+
+    Raises:
+      UserError: the input is wrong, the config is unknown, or the dataset exists already.
     """
     known = [known.name for known in pixelrec.Pixelrec.BUILDER_CONFIGS]
     if config not in known:
@@ -40,13 +42,15 @@ def build(
         if builder.is_prepared():
             raise UserError(f"{builder.data_dir} exists; remove it or choose another --out")
         builder.download_and_prepare(download_config=download_config)
-    except ImportError as error:  # a bucket without the library for it
+    except ImportError as error:  # the library for a bucket is missing
         raise UserError(str(error)) from error
     except Exception as error:
         if message := _user_error(error):
             raise UserError(message) from error
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"cannot build in --out={out}: {error}") from error
+            raise UserError(
+                f"cannot build in --out={out}: {error}; mend this, or give another --out"
+            ) from error
         raise
     return builder
 
@@ -58,15 +62,15 @@ def _options(options: Sequence[str]):
         raise UserError(
             "--beam_runner needs Apache Beam; install requirements-data.txt, or build without it"
         ) from None
-    # The traceback that a worker in this process logs is in the error that it ends with, too.
+    # A worker in this process logs a traceback that its error also contains.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     return PipelineOptions([f"--{option.removeprefix('--')}" for option in options])
 
 
 def _user_error(error: BaseException | None) -> str | None:
-    """Returns the message of the `UserError` that TFDS or a Beam worker wrapped, if there is one.
+    """Returns the message of the `UserError` inside an error of TFDS or Beam, None without one.
 
-    A worker may run elsewhere, so that only the text of its traceback comes back.
+    A Beam worker may run on another machine; then only the text of its traceback arrives here.
     """
     while error is not None:
         text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"

@@ -1,6 +1,6 @@
-"""The users of PixelRec as TFDS examples: what a user interacted with, in order of time.
+"""The users of PixelRec as TFDS examples: the history of each user, in order of time.
 
-Order is by timestamp, then place in the file, on one machine as on many.
+The order is by timestamp, then by position in the file, on one machine and on many.
 """
 
 import itertools
@@ -15,15 +15,15 @@ from pixelrec_jax.ingest.columns import read_csv, write_columns
 from pixelrec_jax.ingest.tfds import pieces
 
 _USERS_AT_ONCE = 10_000
-# A part of a user's history: first byte of the piece of the file, item ids, timestamps.
-Part = tuple[int, list[str], list[int]]
+# The interactions of a user in one piece of the file: its first byte, item ids, timestamps.
+Fragment = tuple[int, list[str], list[int]]
 
 
 def examples(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the key and example of every user of a CSV.
 
-    Sorted columns (12 bytes an interaction) are kept in a temporary folder and mapped, so that the
-    memory is that of `read_csv`.
+    Sorted columns (12 bytes an interaction) are memory-mapped from a temporary folder, so that this
+    takes no more memory than `read_csv`.
     """
     table = read_csv(Path(path))
     item_ids, user_ids = table.item_ids, table.user_ids
@@ -52,18 +52,18 @@ def _example(user_id: str, item_ids: list[str], timestamps: Any) -> tuple[str, d
     }
 
 
-def parts(start: int, *, path: str, size: int = pieces.SIZE) -> Iterator[tuple[str, Part]]:
-    """Yields (user id, part of the history) of one piece of a CSV; raises as `pieces.read`."""
+def fragments(start: int, *, path: str, size: int = pieces.SIZE) -> Iterator[tuple[str, Fragment]]:
+    """Yields (user id, fragment of the history) of a piece of a CSV; raises as `pieces.read`."""
     table = pieces.read(start, path=path, size=size)
     users = table.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
     for user_id, item_ids, timestamps in users.iter_rows():
         yield user_id, (start, item_ids, timestamps)
 
 
-def merge(user_id: str, history: Iterable[Part]) -> tuple[str, dict[str, Any]]:
-    """Returns the key and example of one user from the parts of the history, in any order."""
+def merge(user_id: str, history: Iterable[Fragment]) -> tuple[str, dict[str, Any]]:
+    """Returns the key and example of one user from the fragments of the history, in any order."""
     ordered = sorted(history)
     items = [item for _, item_ids, _ in ordered for item in item_ids]
     times = np.concatenate([times for _, _, times in ordered])
     order = np.argsort(times, kind="stable")
-    return _example(user_id, [items[place] for place in order], times[order])
+    return _example(user_id, [items[index] for index in order], times[order])

@@ -1,4 +1,4 @@
-"""The items of PixelRec as TFDS examples: an encoded image and what is known of the item."""
+"""The items of PixelRec as TFDS examples: an encoded image and attributes of each item."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from pixelrec_jax.ingest.sources.source import SUFFIXES, by_item_id
 from pixelrec_jax.ingest.tfds import pieces
 from pixelrec_jax.system.errors import UserError
 
-UNKNOWN = -1  # of a number; an unknown text is empty
+UNKNOWN = -1  # stands for an unknown number; an unknown text is empty
 MISSING = ("error", "drop")
 
 
@@ -22,9 +22,11 @@ def rows(
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Yields (item_id and attributes, name of the image file or None) of every item.
 
-    Items are those of the interactions; without these those of the item information; without
-    either those that have an image. Raises `UserError` for files that cannot be read, an item that
-    is described twice, and a number that is none.
+    The items are those of the interactions if given, otherwise those of the item information if
+    given, otherwise those with an image.
+
+    Raises:
+      UserError: a file cannot be read, an item has two rows of information, or a number is not one.
     """
     files = _find(epath.Path(folder))
     info = None if item_info is None else _read_info(item_info)
@@ -51,10 +53,10 @@ def rows(
 def examples(
     row: dict[str, Any], file: str | None, *, folder: str, missing: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the key and example of one item, or nothing if missing="drop" and it has no image.
+    """Yields the key and example of one item; nothing if missing="drop" and the image is unusable.
 
-    The image is the file as it is, after it was decoded once. Raises `UserError` with the reason
-    if missing="error".
+    The example holds the image file as it is; it was decoded once as a check. Raises `UserError`
+    with the reason if missing="error".
     """
     item_id = row["item_id"]
     try:
@@ -66,32 +68,37 @@ def examples(
         reason = getattr(error, "strerror", None) or str(error)
         if missing == "error":
             raise UserError(
-                f"item {item_id!r} has no usable image in {folder!r}: {reason}; add it, or leave "
-                "out such items with --missing=drop"
+                f"item {item_id!r} has no usable image in {folder!r}: {reason}; add it, or drop "
+                "such items with --missing=drop"
             ) from None
-        logging.warning("item %r is left out, its image is unusable: %s", item_id, reason)
+        logging.warning("item %r is dropped, its image is unusable: %s", item_id, reason)
         return
     yield item_id, {**row, "image": image}
 
 
 def _find(folder: epath.Path) -> dict[str, str]:
-    """Returns item id -> file name; a bucket lists its files, too."""
+    """Returns item id -> file name, for a folder or a bucket."""
     found = by_item_id({path.name: path.name for path in folder.iterdir()})
     if not found:
         raise UserError(
-            f"image folder {str(folder)!r} holds no images (<item_id> + {', '.join(SUFFIXES)})"
+            f"image folder {str(folder)!r} holds no images; name them <item_id> with "
+            f"{', '.join(SUFFIXES)}"
         )
     return found
 
 
 def _read_info(path: str) -> pl.DataFrame:
-    """Reads item_id and those attributes that the file has; numbers as int64."""
+    """Returns item_id and the known attributes in the file; numbers are int64."""
     try:
         info = pl.read_csv(epath.Path(path).read_bytes(), infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"cannot read {path!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"cannot read {path!r}: {str(error).splitlines()[0]}; give a CSV file"
+        ) from None
     if "item_id" not in info.columns:
-        raise UserError(f"{path!r} has no column item_id; it has {', '.join(info.columns)}")
+        raise UserError(
+            f"{path!r} has no column item_id; it has {', '.join(info.columns)}; add the column"
+        )
     info = info.select("item_id", *(n for n in (*COUNTS, *TEXTS) if n in info.columns))
     info = info.filter(pl.col("item_id").is_not_null())  # blank lines
     twice = info.filter(pl.col("item_id").is_duplicated())

@@ -1,4 +1,4 @@
-"""A CSV of interactions in pieces that fit into memory, from a disk or a bucket."""
+"""Reads a CSV of interactions in pieces that fit into memory, from a disk or a bucket."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,19 @@ SIZE = 32 << 20  # bytes
 
 
 def check(path: str) -> None:
-    """Raises `UserError` if the file is empty, lacks a column or has no line after its header."""
+    """Raises `UserError` if the file is empty, lacks a column or has only a header."""
     with epath.Path(path).open("rb") as file:
         header, line = file.readline().decode("utf-8-sig", "replace"), file.readline()
     if not header:
-        raise UserError(f"interactions file {path!r} is empty")
+        raise UserError(f"interactions file {path!r} is empty; give a CSV file with a header")
     names = header.strip().replace('"', "").split(",")
     if absent := [name for name in COLUMNS if name not in names]:
         raise UserError(
-            f"{path!r} has no column {', '.join(absent)}; it has {', '.join(names)}, needed are "
-            f"{', '.join(COLUMNS)}"
+            f"{path!r} has no column {', '.join(absent)}; it has {', '.join(names)}; give a file "
+            f"with {', '.join(COLUMNS)}"
         )
     if not line:
-        raise UserError(f"interactions file {path!r} has a header but no interactions")
+        raise UserError(f"interactions file {path!r} has a header but no interactions; add some")
 
 
 def starts(path: str, size: int = SIZE) -> Iterator[int]:
@@ -33,16 +33,16 @@ def starts(path: str, size: int = SIZE) -> Iterator[int]:
 
 
 def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
-    """Returns the interactions whose line begins in the bytes start : start + size.
+    """Returns the interactions of the lines that begin in the bytes start : start + size.
 
-    Ids are text, timestamps int64; a line is one interaction. Raises `UserError` for a line without
-    ids or an integer timestamp.
+    Each line is one interaction; ids are text and timestamps int64. Raises `UserError` for a line
+    without both ids and an integer timestamp.
     """
     with epath.Path(path).open("rb") as file:
         header = file.readline()
         if start > len(header):
             file.seek(start - 1)
-            file.readline()  # the line that began before
+            file.readline()  # a line that began before the piece
         text = file.read(max(0, start + size - file.tell()))
         if text and not text.endswith(b"\n"):
             text += file.readline()
@@ -51,11 +51,13 @@ def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
         table = pl.read_csv(header.rstrip(b"\r\n") + b"\n" + text, infer_schema=False)
         table = table.select(COLUMNS).filter(~pl.all_horizontal(pl.all().is_null()))
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{where}: not a valid CSV: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{where}: not a valid CSV: {str(error).splitlines()[0]}; mend the file"
+        ) from None
     integer = pl.col("timestamp").cast(pl.Int64, strict=False)
     nameless = pl.any_horizontal(pl.col("item_id", "user_id").fill_null("") == "")
     wrong = table.filter(integer.is_null() | nameless)
     if len(wrong):
         line = ",".join(value or "" for value in wrong.row(0))
-        raise UserError(f"{where}: expected {','.join(COLUMNS)}, got {line!r}")
+        raise UserError(f"{where}: expected {','.join(COLUMNS)}, got {line!r}; mend the line")
     return table.with_columns(integer)

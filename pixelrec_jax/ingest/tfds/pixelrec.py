@@ -21,9 +21,11 @@ from pixelrec_jax.system.errors import UserError
 
 @dataclasses.dataclass(eq=False)
 class PixelrecConfig(tfds.core.BuilderConfig):
-    """One half of one size: the items with their images, or the users with their histories.
+    """A config: the items with their images, or the users with their histories, of one size.
 
-    split: what the one split is called; published: examples of the published files, if any.
+    Attributes:
+      split: name of the only split, "items" or "users".
+      published: number of examples in the published files, None for own data.
     """
 
     split: str = "items"
@@ -40,12 +42,17 @@ def _configs() -> Iterator[PixelrecConfig]:
 
 
 class Pixelrec(tfds.core.GeneratorBasedBuilder):
-    """DatasetBuilder of PixelRec and of own data in its format.
+    """The DatasetBuilder of PixelRec and of own data in its format.
 
-    interactions: CSV item_id,user_id,timestamp; images: folder of <item_id>.jpg (or .jpeg, .png,
-    .webp); item_info: CSV of attributes by item_id. What is not given is looked for in the manual
-    directory. missing: "error" or "drop" items without a usable image. distributed: generate by
-    Apache Beam, whose runner is that of the `DownloadConfig`. Raises `UserError` for wrong input.
+    If no source is given, sources are looked for in the manual directory of TFDS. Raises
+    `UserError` for wrong input.
+
+    Args:
+      interactions: CSV of item_id, user_id and timestamp.
+      images: folder of <item_id>.jpg (or .jpeg, .png, .webp).
+      item_info: CSV of attributes by item_id.
+      missing: "error" or "drop", for items without a usable image.
+      distributed: whether Apache Beam generates the examples, on the `DownloadConfig`'s runner.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -68,7 +75,7 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
         **kwargs: Any,
     ):
         if missing not in items.MISSING:
-            raise UserError(f"missing={missing!r} is none of {', '.join(items.MISSING)}")
+            raise UserError(f"missing={missing!r}; give one of {', '.join(items.MISSING)}")
         self._sources = {
             "interactions.csv": interactions,
             "images": images,
@@ -76,7 +83,7 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
         }
         self._missing = missing
         self._distributed = distributed
-        # The default of TFDS, TFRecord, cannot be written or read without TensorFlow.
+        # TFDS's default, TFRecord, needs TensorFlow to be written and read.
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -111,18 +118,18 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
         )
 
     def _source(self, dl_manager: tfds.download.DownloadManager, name: str) -> str | None:
-        """Returns the path of a source, or None if there is none; raises if it is not there."""
+        """Returns the path of a source, None without one; raises `UserError` if it is missing."""
         if given := self._sources[name]:
             path = epath.Path(given)
             if not (path.is_dir() if name == "images" else path.exists() and not path.is_dir()):
                 kind = "image folder" if name == "images" else "file"
-                raise UserError(f"there is no {kind} {given!r}")
+                raise UserError(f"there is no {kind} {given!r}; check the path")
             return given
-        if any(self._sources.values()):  # Sources are all given, or all in the manual directory.
+        if any(self._sources.values()):  # sources are all given, or all in the manual directory
             return None
         try:
             path = dl_manager.manual_dir / name
-        except AssertionError:  # There is no such directory.
+        except AssertionError:  # there is no such directory
             return None
         return str(path) if path.exists() else None
 
@@ -167,7 +174,7 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
         import apache_beam as beam
 
         return (
-            # One worker reads the text, which is small; the images are read by all.
+            # One worker reads the text files, which are small; all workers read images.
             beam.Create([sources])
             | "List items" >> beam.FlatMapTuple(items.rows)
             | beam.Reshuffle()
@@ -183,7 +190,7 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             beam.Create(list(pieces.starts(interactions)))
             | beam.Reshuffle()
             | "Read interactions"
-            >> beam.FlatMap(functools.partial(histories.parts, path=interactions))
+            >> beam.FlatMap(functools.partial(histories.fragments, path=interactions))
             | "Group by user" >> beam.GroupByKey()
             | "Order by time" >> beam.MapTuple(histories.merge)
         )

@@ -1,4 +1,4 @@
-"""Writing the files of a TFDS dataset: the same bytes in every run, also into buckets."""
+"""Writes the file shards of a TFDS dataset: the same bytes in every run, also to buckets."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ Example = tuple[int | str | bytes, bytes]  # key and serialized example
 
 
 class ShardWriter(writer.ExampleWriter):
-    """Writes a shard; ArrayRecord knows no buckets, so one for gs:// or s3:// is copied there."""
+    """Writes a file shard; to gs:// or s3:// it is copied, as ArrayRecord cannot write there."""
 
     def write(self, path: epath.PathLike, examples: Iterable[Example]) -> None:
         """Writes (key, serialized example) pairs to `path`."""
@@ -27,7 +27,7 @@ class ShardWriter(writer.ExampleWriter):
 
 
 def _canonical(examples: Iterable[Example]) -> Iterator[Example]:
-    # TFDS serializes the features of an example, a protobuf map, in an order that changes by run.
+    # The features of an example are a protobuf map, which TFDS serializes in a random order.
     for key, example in examples:
         parsed = tf_example_pb2.Example.FromString(example)
         yield key, parsed.SerializeToString(deterministic=True)

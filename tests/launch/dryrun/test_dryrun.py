@@ -1,4 +1,4 @@
-"""Small runs compiled for TPU pods that are not there."""
+"""Small runs compiled for TPU pods that do not exist here."""
 
 import json
 import re

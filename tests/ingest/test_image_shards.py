@@ -1,4 +1,4 @@
-"""Writing images in shards: order, resumption, verification."""
+"""Image shards: order, resumption, verification."""
 
 import io
 
@@ -9,13 +9,13 @@ from PIL import Image
 
 from pixelrec_jax.data import images
 from pixelrec_jax.data.images import READER_OPTIONS
-from pixelrec_jax.ingest import shards
+from pixelrec_jax.ingest import image_shards
 from pixelrec_jax.ingest.sources.source import DamagedImageError
 from pixelrec_jax.system.errors import UserError
 
 
 class Pictures:
-    """A source of images of one colour each, that counts what is read."""
+    """A source of images of one colour each; it records which ids are read."""
 
     def __init__(self, ids):
         self.ids, self.version, self.read_ids, self.broken = set(ids), {}, [], {}
@@ -38,12 +38,12 @@ IDS = [str(number) for number in range(10)]
 
 @pytest.fixture(autouse=True)
 def _four_to_a_shard(monkeypatch):
-    for module in (images, shards):
-        monkeypatch.setattr(module, "PER_SHARD", 4)
+    for module in (images, image_shards):
+        monkeypatch.setattr(module, "RECORDS_PER_SHARD", 4)
 
 
 def write(folder, pictures, ids=IDS):
-    return shards.write_shards(folder, pictures, ids, size=2)
+    return image_shards.write_shards(folder, pictures, ids, size=2)
 
 
 def records(folder):
@@ -59,7 +59,7 @@ def test_record_i_is_image_i(tmp_path):
     found = records(tmp_path / "x")
     assert [record[0] for record in found] == list(range(10))
     assert {len(record) for record in found} == {2 * 2 * 3}
-    files = shards.digests(tmp_path / "x")
+    files = image_shards.digests(tmp_path / "x")
     assert list(files) == [f"0000{n}.array_record" for n in range(3)]
     paths = sorted((tmp_path / "x").iterdir())
     assert sorted(files) == [path.name for path in paths if path.suffix != ".json"]
@@ -80,7 +80,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert set(pictures.read_ids) == expected
     whole = tmp_path / "whole"
     write(whole, Pictures(IDS))
-    assert shards.digests(tmp_path / "x") == shards.digests(whole)
+    assert image_shards.digests(tmp_path / "x") == image_shards.digests(whole)
 
 
 @pytest.mark.parametrize("change", ["image", "new image", "order", "size", "damage", "fewer"])
@@ -107,13 +107,13 @@ def test_only_what_would_differ_is_written_again(tmp_path, change):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         expected = {*"0123"}
-    shards.write_shards(tmp_path / "x", pictures, ids, size=size)
+    image_shards.write_shards(tmp_path / "x", pictures, ids, size=size)
     assert set(pictures.read_ids) == expected
     fresh = Pictures(pictures.ids)
     fresh.version = pictures.version
-    shards.write_shards(tmp_path / "y", fresh, ids, size=size)
+    image_shards.write_shards(tmp_path / "y", fresh, ids, size=size)
     assert records(tmp_path / "x") == records(tmp_path / "y")
-    assert shards.digests(tmp_path / "x") == shards.digests(tmp_path / "y")
+    assert image_shards.digests(tmp_path / "x") == image_shards.digests(tmp_path / "y")
 
 
 def test_what_could_not_be_read_is_tried_again_and_what_cannot_be_decoded_is_not(tmp_path):
@@ -130,7 +130,7 @@ def test_a_disk_that_returns_something_else_is_noticed(tmp_path, monkeypatch):
         def write(self, record):
             super().write(bytes([record[0] ^ 1]) + record[1:])
 
-    monkeypatch.setattr(shards.array_record_module, "ArrayRecordWriter", Forgetful)
+    monkeypatch.setattr(image_shards.array_record_module, "ArrayRecordWriter", Forgetful)
     with pytest.raises(UserError, match=r"array_record' reads back differently"):
         write(tmp_path / "x", Pictures(IDS))
     assert not list((tmp_path / "x").glob("*.json"))
@@ -140,8 +140,8 @@ def test_pixels_are_kept_without_loss(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
     pictures = Pictures(IDS[:1])
     pictures.read = lambda _: pixels
-    shards.write_shards(tmp_path / "x", pictures, IDS[:1], size=None)
+    image_shards.write_shards(tmp_path / "x", pictures, IDS[:1], size=None)
     np.testing.assert_array_equal(images.decode(records(tmp_path / "x")[0], None), pixels)
-    shards.write_shards(tmp_path / "y", pictures, IDS[:1], size=2)
+    image_shards.write_shards(tmp_path / "y", pictures, IDS[:1], size=2)
     resized = Image.fromarray(pixels).resize((2, 2), Image.Resampling.BILINEAR)
     assert records(tmp_path / "y") == [resized.tobytes()]

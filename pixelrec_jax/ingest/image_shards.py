@@ -1,7 +1,8 @@
-"""Images on the way into a prepared dataset: checked, resized and written in shards.
+"""Image shards of a prepared dataset: images are checked, perhaps resized, and written.
 
-A shard is an ArrayRecord of `PER_SHARD` images beside a small file that says of what it was made.
-A preparation that was interrupted takes up the shards that are there and would not differ.
+An image shard is an ArrayRecord file of `RECORDS_PER_SHARD` images. Its sidecar, a small JSON file
+beside it, says what it was made from. An interrupted preparation keeps the shards that would be the
+same.
 """
 
 import hashlib
@@ -19,42 +20,48 @@ import PIL
 from array_record.python import array_record_module
 from PIL import Image
 
-from pixelrec_jax.data.images import PER_SHARD, READER_OPTIONS, decode, resize, shard_name
+from pixelrec_jax.data.images import (
+    READER_OPTIONS,
+    RECORDS_PER_SHARD,
+    decode,
+    image_shard_name,
+    resize,
+)
 from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest, sync, write_json
 
-# Groups of one make a random read touch one image only; JPEG and pixels do not compress further.
+# With groups of one, a random read touches one image; images are not compressed again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-# What decides on the records beside images: the version of this code, and Pillow, which resizes.
+# Records depend on the images and on these: the version of this code, and Pillow, which resizes.
 _MAKER = [1, PIL.__version__]
 
 
 class _StoppedError(Exception):
-    """Another shard has failed, or the user has interrupted."""
+    """Another image shard has failed, or the user has interrupted."""
 
 
 def write_shards(
     folder: Path, source: ImageSource, item_ids: Sequence[str], *, size: int | None
 ) -> dict[int, str]:
-    """Writes record i for item_ids[i] and returns {i: reason} of those without a usable image.
+    """Writes record i for item_ids[i]; returns {i: reason} for items without a usable image.
+
+    Each shard is made by a thread, on all cores, because decoding and resizing release Python's
+    lock. The record of an item without an image is empty.
 
     Args:
-      folder: where the shards go; what a former call has left there is used if it is the same.
-      source: of the images.
+      folder: the folder of the shards; shards of an earlier call are kept if they are the same.
+      source: the source of the images.
       item_ids: all items, in order.
-      size: of the pixels that are stored; `None` stores files as they are.
-
-    Shards are made on all cores, each in a thread: decoding and resizing release Python's lock. A
-    record without an image is empty. A terminal gets a progress bar.
+      size: height and width of the stored pixels; `None` stores files as they are.
 
     Raises:
-      UserError: what was written reads back differently.
-      OSError: from the disk.
+      UserError: a shard reads back differently from what was written.
+      OSError: the disk failed.
     """
     folder.mkdir(exist_ok=True)
-    starts = range(0, len(item_ids), PER_SHARD)
+    starts = range(0, len(item_ids), RECORDS_PER_SHARD)
     reasons: dict[int, str] = {}
     stop = threading.Event()
     with (
@@ -63,7 +70,9 @@ def write_shards(
     ):
 
         def write(start: int) -> dict[str, str]:
-            shard = _Shard(folder, source, item_ids[start : start + PER_SHARD], start, size, stop)
+            shard = _Shard(
+                folder, source, item_ids[start : start + RECORDS_PER_SHARD], start, size, stop
+            )
             found = shard.existing()
             found = shard.write() if found is None else found
             advance(len(shard.item_ids))
@@ -72,7 +81,7 @@ def write_shards(
         try:
             futures = {start: pool.submit(write, start) for start in starts}
             for start, future in futures.items():
-                # A signal that another thread receives does not end a wait of this one.
+                # A signal that another thread receives does not end this thread's wait.
                 while not future.done():
                     wait([future], timeout=0.2)
                 found = future.result()
@@ -81,7 +90,7 @@ def write_shards(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    kept = {shard_name(start) for start in starts}
+    kept = {image_shard_name(start) for start in starts}
     for path in folder.iterdir():
         if path.name.removesuffix(".json") not in kept:
             path.unlink()
@@ -89,21 +98,21 @@ def write_shards(
 
 
 def sidecars(folder: Path) -> list[Path]:
-    """Returns the sidecars of the shards in a folder, in order."""
+    """Returns the paths of the sidecars in a folder, in order."""
     return sorted(folder.glob("*.json"))
 
 
 def digests(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Returns file name -> sha256 and bytes of all shards."""
+    """Returns file name -> sha256 and bytes of all image shards in a folder."""
     files = {}
     for path in sidecars(folder):
-        note = json.loads(path.read_text())
-        files[path.stem] = {"sha256": note["sha256"], "bytes": note["bytes"]}
+        sidecar = json.loads(path.read_text())
+        files[path.stem] = {"sha256": sidecar["sha256"], "bytes": sidecar["bytes"]}
     return files
 
 
 class _Shard:
-    """One shard of images and the note beside it."""
+    """One image shard and its sidecar."""
 
     def __init__(
         self,
@@ -115,29 +124,31 @@ class _Shard:
         stop: threading.Event,
     ):
         self.source, self.item_ids, self.size, self.stop = source, item_ids, size, stop
-        self.path = folder / shard_name(start)
-        self.note = self.path.with_name(self.path.name + ".json")
+        self.path = folder / image_shard_name(start)
+        self.sidecar = self.path.with_name(self.path.name + ".json")
         inputs = [[id_, self.source.fingerprint(id_)] for id_ in item_ids if id_ in source.ids]
         text = json.dumps([_MAKER, size, list(item_ids), inputs])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def existing(self) -> dict[str, str] | None:
-        """Returns the reasons that the note holds, if the shard is whole and of the same images.
+        """Returns the reasons in the sidecar if the shard is complete and would be the same.
 
-        An image that could not be read is tried again.
+        A shard with an image that could not be read is made again.
         """
         try:
-            note = json.loads(self.note.read_text())
-            same = note["fingerprint"] == self.fingerprint and note["sha256"] == digest(self.path)
-            if same and not note["unreadable"]:
-                return note["reasons"]
+            sidecar = json.loads(self.sidecar.read_text())
+            same = sidecar["fingerprint"] == self.fingerprint and sidecar["sha256"] == digest(
+                self.path
+            )
+            if same and not sidecar["unreadable"]:
+                return sidecar["reasons"]
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # there is none, or it is half-written
+            pass  # the sidecar is missing or damaged
         return None
 
     def write(self) -> dict[str, str]:
-        """Writes and reads back all records, then the note; returns the reasons by place."""
-        self.note.unlink(missing_ok=True)
+        """Writes and reads back all records, then writes the sidecar; returns reasons by index."""
+        self.sidecar.unlink(missing_ok=True)
         reasons, checksums, unreadable = {}, [], False
         writer = array_record_module.ArrayRecordWriter(str(self.path), _WRITER_OPTIONS)
         try:
@@ -156,7 +167,7 @@ class _Shard:
         sync(self.path)
         self._check(checksums)
         write_json(
-            self.note,
+            self.sidecar,
             {
                 "fingerprint": self.fingerprint,
                 "sha256": digest(self.path),
@@ -186,7 +197,7 @@ class _Shard:
 
 
 def _record(source: ImageSource, item_id: str, size: int | None) -> bytes:
-    """Reads and fully decodes an image; returns what is stored of it or raises `ValueError`."""
+    """Returns the record of an image after decoding all of it; raises `ValueError` if it fails."""
     if item_id not in source.ids:
         raise ValueError("missing")
     image = source.read(item_id)
@@ -198,7 +209,7 @@ def _record(source: ImageSource, item_id: str, size: int | None) -> bytes:
 
 
 def _encode(rgb: Image.Image) -> bytes:
-    """Returns pixels as a file, without loss."""
+    """Returns pixels as a lossless image file."""
     file = io.BytesIO()
     rgb.save(file, "PNG", compress_level=1)
     return file.getvalue()
