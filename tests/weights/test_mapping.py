@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_architecture_is_one_error_that_lists_all():
     message = str(caught.value)
     assert message.startswith(
         "this file does not fit the model: 1 tensor of another shape, 3 tensors unknown, "
-        "10 tensors for what the model lacks, 1 parameter unfilled (give weights of the same "
+        "10 tensors for what the model lacks, 1 parameter unfilled (give weights of its "
     )
     assert "tensors unknown: something.else (3,), layers.*.bn.strange (2 times)" in message
     assert "layers.1.fc.weight to block_1/fc/kernel of (4, 3) instead of (4, 5)" in message
