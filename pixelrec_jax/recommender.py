@@ -117,7 +117,7 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
         item_encoder=build_item_encoder(
             config.item,
             num_items=num_items,
-            has_mask=task_of(config).masks,
+            has_mask=task_of(config).uses_mask_item,
             width=config.width,
         ),
         user_encoder=encoder(

@@ -69,10 +69,10 @@ class Evaluator:
         self.num_items = split.interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
-        self._masks = task_of(config).masks
+        self._uses_mask_item = task_of(config).uses_mask_item
         self._time_unit = model.user_encoder.needs_time
         self.catalog = CatalogEncoder(
-            model, store, config, mesh, num_items=self.num_items + self._masks
+            model, store, config, mesh, num_items=self.num_items + self._uses_mask_item
         )
         self.source = self.catalog.source
 
@@ -166,7 +166,7 @@ class Evaluator:
                 history_length=length,
                 time_unit=self._time_unit,
             )
-            if self._masks:  # the place of the item to predict
+            if self._uses_mask_item:  # the place of the item to predict
                 mask = np.full((len(filled), 1), self.num_items, np.int32)
                 history = np.concatenate([queries.history, mask], axis=1)
                 queries = queries.replace(history=history)

@@ -29,7 +29,7 @@ class Encoded:
         config.width = D
         config.item.update(options)
         self.model = build(config, num_items=N, num_users=2)
-        self.ids = np.append(IDS, np.int32(N)) if task_of(config).masks else IDS
+        self.ids = np.append(IDS, np.int32(N)) if task_of(config).uses_mask_item else IDS
         self.items = item_batch(self.ids[None], random_store(config.item, N))
         self.feature = self.items.feature[0]
         init = partial(self.model.init, method="encode_items")
