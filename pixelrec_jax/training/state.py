@@ -109,7 +109,7 @@ def state_template(experiment: Experiment) -> TrainState:
     )
 
 
-def describe(experiment: Experiment, start: int) -> str:
+def start_line(experiment: Experiment, start: int) -> str:
     """Returns one line that names model, dataset, devices and the step that the run starts from."""
     config, data = experiment.config, experiment.interactions
     total, trained = count_parameters(experiment)
