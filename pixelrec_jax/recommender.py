@@ -105,8 +105,8 @@ class Recommender(nn.Module):
         query = self.encode_users(flat, train=train)
         if query.shape[1] < targets:
             raise UserError(
-                f"the task has {targets} targets per history, but this user encoder makes one "
-                "query per history; use task.name=prefixes, rest_of_window or pairs"
+                f"the task has {targets} targets for a history, but this user encoder makes one "
+                "query of it; use task.name=prefixes, rest_of_window or pairs"
             )
         return query[:, -targets:].reshape(shards, rows, targets, -1), item
 
