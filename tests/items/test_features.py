@@ -22,7 +22,7 @@ IDS = np.array([0, 3, 1, 8, 3], np.int32)  # padding and a repeat
 
 
 class Encoded:
-    """An item encoder's parameters, made larger than they start, and its vectors of some ids."""
+    """An item encoder's parameters, larger than they start, and its vectors of some ids."""
 
     def __init__(self, words: str, **options):
         config = tiny_config(f"{words},dataset=custom")
@@ -140,7 +140,7 @@ def test_padding_does_not_train_semantic_ids():
         (
             "user=acf,item=features",
             "components",
-            "item.feature_head='components' needs item=id.features",
+            "item.feature_head='components' needs ids, .* use item=id.features",
         ),
     ],
 )
