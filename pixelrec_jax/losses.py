@@ -31,10 +31,10 @@ class Loss(Protocol):
         """Returns the loss of a global batch, float32.
 
         Args:
-          score: gives the score of each of R items for its query.
-          query: one for every target, float32.
-          item: the vectors of the batch's distinct items, float32.
-          batch: says by slots which items are positives and negatives.
+          score: returns the scores of R items for each query.
+          query: a query for every target, float32.
+          item: the vectors of the batch's items, one for each slot, float32.
+          batch: names positives and negatives by their slots.
         """
 
 
@@ -54,9 +54,9 @@ def bpr(
     Args:
       score, query, item, batch: see `Loss`.
       epsilon: 0 gives -log sigmoid(x), stable for every x. The reference's -log(sigmoid(x) + 1e-8)
-        has no gradient left where a negative is far ahead (x below about -20).
-      single_row: only the first row of the batch counts. So the reference's FM and DSSM train, by
-        an oversight.
+        loses its gradient where a negative is far ahead (x below about -20).
+      single_row: only the first row of the batch counts. The reference trains FM and DSSM this
+        way, by an oversight.
     """
     batch = _only_first_row(batch) if single_row else batch
     positive, negative = gather_slots(item, batch.positive, batch.negative)
@@ -71,7 +71,7 @@ def bpr(
 
 
 def _only_first_row(batch: Batch) -> Batch:
-    """Returns the batch with all rows but the first turned to padding."""
+    """Returns the batch with its first row; all others become padding."""
     shards, rows = batch.user.shape
     first = jnp.zeros((shards, rows), bool).at[0, 0].set(True)
     return batch.replace(
@@ -80,12 +80,12 @@ def _only_first_row(batch: Batch) -> Batch:
     )
 
 
-# A `Loss` each, with options by name beside its arguments.
+# Each is a `Loss` that takes its options as keyword arguments.
 LOSSES: dict[str, Callable[..., jax.Array]] = {"bpr": bpr}
 
 
 def loss_options(name: str) -> tuple[str, ...]:
-    """Returns the keys of `config.loss` that a registered loss takes, its keyword arguments.
+    """Returns the keys of `config.loss` that a loss takes: its keyword arguments.
 
     Raises:
       UserError: no loss has this name.
@@ -97,7 +97,7 @@ def loss_options(name: str) -> tuple[str, ...]:
 
 
 def build_loss(loss: ConfigDict) -> Loss:
-    """Returns the loss that `config.loss` names, with its options, which checks what it is given.
+    """Returns the loss that `config.loss` names, with its options; it checks its arguments.
 
     Raises:
       UserError: no loss has this name.
@@ -114,6 +114,6 @@ def _checked(
     batch: Batch,
     **options: Any,
 ) -> Float[Array, ""]:
-    """Calls a loss with arrays that fit each other; raises ValueError if they do not."""
+    """Returns the loss of arrays that fit each other; raises ValueError if they do not."""
     batch.check(query=(query, "G B T D"), item=(item, "G U E"))
     return loss(score, query, item, batch, **options)

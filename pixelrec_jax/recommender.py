@@ -24,18 +24,18 @@ class Recommender(nn.Module):
     """Scores items for users: score(encode_users(history of item vectors), item vectors).
 
     Attributes:
-      item_encoder: Items with leading axis M -> float32[M, E].
-      user_encoder: History -> queries float32[B, S, D].
+      item_encoder: maps items to vectors.
+      user_encoder: maps histories to queries and scores items for them.
     """
 
     item_encoder: nn.Module
     user_encoder: UserEncoder
 
     def propagate(self, variables: dict, resident: Resident, mesh: Mesh) -> dict:
-        """Returns the variables to encode with, for those of the state.
+        """Returns the variables to encode with, made of those of the state.
 
-        They are the same, but for LightGCN: its tables pass along the edges of the graph first,
-        once in a training step and once for a ranking of the whole catalogue.
+        Without a graph they are the same. LightGCN's tables pass along the edges of the graph
+        first, once in a training step and once in a ranking of the whole catalogue.
         """
         if resident.graph is None:
             return variables
@@ -45,7 +45,7 @@ class Recommender(nn.Module):
     def embedding_lookups(
         self, *, items: Items | None = None, user: Int[Array, "*users"] | None = None
     ) -> Lookups:
-        """Returns which rows of which tables items [G, U] and users read."""
+        """Returns the rows that items and users read, by the path of the table."""
         if self.user_encoder.uses_graph:
             return {}  # every row may reach any other
         found: dict[tuple[str, ...], EmbeddingLookup] = {}
@@ -58,21 +58,29 @@ class Recommender(nn.Module):
         return found
 
     def encode_items(self, items: Items, *, train: bool = False) -> Float[Array, "G U E"]:
-        """Returns the items' vectors, float32; each slot is encoded once."""
+        """Returns the items' vectors, float32, and encodes each slot once.
+
+        Raises:
+          ValueError: the shapes of the items do not fit each other.
+        """
         items.check()
         shards, slots = items.id.shape
         flat = jax.tree.map(lambda x: x.reshape(shards * slots, *x.shape[2:]), items)
         return self.item_encoder(flat, train=train).reshape(shards, slots, -1)
 
     def encode_users(self, history: History, *, train: bool = False) -> Float[Array, "B S D"]:
-        """Returns float32 queries, S = L or 1; the last one is the user now."""
+        """Returns float32 queries, S = L or 1; the last one describes the user now.
+
+        Raises:
+          ValueError: the shapes of the history do not fit each other.
+        """
         history.check()
         return self.user_encoder(history, train=train)
 
     def score(
         self, query: Float[Array, "*#batch D"], item: Float[Array, "*#batch R E"]
     ) -> Float[Array, "*#batch R"]:
-        """Returns the score of each of R items for its query, float32."""
+        """Returns the scores of R items for each query, float32."""
         return self.user_encoder.score(query, item)
 
     def __call__(
@@ -80,10 +88,11 @@ class Recommender(nn.Module):
     ) -> tuple[Float[Array, "G B T D"], Float[Array, "G U E"]]:
         """Returns a query for every target, and the items' vectors, both float32.
 
-        Losses score the ones against the others.
+        Losses score the items for the queries.
 
         Raises:
           ValueError: the shapes of the batch are wrong or do not fit each other.
+          UserError: the user encoder makes fewer queries than the task has targets.
         """
         batch.check()
         item = self.encode_items(batch.items, train=train)
@@ -103,9 +112,15 @@ class Recommender(nn.Module):
 
 
 def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
-    """Builds the recommender that a config describes, for N = `num_items` and its users.
+    """Returns the recommender that a config describes.
 
-    Both numbers count padding. Tasks that mask items add the mask as item N.
+    Args:
+      config: a whole config; `user`, `item`, `task` and `width` are read.
+      num_items: N, padding included. A task with a mask item adds it as item N.
+      num_users: number of users, padding included.
+
+    Raises:
+      UserError: an unknown name, or options that do not fit each other.
     """
     user = config.user
     if user.name not in USER_ENCODERS:
@@ -117,7 +132,7 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
         item_encoder=build_item_encoder(
             config.item,
             num_items=num_items,
-            has_mask=task_of(config).masks,
+            has_mask=task_of(config).uses_mask_item,
             width=config.width,
         ),
         user_encoder=encoder(
@@ -127,13 +142,16 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
 
 
 def trainable_filter(model: Recommender) -> Callable[[str], bool]:
-    """Returns whether the parameter at an "a/b/c" path is trained under `item.trainable`."""
+    """Returns a function that says whether the parameter at a path "a/b/c" is trained.
+
+    `item.trainable` names the trained blocks of the backbone; all other parameters are trained.
+    """
     if not isinstance(model.item_encoder, PixelEncoder):
         return lambda path: True
     trainable_blocks = model.item_encoder.trainable_blocks
 
     def is_trainable(path: str) -> bool:
-        parts = path.split("/")
-        return parts[:2] != ["item_encoder", "backbone"] or parts[2] in trainable_blocks
+        keys = path.split("/")
+        return keys[:2] != ["item_encoder", "backbone"] or keys[2] in trainable_blocks
 
     return is_trainable

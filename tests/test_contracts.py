@@ -80,7 +80,7 @@ def test_every_config_builds(user, item, dataset):
 
 
 def num_targets(config: ConfigDict) -> int:
-    """T for histories of 10."""
+    """Returns T for histories of 10."""
     return 10 if config.task.name in ("next_item", "cloze") else 1
 
 
@@ -329,7 +329,7 @@ def _millions(tree):
     ],
 )
 def test_what_is_trained_is_what_the_reference_trains(item, blocks, millions):
-    """The reference, whose sets give the numbers of Table 9."""
+    """The reference; its sets give the numbers of Table 9."""
     config = pixelrec.get_config(f"user=sasrec,item={item},dataset=pixel200k")
     size = config.item.image_size
     model = build(config, num_items=2, num_users=2)

@@ -52,7 +52,7 @@ def assert_close(actual, expected, name="", allowed=0.0):
 def assert_trees_close(
     actual: dict, expected: dict, case: Case, allowed: dict, *, bound_of_noise: float
 ):
-    """All tensors are close; those without a gradient are compared with a bound instead.
+    """Asserts that tensors are close; those without a gradient have a bound instead.
 
     What PyTorch or XLA compute for a gradient that is zero is rounding noise, which Adam turns into
     a step of up to one learning rate in a random direction.
@@ -128,14 +128,14 @@ class Golden:
         return None
 
     def read(self, tensors: dict[str, np.ndarray], template: dict) -> dict:
-        """Tensors by the reference's names as a tree of ours."""
+        """Returns tensors with the reference's names as a tree of ours."""
         mapping = WeightMapping(
             "reference", self.case.rules + ITEM, ignored=(*IGNORED, *self.case.ignored)
         )
         return read_weights(tensors, (mapping,), template, origin="the golden file")
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
-        """The tensors of the file below a prefix, by the reference's names."""
+        """Returns the file's tensors below a prefix, by the reference's names."""
         return {k.removeprefix(prefix): v for k, v in self.file.items() if k.startswith(prefix)}
 
     @property
@@ -241,7 +241,7 @@ def test_losses_and_one_adamw_step(golden, name):
     batch = make_global_arrays(case.batch, case.experiment.mesh, BATCH_SPEC)
     state, metrics = step(state, batch, case.experiment.resident)
     assert_close(metrics["loss"], case.file["loss0"])
-    # They start at zero, or within one step of it.
+    # These start at zero or within one step of it.
     starts = [x for path, x in flatten_dict(case.params0).items() if case.case.is_noise(path)]
     bound = max((np.abs(x).max() for x in starts), default=0) + 1.01 * case.config.optim.lr
     params = jax.device_get(state.params)

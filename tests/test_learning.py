@@ -23,8 +23,8 @@ FEW = 15  # steps that are also done on eight devices
 STEPS = 160  # that learn enough, but for these:
 STEPS_OF = {"acf": 100, "bert4rec": 420, "srgnn": 320, "visrank": 0}
 ITEM_OF = {"vbpr": "id+features"}  # others use the first one that they take
-# BERT4Rec starts with states that are little but the mask and their place, SR-GNN with states that
-# are much the same for all users: at their default settings they learn as much, but slowly.
+# At their default settings BERT4Rec and SR-GNN learn as much, but slowly. At first, BERT4Rec's
+# states hold little besides the mask and its place, and SR-GNN's are nearly equal for all users.
 SETTINGS_OF = {
     "bert4rec": {"user": {"layers": 1, "init_std": 0.2}, "item": {"init_std": 0.2}},
     "srgnn": {"optim": {"lr": 0.02}},
@@ -120,5 +120,5 @@ def test_eight_devices_do_what_one_does(user):
     one = learned(user)
     eight = train(user, devices=8, steps=min(FEW, len(one.losses)))
     np.testing.assert_allclose(eight.losses, one.losses[:FEW], rtol=1e-5)
-    # All ranks and with them all metrics; rounding may decide between scores as good as equal.
+    # All ranks, and so all metrics. Rounding may decide between scores that are nearly equal.
     assert np.count_nonzero(eight.early.rank != one.early.rank) <= USERS // 400

@@ -16,7 +16,7 @@ from pixelrec_jax.data.types import Items
 from pixelrec_jax.system.errors import UserError
 from tests.tiny import ROOT, tiny_config
 
-# Where the parts of the package lie in the repository.
+# Where the subpackages lie in the repository.
 _FOLDERS = {
     "pixelrec_jax": "pixelrec_jax",
     "configs": "pixelrec_jax.configs",
@@ -25,7 +25,7 @@ _FOLDERS = {
 
 
 def _files():
-    """Yields (package, file) of all parts of the package."""
+    """Yields (package, file) for all files of the package."""
     for top, package in _FOLDERS.items():
         for path in (ROOT / top).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:

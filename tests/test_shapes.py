@@ -22,7 +22,7 @@ from tests.tiny import ROOT
 
 
 def _files() -> list[Path]:
-    """The modules whose signatures have shapes."""
+    """Returns the modules with shapes in their signatures."""
     paths = [ROOT / Path(*package.split(".")) for package in PACKAGES]
     return [
         file
@@ -36,7 +36,7 @@ _SHAPED = {"Bool", "Float", "Int", "Shaped"}
 
 
 def _bare(annotation: ast.AST) -> list[str]:
-    """The arrays in an annotation that have no shape; a PRNGKeyArray counts as none of them."""
+    """Returns the arrays without a shape in an annotation; a PRNGKeyArray does not need one."""
     match annotation:
         case ast.Subscript(value=ast.Name(id=name)) if name in _SHAPED:
             return []
@@ -46,7 +46,7 @@ def _bare(annotation: ast.AST) -> list[str]:
 
 
 def _without_shapes(source: str) -> list[str]:
-    """The functions of a module whose signatures have arrays without shapes, or lack a type."""
+    """Returns a module's functions that have arrays without shapes, or parameters without types."""
     found = []
     for function in ast.walk(ast.parse(source)):
         if not isinstance(function, ast.FunctionDef):

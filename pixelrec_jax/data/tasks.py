@@ -28,13 +28,13 @@ class Task(Protocol):
     Attributes:
       split: the split that the examples are made of.
       rows_per_example: R; some rows of an example may be padding.
-      masks: whether histories hold the mask item, which has the id N.
+      uses_mask_item: whether histories hold the mask item, which has the id N.
       most_excluded: S, the size of the largest exclusion set.
       options: the keys of `config.task` that this task takes and others do not.
     """
 
     split: Split
-    masks: ClassVar[bool]
+    uses_mask_item: ClassVar[bool]
     options: ClassVar[dict[str, Option]]
 
     @property
@@ -64,7 +64,7 @@ class _Task:
     """The base of all tasks here: one row an example, without the mask item, without options."""
 
     rows_per_example = 1
-    masks: ClassVar[bool] = False
+    uses_mask_item: ClassVar[bool] = False
     options: ClassVar[dict[str, Option]] = {}
 
     def __getstate__(self) -> dict:
@@ -186,7 +186,7 @@ class Cloze(_WindowTask):
     that a window may have none.
     """
 
-    masks: ClassVar[bool] = True
+    uses_mask_item: ClassVar[bool] = True
     options: ClassVar[dict[str, Option]] = {
         "mask_ratio": Option("probability that an item is masked", Number(above=0, below=1)),
     }

@@ -24,7 +24,7 @@ from pixelrec_jax.recommender import Recommender
 
 
 class CatalogEncoder:
-    """Encodes all items in steps of one compiled function, which all calls share.
+    """Encodes all items in steps of one compiled function that all calls share.
 
     Attributes:
       source: the items of each step.
@@ -39,7 +39,7 @@ class CatalogEncoder:
         *,
         num_items: int,
     ):
-        """Takes `num_items` with padding and, where the task has one, the mask."""
+        """Takes `num_items`, which counts padding and, if the task has one, the mask item."""
         self.mesh, self._data = mesh, config.data
         self.source = CatalogBatches(
             num_items,
@@ -64,10 +64,10 @@ class CatalogEncoder:
         self._encode_items = encode_items
 
     def encode(self, variables: dict) -> Float[Array, "G R E"]:
-        """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
+        """Returns every item's vector, float32, row-sharded over all devices."""
         source, data = self.source, self._data
         catalog = None
-        # Threads do here: the model's turn-around on a catalogue is short, processes start slowly.
+        # Threads are enough: encoding a catalogue is short, and processes start slowly.
         with iterate(
             source,
             start=0,
@@ -81,7 +81,7 @@ class CatalogEncoder:
                 if catalog is None:
                     catalog = self._empty(variables, items)
                 catalog = self._encode(variables, catalog, items, step * source.chunk)
-        assert catalog is not None, "a catalogue has a chunk, for it has the padding item"
+        assert catalog is not None, "a catalogue has at least one chunk: that of the padding item"
         return catalog
 
     def shape(self, variables: dict) -> jax.ShapeDtypeStruct:
@@ -89,7 +89,7 @@ class CatalogEncoder:
         return self._shape(variables, shapes(self.source[0], self.mesh, CATALOG_SPEC))
 
     def lower(self, variables: dict) -> jax.stages.Lowered:
-        """Lowers what encodes a step's items on every device, for shapes of variables."""
+        """Returns the lowered program of a step on every device; `variables` may be shapes."""
         items = shapes(self.source[0], self.mesh, CATALOG_SPEC)
         return self._encode.lower(variables, self._shape(variables, items), items, 0)
 
@@ -106,7 +106,7 @@ class CatalogEncoder:
 
 
 def with_rows(variables: dict, lookups: tables.Lookups, mesh: Mesh) -> dict:
-    """Returns the variables as layers compute with them, with the rows that lookups read."""
+    """Returns the variables that layers compute with, and the rows that the lookups read."""
     params = variables["params"]
     rows = tables.read_embeddings(params, lookups, mesh, CATALOG_SPEC)
     return {**variables, "params": unshard_params(params, mesh), tables.COLLECTION: rows}

@@ -1,4 +1,4 @@
-"""Full-catalogue ranking: every user's exact top k and target rank, and what they amount to."""
+"""Full-catalogue ranking: every user's exact top k and target rank, and their metrics."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,13 +34,16 @@ from pixelrec_jax.users.encoder import dot_product
 
 @dataclass(frozen=True)
 class Ranking:
-    """What ranking the catalogue gave, user by user.
+    """The result of ranking the catalogue for Q users.
 
     Attributes:
-      user, target, rank: int32[Q]; rank 1 is the best.
-      top_ids: int32[Q, k], best first; top_scores: float32[Q, k].
+      user: int32[Q], indices of users.
+      target: int32[Q], the item held out of each user.
+      rank: int32[Q], the target's place; 1 is the best.
+      top_ids: int32[Q, k], items, best first.
+      top_scores: float32[Q, k], their scores.
       num_candidates: int[Q], how many items the target competed with, itself included; 0 where the
-        target itself was masked because the user had seen it before, so that nothing can hit it.
+        target was masked because the user had seen it before: no ranking can hit it.
     """
 
     user: np.ndarray
@@ -52,7 +55,7 @@ class Ranking:
 
 
 class Evaluator:
-    """Ranks the catalogue for every user; compiled functions are shared by all evaluations."""
+    """Ranks the catalogue for every user; all evaluations share the compiled functions."""
 
     def __init__(
         self,
@@ -63,16 +66,16 @@ class Evaluator:
         config: ConfigDict,
         mesh: Mesh,
     ):
-        """Takes no `store` for models that read ids only; see `Experiment`."""
+        """Takes what an `Experiment` holds; `store` is None for models that read only ids."""
         self.split, self.resident = split, resident
         self.config, self.mesh = config, mesh
         self.num_items = split.interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
-        self._masks = task_of(config).masks
+        self._uses_mask_item = task_of(config).uses_mask_item
         self._time_unit = model.user_encoder.needs_time
         self.catalog = CatalogEncoder(
-            model, store, config, mesh, num_items=self.num_items + self._masks
+            model, store, config, mesh, num_items=self.num_items + self._uses_mask_item
         )
         self.source = self.catalog.source
 
@@ -102,7 +105,7 @@ class Evaluator:
 
     @cached_property
     def training_counts(self) -> Int[np.ndarray, " N"]:
-        """int64[N], how often each item occurs in the training data."""
+        """How often each item occurs in the training data, int64."""
         return training_counts(self.split)
 
     def _top_and_rank(
@@ -118,13 +121,14 @@ class Evaluator:
         return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
 
     def encode_catalog(self, variables: dict) -> Float[Array, "G R E"]:
-        """Returns float32[G, R, E]: every item's vector, row-sharded over all devices."""
+        """Returns every item's vector, float32, row-sharded over all devices."""
         return self.catalog.encode(variables)
 
     def lower(self, variables: dict) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-        """Lowers what encodes a chunk of the catalogue on every device, and what ranks a batch.
+        """Returns two lowered programs: one encodes a chunk of the catalogue, one ranks a batch.
 
-        Nothing is computed: `variables` are shapes with shardings, devices may be a topology's.
+        Nothing is computed: `variables` are shapes with shardings. The devices of the mesh may be
+        those of a topology.
         """
         queries, _ = next(self._queries("test"))
         q = shapes(queries, self.mesh)
@@ -135,7 +139,7 @@ class Evaluator:
         )
 
     def rank(self, variables: dict, holdout: Holdout) -> Ranking:
-        """Ranks the whole catalogue for every user with a target in this holdout."""
+        """Returns the ranking of the whole catalogue for every user with a target in a holdout."""
         if self.resident.graph is not None:
             variables = self._propagate(variables, self.resident)
         catalog = self.encode_catalog(variables)
@@ -145,7 +149,7 @@ class Evaluator:
         )
 
     def rank_by_popularity(self, holdout: Holdout) -> Ranking:
-        """The popularity baseline: items ordered by their number of training interactions."""
+        """Returns the ranking by popularity: the number of an item's training interactions."""
         source = self.source
         counts = np.zeros((source.num_shards, source.rows_per_shard, 1), np.float32)
         counts.reshape(-1)[: self.num_items] = self.training_counts
@@ -153,7 +157,7 @@ class Evaluator:
         return self._collect(holdout, lambda q: self._rank_by_counts(counts, q.seen, q.target))
 
     def _queries(self, holdout: Holdout) -> Iterator[tuple[Queries, int]]:
-        """Batches of queries of one size (the last is filled up) and how many are real."""
+        """Yields batches of queries of one size, the last one filled up, and their real number."""
         users = self.split.users(holdout)
         for start in range(0, len(users), self.batch_size):
             chosen = users[start : start + self.batch_size]
@@ -166,7 +170,7 @@ class Evaluator:
                 history_length=length,
                 time_unit=self._time_unit,
             )
-            if self._masks:  # the place of the item to predict
+            if self._uses_mask_item:  # it stands in the place of the item to predict
                 mask = np.full((len(filled), 1), self.num_items, np.int32)
                 history = np.concatenate([queries.history, mask], axis=1)
                 queries = queries.replace(history=history)
@@ -175,15 +179,15 @@ class Evaluator:
             yield queries, len(chosen)
 
     def _collect(self, holdout: Holdout, rank_batch: Callable) -> Ranking:
-        parts = []
+        batches = []
         for queries, real in self._queries(holdout):
             top_ids, top_scores, rank = jax.device_get(
                 rank_batch(make_replicated_arrays(queries, self.mesh))
             )
             columns = (queries.user, queries.target, rank, top_ids, top_scores)
             columns += (self._count_candidates(queries),)
-            parts.append([column[:real] for column in columns])
-        return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            batches.append([column[:real] for column in columns])
+        return Ranking(*(np.concatenate(column) for column in zip(*batches, strict=True)))
 
     def _count_candidates(self, queries: Queries) -> Int[np.ndarray, " Q"]:
         distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)
@@ -191,7 +195,7 @@ class Evaluator:
         return np.where(repeated, 0, self.num_items - 1 - distinct)
 
     def metrics(self, ranking: Ranking) -> dict[str, metrics.Metrics]:
-        """Metrics of a ranking over all users ("all") and over those with a cold target."""
+        """Returns the metrics over all users ("all") and over those with a cold target ("cold")."""
         cold = self._is_cold(ranking.target)
         return {
             "all": metrics.ranking_metrics(ranking.rank, self.config.eval.ks),
@@ -199,7 +203,7 @@ class Evaluator:
         }
 
     def report(self, ranking: Ranking, holdout: Holdout) -> dict:
-        """The metrics of a model beside those of the popularity and the random ranking."""
+        """Returns a model's metrics beside those of the rankings by popularity and by chance."""
         cold = self._is_cold(ranking.target)
         num_candidates, ks = ranking.num_candidates, self.config.eval.ks
         return {

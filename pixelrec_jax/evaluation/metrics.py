@@ -9,12 +9,12 @@ Metrics = dict[str, dict[str, float | None]]  # name -> {"value", "low", "high"}
 
 
 def ranking_metrics(rank: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
-    """Recall@k and NDCG@k, each the mean over users and its normal 95 % interval.
+    """Returns Recall@k and NDCG@k: the mean over users, and its normal 95 % interval.
 
     With one relevant item, recall is 1 if rank <= k and NDCG is 1 / log2(rank + 1) if rank <= k.
 
     Args:
-      rank: 1 = first; Q = 0 gives values of None.
+      rank: places of the targets, 1 = first; without users the values are None.
       ks: cut-offs.
     """
     gain = 1 / np.log2(rank.astype(np.float64) + 1)
@@ -27,11 +27,11 @@ def ranking_metrics(rank: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
 
 
 def random_metrics(num_candidates: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
-    """The expected metrics of a uniformly random ranking; exact, so without an interval.
+    """Returns the expected metrics of a uniformly random ranking: exact, so without interval.
 
     Args:
-      num_candidates: how many items each user's target competes with, itself included; 0
-        for a target that no ranking can hit.
+      num_candidates: how many items each user's target competes with, itself included; 0 for a
+        target that no ranking can hit.
       ks: cut-offs.
     """
     metrics = {}

@@ -1,4 +1,4 @@
-"""What an evaluation gave each user, as files: top lists and ranks of targets."""
+"""Files with the result of an evaluation for each user: top lists and ranks of targets."""
 
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from pixelrec_jax.system.files import replaced_file
 
 
 def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ranking) -> None:
-    """Writes recommendations.parquet: user_id, rank (1 = best), item_id, score; original ids.
+    """Writes recommendations.parquet, with a row for each place in a user's top list.
 
-    Where the items have titles there is a column title, too.
+    Its columns are user_id and item_id, both original; rank, 1 = best; score; and title, if the
+    dataset has titles of items.
     """
     user_ids, item_ids = interactions.user_ids(), interactions.item_ids()
     users, k = ranking.top_ids.shape
@@ -36,12 +37,14 @@ def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ra
 
 
 def write_ranks(workdir: Path, split: Split, ranking: Ranking) -> None:
-    """Writes ranks.parquet, a row per ranked user, from which metrics of any group follow.
+    """Writes ranks.parquet, with a row per ranked user; metrics of any group follow from it.
 
-    Its columns: user_id and item_id, the target's, original ids; rank (1 = best), null where the
-    target is masked since the user had seen it; num_candidates, how many items the target competed
-    with, itself included, 0 where it is masked; training_count and total_count, how often the
-    target occurs in the training data and in all interactions.
+    A target is masked if the user had seen it before. The columns are:
+      user_id, item_id: original ids of the user and of the target.
+      rank: 1 = best; null for a masked target.
+      num_candidates: how many items the target competed with, itself included; 0 if it is masked.
+      training_count, total_count: how often the target occurs in the training data, and in all
+        interactions.
     """
     interactions, target = split.interactions, ranking.target
     total = np.bincount(interactions.items, minlength=interactions.num_items)

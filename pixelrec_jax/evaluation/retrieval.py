@@ -26,23 +26,21 @@ def retrieve(
     mesh: Mesh,
     chunk: int,
 ) -> tuple[Int[Array, "Q k"], Float[Array, "Q k"]]:
-    """Returns the exact top k of the catalogue with seen items masked; ties: lower id first.
+    """Returns the ids and scores of the exact top k, best first, seen items left out.
 
-    Each device scores its own rows, so devices exchange only k candidates per user.
+    Of equal scores the lower id comes first. Each device scores its own rows, so devices exchange
+    only k candidates per user. The results are replicated. A user with fewer than k items left has
+    PAD with a score of -inf in the last places.
 
     Args:
-      score: gives the scores of C rows of the catalogue for Q queries.
-      query: of users, float32.
-      catalog: float32, row-sharded; row 0 and rows from `num_items` on are padding.
-      seen: items to mask, padded with 0.
+      score: returns the scores of C rows of the catalogue for Q queries.
+      query: a query for each user, float32.
+      catalog: item vectors, float32, row-sharded; row 0 and the rows from N on are padding.
+      seen: the items to leave out for each user, padded with PAD.
       k: length of the lists, at most N - 1.
-      num_items: N.
+      num_items: N, padding included.
       mesh: the device mesh.
-      chunk: C, how many rows a device scores at once, which bounds the memory.
-
-    Returns:
-      ids and scores, best first, replicated. A user with fewer than k
-      items left has PAD with a score of -inf in the last places.
+      chunk: C, how many rows a device scores at once; it bounds the memory.
     """
 
     def shard(
@@ -85,14 +83,16 @@ def target_rank(
 ) -> Int[Array, " Q"]:
     """Returns the place of each target in the order of `retrieve`, 1 = best, replicated.
 
-    The catalogue is scored twice: to read the target's score, then to count the items that beat it,
-    without sorting. Both times by the same instruction of the compiled loop, so that the target's
-    score never differs from itself in the last bit.
+    The catalogue is scored twice: first to read the target's score, then to count the items that
+    beat it. Nothing is sorted. The same instruction of the compiled loop computes both, so the
+    target's score never differs from itself in the last bit.
 
-    Args: as of `retrieve`, and `target`, an item for each query.
+    An item with a NaN score beats every target, and a target with a NaN score loses to every item:
+    a broken model never looks good. A masked target loses to every item that is not masked.
 
-    A score that is not a number beats the target and is beaten by every item, so a broken model
-    never looks good. A target that is masked loses to every item that is not.
+    Args:
+      score, query, catalog, seen, num_items, mesh, chunk: see `retrieve`.
+      target: an item for each query.
     """
 
     def shard(
@@ -123,7 +123,7 @@ def target_rank(
             return jax.lax.psum(jax.lax.fori_loop(0, len(chunks), fold, zeros), AXES)
 
         zeros = (jnp.zeros(len(query)), jnp.zeros(len(query), jnp.int32))
-        # What the first sweep counts is dropped: it does not know the score yet.
+        # The count of the first sweep is dropped: that sweep does not know the score yet.
         _, wins = jax.lax.fori_loop(0, 2, sweep, zeros)
         return 1 + wins
 
@@ -131,12 +131,12 @@ def target_rank(
 
 
 class _Chunk(NamedTuple):
-    """A scored part of a device's rows.
+    """A chunk of a device's rows with their scores.
 
     Attributes:
       scores: float32[Q, C], -inf where an item is masked or `counts` is false.
-      ids: int32[C], of items, ascending.
-      counts: bool[C], false for rows past the catalogue and for those of another chunk.
+      ids: int32[C], the items, ascending.
+      counts: bool[C], false for rows past the catalogue and for rows of the chunk before.
     """
 
     scores: jax.Array
@@ -145,10 +145,10 @@ class _Chunk(NamedTuple):
 
 
 class _Chunks:
-    """A device's rows in chunks of one size, scored when asked for; lives within `shard_map`.
+    """A device's rows in chunks of one size, scored on access; to be used within `shard_map`.
 
-    The last chunk begins early if the size does not divide the rows; what it shares with the one
-    before it does not count.
+    If the size does not divide the rows, the last chunk begins early, and the rows that it shares
+    with the chunk before do not count in it.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Chunks:
         num_items: int,
         size: int,
     ):
-        """Takes the rows of a device; the other arguments are those of `retrieve`."""
+        """Takes the rows of a device in `table`; for the other arguments see `retrieve`."""
         self._score, self._query, self._table = score, query, table
         self._seen, self._num_items = seen, num_items
         self.rows = len(table)
@@ -181,7 +181,7 @@ class _Chunks:
         return _Chunk(scores.at[user, place].set(-jnp.inf, mode="drop"), ids, counts)
 
     def place(self, ids: Int[Array, "*ids"], index: Int[Array, ""]) -> Int[Array, "*ids"]:
-        """Returns where in a chunk ids count; C, past the end, for those that do not."""
+        """Returns the places in a chunk of ids that count in it; C, past the end, for others."""
         own, start = own_rows(ids, self.rows, CATALOG_SPEC), self._start(index)
         inside = (own >= index * self.size) & (own < start + self.size)
         return jnp.where(inside, own - start, self.size)
@@ -200,7 +200,7 @@ def _top(
 def _map_shards(
     shard: Callable, mesh: Mesh, catalog: Float[Array, "G R E"], *replicated: Shaped[Array, "Q ..."]
 ):
-    """Calls a function with each device's rows; what it returns is the same on all of them."""
+    """Returns the result, equal on all devices, of a function of each device's rows."""
     return jax.shard_map(
         shard,
         mesh=mesh,

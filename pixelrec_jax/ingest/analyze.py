@@ -11,7 +11,7 @@ from pixelrec_jax.data import interactions
 from pixelrec_jax.ingest import plots
 from pixelrec_jax.ingest.statistics import Statistics, analyze
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.console import one_line, render
+from pixelrec_jax.system.console import clean_line, render
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
 
@@ -67,7 +67,7 @@ def table(datasets: Mapping[str, Statistics]) -> str:
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
     """Returns the cells of a dataset by label."""
     sessions, items, times = facts["session_length"], facts["popularity"], facts["timestamps"]
-    most_popular = one_line(items["most_popular_item"], width=30)
+    most_popular = clean_line(items["most_popular_item"], width=30)
     if times["dates"]:
         first, last = (date[:10] for date in times["dates"])
     else:
@@ -100,7 +100,7 @@ def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
         if "tags" in info:
             figures["tags"] = f"{info['tags']:,}"
             for place, tag in enumerate(info["most_frequent_tags"][:3], start=1):
-                name = one_line(tag["tag"], width=30)
+                name = clean_line(tag["tag"], width=30)
                 figures[f"tag {place}"] = f"{name} ({tag['items']:,} items)"
     return figures
 

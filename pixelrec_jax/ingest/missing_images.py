@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixelrec_jax.system.console import one_line
+from pixelrec_jax.system.console import clean_line
 from pixelrec_jax.system.files import write_csv
 
 
@@ -22,7 +22,7 @@ def describe(ids: Sequence[str], reasons: dict[int, str]) -> str:
     """Returns one line with the counts and the first examples."""
     absent = sum(reason == "missing" for reason in reasons.values())
     examples = [
-        f"{one_line(ids[index], width=60)}: {one_line(reasons[index], width=120)}"
+        f"{clean_line(ids[index], width=60)}: {clean_line(reasons[index], width=120)}"
         for index in sorted(reasons)[:3]
     ]
     more = "; ..." if len(reasons) > len(examples) else ""

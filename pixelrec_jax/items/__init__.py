@@ -1,4 +1,4 @@
-"""Item encoders: what an item is: its id, frozen features, semantic ids, or its image."""
+"""Item encoders: an item is its id, frozen features, semantic ids or its image."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ _CODE_OPTIONS = {
     "codebook_size": Option("how many codes there are at each position", Whole()),
     "initializer": Option(_INITIALIZER, OneOf(*KERNEL_INITS)),
 }
-# What every vision encoder's config has; further keys are options that its backbone declares.
+# The keys of every vision encoder's config; its backbone declares further ones.
 _PIXEL_OPTIONS = {
     "name": _NAME,
     "image_size": Option("width and height of an image in pixels", Whole()),
@@ -79,7 +79,7 @@ def item_options(name: str) -> dict[str, Option]:
     """Returns the options of a registered item encoder.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: no item encoder has this name.
     """
     if name == "id":
         return _ID_OPTIONS
@@ -95,17 +95,17 @@ def item_options(name: str) -> dict[str, Option]:
 
 
 def uses_pixels(item: ConfigDict) -> bool:
-    """Whether this item encoder looks at images."""
+    """Returns whether this item encoder reads images."""
     return item.name in VISION_ENCODERS
 
 
 def uses_features(item: ConfigDict) -> bool:
-    """Whether this item encoder reads a frozen matrix."""
+    """Returns whether this item encoder reads a frozen matrix."""
     return item.name in FEATURES
 
 
 def id_table(encoder: nn.Module) -> tuple[str, ...] | None:
-    """Returns the path of the table in an item encoder that has one row for every item, if any."""
+    """Returns the path of an item encoder's table with a row for every item, if it has one."""
     if isinstance(encoder, IdEncoder):
         return ("table",)
     if isinstance(encoder, FeatureEncoder) and encoder.has_ids:
@@ -116,12 +116,17 @@ def id_table(encoder: nn.Module) -> tuple[str, ...] | None:
 def build_item_encoder(
     item: ConfigDict, *, num_items: int, has_mask: bool, width: int
 ) -> nn.Module:
-    """Builds the item encoder that `config.item` describes, for D = `width`.
+    """Returns the item encoder that `config.item` describes.
 
-    `has_mask` adds the mask as item N = `num_items`.
+    Args:
+      item: `config.item`.
+      num_items: N, padding included.
+      has_mask: whether there is a mask item; it becomes item N.
+      width: D.
 
     Raises:
-      UserError: an unknown name or choice, or an image size that the encoder cannot divide.
+      UserError: an unknown name or choice, options that do not fit each other, or an image size
+        that the encoder cannot divide into patches.
     """
     check_options(flatten(item.to_dict(), "item."), flatten(item_options(item.name), "item."))
     mask_item = num_items if has_mask else None
@@ -139,10 +144,14 @@ def _feature_encoder(
 ) -> nn.Module:
     encoder, has_ids = FEATURE_HEADS[item.feature_head], item.name == "id+features"
     if encoder.ids_needed and not has_ids:
-        raise UserError(f"item.feature_head={item.feature_head!r} needs item=id+features")
+        raise UserError(
+            f"item.feature_head={item.feature_head!r} needs ids, but item={item.name} has none; "
+            "use item=id+features"
+        )
     if item.dnn_layers and item.feature_head != "dense":
         raise UserError(
-            f"item.dnn_layers belong to item.feature_head='dense', given is {item.feature_head!r}"
+            f"item.dnn_layers={tuple(item.dnn_layers)} needs item.feature_head='dense', not "
+            f"{item.feature_head!r}; set item.dnn_layers=() or use the head 'dense'"
         )
     return encoder(
         num_items=num_items,

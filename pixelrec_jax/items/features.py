@@ -18,15 +18,15 @@ def _feature_of(items: Items) -> Shaped[Array, "M ..."]:
 
 
 class FeatureEncoder(nn.Module):
-    """What encoders of features have in common.
+    """The base of item encoders that read features.
 
     Attributes:
       num_items: N, the mask item included if there is one.
       has_ids: whether a table of ids stands beside the features.
-      mask_item: the item that stands for a masked one, if there is one.
+      mask_item: the id of the mask item, if there is one.
       width: D.
-      dnn_layers: widths of dense layers below the last (Figure 10); of `DenseFeatures` only.
-      weight_init: of all weights and tables, a key of `KERNEL_INITS`.
+      dnn_layers: widths of dense layers below the last (Figure 10); only `DenseFeatures` has them.
+      weight_init: how all weights and tables start, a key of `KERNEL_INITS`.
     """
 
     num_items: int
@@ -39,7 +39,7 @@ class FeatureEncoder(nn.Module):
     ids_needed: ClassVar[bool] = False
 
     def id_vector(self, items: Items, width: int) -> Float[Array, "M {width}"]:
-        """Returns float32[M, width], rows of a trainable table."""
+        """Returns the items' rows of a trainable table, float32."""
         return IdEncoder(self.num_items, width, self.weight_init, name="ids")(items, train=False)
 
     def dense(self, features: int, name: str, *, use_bias: bool = False) -> nn.Dense:
@@ -50,15 +50,15 @@ class FeatureEncoder(nn.Module):
 
 
 class DenseFeatures(FeatureEncoder):
-    """ReLU(W [f; e] + b) for features f and, if there is one, the id's vector e.
+    """ReLU(W [f; e] + b) for features f and the id's vector e, if the encoder has ids.
 
-    The item vectors of the reference's SASRec on frozen features. Features of several locations are
-    averaged after the projection. The vector of a masked item is learned.
+    The reference's SASRec on frozen features has these item vectors. Features of several locations
+    are averaged after the projection. The vector of the mask item is learned.
     """
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
-        """Returns float32[M, D] for items.id int32[M] and items.feature float32[M, ..., C]."""
+        """Returns an item's vector, E = D, float32."""
         x = _feature_of(items)
         if self.has_ids:
             vector = self.id_vector(items, self.width)
@@ -70,33 +70,33 @@ class DenseFeatures(FeatureEncoder):
 
 
 class BiasedFeatures(FeatureEncoder):
-    """[e; W f; w . f]: two parts of D / 2 and a visual bias (VBPR, He and McAuley, AAAI 2016).
+    """[e; W f; w . f]: two halves of D / 2 and a visual bias (VBPR, He and McAuley, AAAI 2016).
 
-    Without ids, W f has the whole width.
+    Without ids, W f has width D.
     """
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
-        """Returns float32[M, D + 1] for items.id int32[M] and items.feature float32[M, ..., C]."""
+        """Returns an item's vector, E = D + 1, float32; the features of locations are averaged."""
         feature = mean_over_locations(_feature_of(items))
         width = self.width // 2 if self.has_ids else self.width
-        parts = [self.dense(width, "visual")(feature), self.dense(1, "bias")(feature)]
+        vectors = [self.dense(width, "visual")(feature), self.dense(1, "bias")(feature)]
         if self.has_ids:
-            parts.insert(0, self.id_vector(items, self.width - width))
-        return jnp.concatenate(parts, axis=-1)
+            vectors.insert(0, self.id_vector(items, self.width - width))
+        return jnp.concatenate(vectors, axis=-1)
 
 
 class FeatureComponents(FeatureEncoder):
     """[e; ReLU(W f + b) of every location] (ACF, Chen et al., SIGIR 2017).
 
-    Only e is scored; ACF reads the rest of it in histories.
+    Only e is scored; ACF reads the locations of the items in a history.
     """
 
     ids_needed = True
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
-        """Returns float32[M, (1 + S) D] for items.feature float32[M, ..., C] of S locations."""
+        """Returns an item's vector, E = (1 + S) D for S locations, float32."""
         feature = _feature_of(items)
         feature = feature.reshape(len(items.id), -1, feature.shape[-1])
         locations = nn.relu(self.dense(self.width, "location", use_bias=True)(feature))
@@ -109,14 +109,14 @@ class RawFeatures(FeatureEncoder):
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
-        """Returns float32[M, C] for items.feature float32[M, ..., C]; zeros where f is zero."""
+        """Returns an item's vector, E = C, float32; zeros where f is zero."""
         feature = mean_over_locations(_feature_of(items))
         length = jnp.linalg.norm(feature, axis=-1, keepdims=True)
         return feature / jnp.where(length > 0, length, 1)
 
 
 class SemanticIds(nn.Module):
-    """The mean over an item's codes of a trainable vector for each (reference: semantic ids).
+    """The mean of the trainable vectors of an item's codes (the reference's semantic ids).
 
     Attributes:
       codebook_size: C; codes are 0 .. C - 1 at each position.
@@ -130,15 +130,15 @@ class SemanticIds(nn.Module):
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
-        """Returns float32[M, D] for items.feature int32[M, S], S codes each."""
+        """Returns an item's vector, E = D, float32."""
         codes = _feature_of(items)
         positions = codes.shape[-1]
-        rows = self.codebook_size + 1  # the reference has one for each position that no code uses
+        rows = self.codebook_size + 1  # as in the reference, one row per position is never used
         shape = (positions * rows, self.width)
         table = self.param("codebook", KERNEL_INITS[self.weight_init], shape, jnp.float32)
         vector = jnp.mean(table[codes + (jnp.arange(positions) * rows)[None]], axis=-2)
-        # In the reference it is code 0 of the first position that gets no gradient: padding, too,
-        # unless a file's codes count from 0.
+        # In the reference, code 0 of the first position gets no gradient. Padding has that code,
+        # and items have it only if the codes of a file count from 0.
         vector = jnp.where((items.id == PAD)[:, None], jax.lax.stop_gradient(vector), vector)
         return with_mask_vector(self, vector, items, self.mask_item)
 
@@ -146,7 +146,7 @@ class SemanticIds(nn.Module):
 def with_mask_vector(
     encoder: nn.Module, vector: Float[Array, "M D"], items: Items, mask_item: int | None
 ) -> Float[Array, "M D"]:
-    """Puts a learned vector in the place of the mask item's, if there is one."""
+    """Returns the vectors with a learned one for the mask item, if there is one."""
     if mask_item is None:
         return vector
     mask = encoder.param("mask", nn.initializers.normal(0.02), vector.shape[-1:], jnp.float32)
@@ -154,7 +154,7 @@ def with_mask_vector(
 
 
 def mean_over_locations(feature: Float[Array, "M *locations C"]) -> Float[Array, "M C"]:
-    """Returns the mean over the locations of an item's image."""
+    """Returns the mean of each item's features over the locations of its image."""
     return feature.reshape(len(feature), -1, feature.shape[-1]).mean(axis=1)
 
 

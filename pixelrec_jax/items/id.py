@@ -11,7 +11,7 @@ from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.parallel.tables import embedding_lookup
 
-# How tables [N, D] start, as the reference's recommenders have it; "normal" has a deviation.
+# How tables [N, D] start in the reference's recommenders; only "normal" reads the deviation.
 TABLE_INITS: dict[str, Callable[[int, int, float], nn.initializers.Initializer]] = {
     "normal": lambda items, width, std: nn.initializers.normal(std),
     "xavier_normal": lambda items, width, std: nn.initializers.xavier_normal(),
@@ -26,7 +26,7 @@ class IdEncoder(nn.Module):
 
     Attributes:
       num_items: N; row 0 is padding. As in the reference it is initialised like the other rows
-        and gets no gradient, even from user encoders that see it.
+        and gets no gradient, even from user encoders that read it.
       width: D.
       table_init: a key of `TABLE_INITS`.
       init_std: deviation of "normal".
@@ -39,7 +39,7 @@ class IdEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M D"]:
-        """Returns rows of the table, float32, for items of leading axis M."""
+        """Returns the items' rows of the table, float32."""
         shape = (self.num_items, self.width)
         initializer = TABLE_INITS[self.table_init](*shape, self.init_std)
         vector = embedding_lookup(self, "table", initializer, shape, items.id)

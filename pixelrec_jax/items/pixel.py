@@ -21,12 +21,12 @@ class PixelEncoder(nn.Module):
     """Normalises the image, runs the backbone and projects to the width of the recommender.
 
     Attributes:
-      backbone: maps float[M, H, W, 3] to tokens float[M, S, C] or vectors float[M, C].
+      backbone: maps images to tokens or vectors.
       trainable_blocks: the backbone's blocks that are trained.
-      mask_item: the item that stands for a masked one, if there is one; its image is white.
+      mask_item: the id of the mask item, if there is one; its image is white.
       width: D.
       dnn_layers: widths of further dense layers with ReLU below the projection (Figure 10).
-      head_init: of the projection, a key of `KERNEL_INITS`.
+      head_init: how the projection starts, a key of `KERNEL_INITS`.
       normalisation: a key of `NORMALISATIONS`.
       dtype: of computation.
     """
@@ -42,23 +42,23 @@ class PixelEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M D"]:
-        """Returns float32[M, D] for items.id int32[M] and items.image uint8[M, H, W, 3]."""
+        """Returns the items' vectors, float32."""
         context = Context(train=train, item=items.id, weight=items.weight)
         x = self.backbone(self.normalise(items), context)
         widths = (*self.dnn_layers, self.width)
         return project(x, widths, init=self.head_init, dtype=self.dtype)
 
     def normalise(self, items: Items) -> Float[Array, "M H W 3"]:
-        """Returns images dtype[M, H, W, 3] as the backbone takes them."""
+        """Returns the images as the backbone takes them, of `dtype`."""
         assert items.image is not None, "a store of images fills the items of this encoder"
         mean, std = jnp.asarray(NORMALISATIONS[self.normalisation])[:, None, None, None]
         image = (items.image.astype(jnp.float32) / 255 - mean) / std
-        # The reference's padding image is all zeros after normalisation, which uint8 cannot say.
+        # The reference's padding image is zero after normalisation; uint8 pixels cannot be that.
         image = jnp.where((items.id == PAD)[:, None, None, None], 0, image)
-        if self.mask_item is not None:  # all ones, likewise
+        if self.mask_item is not None:  # likewise ones after normalisation
             image = jnp.where((items.id == self.mask_item)[:, None, None, None], 1, image)
         return image.astype(self.dtype)
 
     def run_backbone(self, items: Items, stop: int | str | None = None) -> Float[Array, "M *map C"]:
-        """Returns what enters step `stop` of the backbone, in evaluation; see `Backbone.run`."""
+        """Returns the input of step `stop` of the backbone, in evaluation; see `Backbone.run`."""
         return self.backbone.run(self.normalise(items), stop=stop)

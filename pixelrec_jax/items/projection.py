@@ -1,4 +1,4 @@
-"""The paper's dimension transformation layer: from what an encoder sees to an item's vector."""
+"""The paper's dimension transformation layer: it maps an encoder's output to an item's vector."""
 
 from collections.abc import Sequence
 
@@ -30,19 +30,18 @@ def project(
     init: str,
     dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "M {widths[-1]}"]:
-    """Applies dense layers with ReLU; call it in a compact method, whose parameters they become.
+    """Returns items' vectors, float32: x after dense layers, each followed by ReLU.
 
-    The ReLU is in the reference's code and not in the paper: item vectors are non-negative. If x
-    are tokens, each is projected and the mean over them is the item's vector.
+    The last ReLU is in the reference's code but not in the paper; it makes vectors non-negative. If
+    x are tokens, each is projected, and their mean is the item's vector. The layers belong to the
+    module that calls this in a compact method.
 
     Args:
-      x: float[M, C] or tokens float[M, ..., C].
-      widths: of the layers dense_0, dense_1 ... and, the last one, head.
-      init: of the weights, a key of `KERNEL_INITS`; biases start at zero, or as PyTorch's.
+      x: a vector or tokens for each item.
+      widths: those of the layers dense_0, dense_1 ...; the last one is that of the layer head.
+      init: how weights start, a key of `KERNEL_INITS`; biases start at zero, or as in PyTorch if
+        it is "torch".
       dtype: of computation.
-
-    Returns:
-      float32[M, widths[-1]].
     """
     for n, features in enumerate(widths):
         bound = x.shape[-1] ** -0.5

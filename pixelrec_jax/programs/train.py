@@ -47,7 +47,7 @@ def main(_: Sequence[str]) -> None:
     from pixelrec_jax.parallel import distributed
     from pixelrec_jax.runs import checkpoint, report, run_folder
     from pixelrec_jax.training import train
-    from pixelrec_jax.training.describe import describe
+    from pixelrec_jax.training.describe import describe_config
 
     values = flags.FLAGS
     if not values.workdir and (values.mode != "describe" or values.config is None):
@@ -55,7 +55,7 @@ def main(_: Sequence[str]) -> None:
     workdir = storage.path(values.workdir or "")
     if values.mode == "describe":
         config = run_folder.read_config(workdir) if values.config is None else values.config
-        print(describe(config))
+        print(describe_config(config))
         return
     run = train.train_and_evaluate if values.mode == "train" else train.evaluate
     with distributed.joined(

@@ -12,7 +12,7 @@ from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.split import build_split
 from pixelrec_jax.runs.run_folder import read_config
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.console import one_line, render
+from pixelrec_jax.system.console import clean_line, render
 from pixelrec_jax.system.errors import UserError, reason
 
 _HISTORY = 8  # latest items shown
@@ -59,7 +59,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
 
         def add(label: str, item: str, score: str = "", grid: Table = grid) -> None:
             found = zip(shown, texts.get(item, ()), strict=False)
-            about = [one_line(text, width=_TEXTS[column]) for column, text in found]
+            about = [clean_line(text, width=_TEXTS[column]) for column, text in found]
             grid.add_row(label, item, score, *about)
 
         for item in before:

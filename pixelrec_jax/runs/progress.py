@@ -116,7 +116,7 @@ class Speed:
         return rates
 
 
-def one_line(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
+def format_scalars(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
     """Returns a line with the step and the scalars whose names start with a prefix."""
     shown = [
         f"{name.removeprefix(prefix).replace('_per_second', '/s')} {value:.4g}"

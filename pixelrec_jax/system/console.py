@@ -19,7 +19,7 @@ def render(tables: Iterable[Table]) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def one_line(value: str | None, *, width: int) -> str:
+def clean_line(value: str | None, *, width: int) -> str:
     """Returns a foreign text as one line of at most `width`, without control characters."""
     visible = "".join(c if c.isprintable() else " " for c in value or "")
     line = " ".join(visible.split())

@@ -8,7 +8,7 @@ from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.state import count_parameters
 
 
-def describe(config: ConfigDict) -> str:
+def describe_config(config: ConfigDict) -> str:
     """Returns lines: each key with its value and meaning, then the model and the training.
 
     Reads the prepared dataset, but does not allocate parameters or write anything.

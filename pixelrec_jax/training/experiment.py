@@ -109,7 +109,7 @@ def build_experiment(
         task,
         store,
         negatives=build_negatives(config, task),
-        num_items=interactions.num_items + task.masks,
+        num_items=interactions.num_items + task.uses_mask_item,
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         seed=config.seed,

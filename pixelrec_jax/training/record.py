@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.runs.goodput import Goodput
-from pixelrec_jax.runs.progress import Speed, TrainingProgress, one_line
+from pixelrec_jax.runs.progress import Speed, TrainingProgress, format_scalars
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.chips import peaks_of
 from pixelrec_jax.system.errors import UserError
@@ -83,11 +83,11 @@ class StepRecord:
         scalars |= {f"train/{name}": metrics[name] for name in metrics if name != "loss"}
         scalars |= self._rates or self._speed.read()
         self._rates = {}
-        self._progress.status(one_line(step, scalars))
+        self._progress.status(format_scalars(step, scalars))
         if values is not None:
             scalars |= {f"valid/{name}": value for name, value in values.items()}
             epoch = step // self._steps_per_epoch
-            self._progress.say(f"epoch {epoch}: " + one_line(step, scalars, prefix="valid/"))
+            self._progress.say(f"epoch {epoch}: " + format_scalars(step, scalars, prefix="valid/"))
         scalars |= self._goodput.scalars()
         if self._log:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})

@@ -73,7 +73,7 @@ def _init_variables(experiment: Experiment) -> dict:
     """Returns the variables of the model by Flax collection; tables are not padded yet."""
     config = experiment.config
     items = item_batch(np.zeros((1, 1), np.int32), experiment.store)
-    length = config.task.history_length + task_of(config).masks
+    length = config.task.history_length + task_of(config).uses_mask_item
     slot = jnp.zeros((1, 1, length), jnp.int32)
     batch = Batch(
         items=items,
@@ -109,7 +109,7 @@ def state_template(experiment: Experiment) -> TrainState:
     )
 
 
-def describe(experiment: Experiment, start: int) -> str:
+def start_line(experiment: Experiment, start: int) -> str:
     """Returns one line that names model, dataset, devices and the step that the run starts from."""
     config, data = experiment.config, experiment.interactions
     total, trained = count_parameters(experiment)

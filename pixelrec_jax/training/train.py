@@ -28,7 +28,7 @@ from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.runs.profile import Profiler
-from pixelrec_jax.runs.progress import TrainingProgress, one_line
+from pixelrec_jax.runs.progress import TrainingProgress, format_scalars
 from pixelrec_jax.runs.writers import check_writers
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
@@ -37,7 +37,7 @@ from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.optim import global_norm, learning_rates, update_norm
 from pixelrec_jax.training.record import StepRecord, check_finite
-from pixelrec_jax.training.state import TrainState, count_parameters, describe, state_template
+from pixelrec_jax.training.state import TrainState, count_parameters, start_line, state_template
 
 
 @lru_cache(maxsize=2)  # what counts its operations need not trace it again
@@ -183,11 +183,11 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
     config = experiment.config
     stopping, progress = EarlyStopping(config.train.patience), TrainingProgress(start=0, total=0)
     with in_first_process(run_folder.MetricsLog, workdir, continue_from=0, config=config) as log:
-        progress.say(describe(experiment, start=0))
+        progress.say(start_line(experiment, start=0))
         state = init_state(experiment)
         values = _validate(experiment, state, stopping)
         scalars = {f"valid/{name}": value for name, value in values.items()}
-        progress.say("untrained: " + one_line(0, scalars, prefix="valid/"))
+        progress.say("untrained: " + format_scalars(0, scalars, prefix="valid/"))
         if log:
             log.write(0, {"epoch": 0.0, **scalars})
             log.flush()
@@ -226,7 +226,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             prefetch=config.data.prefetch,
         ) as iterator,
     ):
-        progress.say(describe(experiment, start))
+        progress.say(start_line(experiment, start))
         record = StepRecord(experiment, progress, log, goodput)
         count_flops = StepFlops(experiment, make_train_step)
         for step, local in enumerate(goodput.waits(iterator), start=start + 1):

@@ -10,28 +10,28 @@ from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 
 
 class ACF(UserEncoder):
-    """A row of a table of users plus a mean of the history's items, weighted by attention.
+    """Encodes a user as a row of a table plus a mean of the history's items.
 
-    Two attentions, one inside the other: to the locations of each item's image, whose mean says how
-    the item looks, and to the items. As in the reference, an item's vector in the history is that
-    of the same table as a target's.
+    Attention weights the items in that mean. A second attention weights the locations of each
+    item's image; their mean says how the item looks. As in the reference, items of the history and
+    targets share one table.
     """
 
     has_table = True
     item_encoders = ("id+features",)
-    why_not_others = "it reads ids and features of locations, both; use item=id+features"
+    why_not_others = "it reads both ids and features of locations; use item=id+features"
     feature_head = "components"
 
     @nn.compact
     def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
-        """Returns one query for each user, float32, of items as `FeatureComponents`."""
+        """Returns one query for each user, float32; item vectors are of `FeatureComponents`."""
         init = nn.initializers.kaiming_normal()
 
         def dense(features: int, name: str, *, bias: bool = True) -> nn.Dense:
             return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
 
         def attention(x: Float[Array, "*places D"], name: str) -> Float[Array, "*places 1"]:
-            # Logits of a softmax; the reference adds a bias, which a softmax ignores.
+            # These are logits. The reference adds a bias, which their softmax ignores.
             return dense(1, name, bias=False)(nn.relu(x)).astype(jnp.float32)
 
         table_init = nn.initializers.normal((2 / self.width) ** 0.5)
@@ -49,6 +49,6 @@ class ACF(UserEncoder):
         logits = user + dense(self.width, "item")(item) + dense(self.width, "looks")(looks)
         logits = attention(logits, "item_attention")
         mask = history.mask[..., None]
-        # An empty history has equal weights, all of them of padding.
+        # In an empty history the softmax is uniform over padding, which then gets no weight.
         weight = jnp.where(mask, nn.softmax(jnp.where(mask, logits, -1e9), axis=1), 0)
         return user.astype(jnp.float32) + jnp.sum(weight * item, axis=1, keepdims=True)

@@ -7,11 +7,11 @@ from pixelrec_jax.users.transformer import Transformer
 
 
 class BERT4Rec(Transformer):
-    """Encodes what may stand in each slot; histories have L + 1 slots and hold the mask item.
+    """Encodes which item may stand in each slot; histories have L + 1 slots and hold the mask item.
 
-    Where a history ends in the mask item, as in ranking, the last query is the user now.
+    In ranking a history ends in the mask item, so the last query describes the user now.
     """
 
     def visible(self, mask: Bool[Array, "B L"]) -> Bool[Array, "B 1 L"]:
-        """Returns the slots that hold an item, the mask item included; they are L + 1."""
+        """Returns the slots that hold an item, the mask item included."""
         return mask[:, None, :]

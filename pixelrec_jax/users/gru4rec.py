@@ -14,10 +14,10 @@ from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder, visible_embedd
 class GRU4Rec(UserEncoder):
     """Encodes the user after each item of the history by a GRU without biases and a dense layer.
 
-    Gates are those of Cho et al. (2014) in PyTorch's form, in which the reset gate acts after the
-    recurrent product; kernels hold reset, update and candidate side by side, [in, 3 * H]. As
-    in the reference they are xavier uniform as a whole and the dense layer starts as in PyTorch.
-    Zeros at padding leave the GRU's state at zero.
+    The gates are those of Cho et al. (2014) in PyTorch's form: the reset gate acts after the
+    recurrent product. A kernel [in, 3 * H] holds reset, update and candidate side by side. As in
+    the reference, each kernel starts Xavier uniform as a whole, and the dense layer starts as in
+    PyTorch. Zeros at padding leave the GRU's state at zero.
     """
 
     expansion: int = Option("width of the GRU's state as a multiple of D", Whole()).field(1)
@@ -40,7 +40,7 @@ class GRU4Rec(UserEncoder):
             state: Float[Array, "B H"], gates_in: Float[Array, "B 3*H"]
         ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
             gates = state.astype(self.dtype) @ recurrent
-            # The state accumulates over steps: in float32, whatever the products are in.
+            # The state accumulates over steps, so it stays float32 whatever `dtype` is.
             reset_in, update_in, new_in = jnp.split(gates_in.astype(jnp.float32), 3, axis=-1)
             reset, update, new = jnp.split(gates.astype(jnp.float32), 3, axis=-1)
             update = nn.sigmoid(update_in + update)

@@ -14,14 +14,14 @@ from pixelrec_jax.users.mf import MF
 # Edges summed at once: few enough that their vectors stay in a CPU's cache.
 _CHUNK = 8192
 
-# Of users and of items.
+# The tables of users and of items.
 Tables = tuple[Float[Array, "users D"], Float[Array, "N D"]]
 
 
 class LightGCN(MF):
-    """Looks up users and items in tables that first pass along the graph of interactions.
+    """Looks up users and items in tables that were first passed along the graph of interactions.
 
-    In a layer, a vector passes along one edge.
+    A layer passes each vector along one edge.
     """
 
     layers: int = Option("number of layers", Whole()).field(2)
@@ -37,7 +37,7 @@ class LightGCN(MF):
     def propagate(self, params: dict, graph: Graph) -> dict:
         """Returns the parameters with both tables passed along the graph."""
         user, item = params["user_encoder"], params["item_encoder"]
-        # Rows that were added so that tables divide have no neighbours and no use here.
+        # Rows that only make tables divisible have no neighbours and are left out.
         tables = user["table"][: len(graph.user_degree)], item["table"][: len(graph.item_degree)]
         users, items = propagate(self.layers, tables, graph)
         return {
@@ -51,12 +51,12 @@ class LightGCN(MF):
 def propagate(layers: int, tables: Tables, graph: Graph) -> Tables:
     """Returns the mean of the tables after 0 to `layers` steps along the edges.
 
-    In a step a node becomes the sum of its neighbours, each weighted by (d d')^-1/2 with the two
-    degrees; without neighbours it becomes zero. The operator is symmetric: its gradient is the same
-    propagation of the cotangents, for which nothing but the graph is kept.
+    A step turns a node into the sum of its neighbours, each weighted by (d d')^-1/2, where d and d'
+    are the two degrees; a node without neighbours becomes zero. The operator is symmetric: its
+    gradient is the same propagation of the cotangents, so only the graph is kept for it.
     """
     degrees = graph.user_degree, graph.item_degree
-    # The weight of an edge is a factor of either end. Degree 0 occurs only where sums are zero.
+    # The weight of an edge is a product of one factor per end. Where a degree is 0, sums are zero.
     factors = [jnp.maximum(d, 1).astype(jnp.float32)[:, None] ** -0.5 for d in degrees]
 
     def scale(tables: Tables) -> Tables:
@@ -67,7 +67,7 @@ def propagate(layers: int, tables: Tables, graph: Graph) -> Tables:
         tables = scale(_sum_of_neighbours(scale(tables), graph))
         return tables, jax.tree.map(jnp.add, total, tables)
 
-    # Rolled, so that the memory does not grow with the number of layers.
+    # A loop, so that the memory does not grow with the number of layers.
     _, total = jax.lax.fori_loop(0, layers, step, (tables, tables))
     return jax.tree.map(lambda x: x / (layers + 1), total)
 
@@ -84,7 +84,7 @@ propagate.defvjp(_forward, _backward)
 
 
 def _sum_of_neighbours(tables: Tables, graph: Graph) -> Tables:
-    """Sums a chunk of edges at a time, since the vectors of all take many times the tables."""
+    """Returns the sums, made by chunks: the vectors of all edges take many times the tables."""
     users, items = tables
     edges = graph.user, graph.item
 

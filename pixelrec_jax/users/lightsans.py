@@ -22,12 +22,13 @@ from pixelrec_jax.users.transformer import (
 
 
 class LightSANsLayer(PostNormLayer):
-    """Attention of items to interests plus attention of positions to positions; feed-forward.
+    """Attention of items to interests plus attention among positions, then feed-forward.
 
     Attributes:
       interests: number of interests, to which keys and values are pooled.
       query_softmax: see `LightSANs`.
-      only_last: returns the last slot only, as nobody reads the others after the last layer.
+      only_last: whether only the last slot is computed: after the last layer, nothing reads the
+        others.
     """
 
     interests: int
@@ -43,7 +44,7 @@ class LightSANsLayer(PostNormLayer):
         *,
         train: bool,
     ) -> Float[Array, "B queries D"]:
-        """Returns what comes out for x, of all slots or the last; `visible` slots are seen."""
+        """Returns the vectors of all slots or of the last; attention reads `visible` slots."""
         width = x.shape[-1]
         query, key, value = (self.dense(width, name)(x) for name in ("query", "key", "value"))
         query, values = self.split(query), self.split(value)
@@ -76,9 +77,9 @@ class LightSANsLayer(PostNormLayer):
     def _pool(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B L"], *, name: str
     ) -> Float[Array, "B {self.interests} D"]:
-        """Pools slots to interests by how much each slot belongs to an interest."""
+        """Returns interests: means of slots, weighted by how much each slot belongs to them."""
         shape = (x.shape[-1], self.interests)
-        # Much larger than the other weights: so that interests differ from the start.
+        # Much larger than the other weights, so that interests differ from the start.
         interest = self.param(name, normal_init(1.0), shape, jnp.float32).astype(x.dtype)
         share = masked_softmax(x @ interest, visible[..., None], axis=-2)
         return jnp.einsum("blk,bld->bkd", share.astype(x.dtype), x)
@@ -87,8 +88,8 @@ class LightSANsLayer(PostNormLayer):
 class LightSANs(UserEncoder):
     """Encodes the user after the whole history; every slot attends to earlier and later ones.
 
-    Everything starts N(0, init_std^2), but the interests N(0, 1), as in the reference. If
-    padding is shown, it takes part in all of the attention.
+    As in the reference, interests start N(0, 1) and all other weights N(0, init_std^2). If padding
+    is shown, attention reads it like any item.
     """
 
     layers: int = LAYERS.field(1)

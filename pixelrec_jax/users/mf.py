@@ -9,7 +9,7 @@ from pixelrec_jax.users.encoder import UserEncoder
 
 
 class MF(UserEncoder):
-    """Looks up users in a table; the history is not read."""
+    """Looks up users in a table and does not read the history."""
 
     has_table = True
 

@@ -9,18 +9,19 @@ from pixelrec_jax.initializers import symmetric_uniform
 from pixelrec_jax.system.options import Option, Whole, Wholes
 from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder
 
-LAYER_NORM_EPSILON = 1e-8  # of the reference
+LAYER_NORM_EPSILON = 1e-8  # as in the reference
 
 
 class CausalConv(nn.Module):
     """A convolution over the present and past slots, with zeros before the first.
 
-    Written as one matrix product for each tap: histories are short, and taps that reach before the
-    first slot of all rows cost nothing. Initialised as in PyTorch, as in the reference.
+    It is one matrix product for each tap: histories are short, and a tap that always reaches before
+    the first slot costs nothing. Like the reference, it starts as in PyTorch.
 
     Attributes:
       kernel_size: number of taps.
-      dilation: slots between taps.
+      dilation: distance of neighbouring taps in slots.
+      dtype: of computation.
     """
 
     kernel_size: int
@@ -36,7 +37,7 @@ class CausalConv(nn.Module):
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", init, (width,), jnp.float32).astype(self.dtype)
         y = bias[None, None]
-        for tap in range(self.kernel_size):  # the last one sees the present
+        for tap in range(self.kernel_size):  # the last tap reads the present slot
             shift = (self.kernel_size - 1 - tap) * self.dilation
             if shift < length:
                 past = x[:, : length - shift].astype(self.dtype) @ kernel[tap]
@@ -45,10 +46,11 @@ class CausalConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, the second with twice the dilation, each followed by norm and ReLU.
+    """Residual block: two convolutions in a row, each followed by layer norm and ReLU.
 
     Attributes:
-      kernel_size, dilation: see `CausalConv`.
+      kernel_size, dtype: see `CausalConv`.
+      dilation: that of the first convolution; the second has twice as much.
     """
 
     kernel_size: int
@@ -59,7 +61,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B L 1"]
     ) -> Float[Array, "B L D"]:
-        """Returns what comes out for x; `visible` is False where convolutions see zeros."""
+        """Returns x after the block; convolutions read zeros where `visible` is False."""
         y = x
         for n, dilation in enumerate((self.dilation, 2 * self.dilation), start=1):
             y = CausalConv(self.kernel_size, dilation, self.dtype, name=f"conv_{n}")(
@@ -73,12 +75,12 @@ class ResidualBlock(nn.Module):
 class NextItNet(UserEncoder):
     """Encodes the user after each item of the history by residual blocks of convolutions.
 
-    If padding is shown, convolutions read what the layers before make of it. Otherwise they read
-    zeros there, as they do before the first slot.
+    If padding is shown, convolutions read its vectors as the earlier layers changed them. Otherwise
+    they read zeros there, as they do before the first slot.
     """
 
     kernel_size: int = Option("number of taps of each convolution", Whole()).field(3)
-    dilations: tuple[int, ...] = Option("slots between taps, by block", Wholes()).field((1, 4))
+    dilations: tuple[int, ...] = Option("slots from tap to tap, by block", Wholes()).field((1, 4))
     repeats: int = Option(
         "how often the blocks of all dilations are repeated, with new parameters", Whole()
     ).field(3)

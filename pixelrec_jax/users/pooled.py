@@ -10,9 +10,9 @@ from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 class FM(UserEncoder):
     """Factorisation machine (Rendle 2010) over the items of a history and a candidate.
 
-    Its pairwise terms are the history's own, which are the same for every candidate and vanish from
-    the ranking and from BPR, and those of the candidate: its dot product with the history's sum.
-    The reference has no linear terms.
+    Pairs within the history give every candidate the same term, which changes neither the ranking
+    nor BPR, so it is left out. Pairs with the candidate give its dot product with the history's
+    sum. As in the reference, there are no linear terms.
     """
 
     def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
@@ -21,7 +21,7 @@ class FM(UserEncoder):
 
 
 class DSSM(UserEncoder):
-    """Two towers (Huang et al. 2013), which in the reference have no layers: the history's mean."""
+    """Two-tower model (Huang et al. 2013) without layers, as in the reference: a history's mean."""
 
     def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
         """Returns one query for each user, float32."""

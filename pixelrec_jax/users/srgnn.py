@@ -13,20 +13,19 @@ from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 def session_graph(
     item: Int[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> tuple[Float[Array, "B L L"], Float[Array, "B L L"]]:
-    """Returns who comes before and after whom in each history, as means over distinct items.
+    """Returns two matrices that average states over the neighbours of each slot's item.
+
+    For states h of slots, the product of the first matrix and h is the mean over the distinct items
+    that come right before the slot's item, and the product of the second and h the mean over those
+    that come right after it; zero where there are none. Repeated transitions count once.
 
     An item that occurs several times is one node of the graph. Every slot carries the state of its
-    item's node, and of the slots of an item the first one speaks for the node: slots are never
-    sorted or gathered, so that all shapes are static.
+    item's node, and the item's first slot stands for the node. Slots are never sorted or gathered,
+    so all shapes are static.
 
     Args:
-      item: what identifies items within a row.
+      item: integers that tell the items of a row apart.
       mask: False at padding, which is not a node.
-
-    Returns:
-      Two matrices. With states h[B, L, D], the product of the first and h is, in every
-      slot, the mean over the distinct predecessors of its item, of the second the mean over its
-      successors; zero where there are none. How often items follow each other does not count.
     """
     same = (item[:, :, None] == item[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     first = jnp.argmax(same, axis=-1) == jnp.arange(item.shape[-1])[None]  # its item's first slot
@@ -41,7 +40,7 @@ def session_graph(
 
 
 class SRGNN(UserEncoder):
-    """Encodes the user by the graph of the history's items and attention to them from the last.
+    """Encodes the user by the graph of the history's items and attention from the last item.
 
     All parameters start U(-1 / sqrt(D), 1 / sqrt(D)), as in the reference.
     """
@@ -69,7 +68,7 @@ class SRGNN(UserEncoder):
         before, after = session_graph(history.item, history.mask)
         edges = {"incoming": before.astype(self.dtype), "outgoing": after.astype(self.dtype)}
         along = {name: dense(width, name) for name in edges}
-        # Added to the means, also where there are none.
+        # Added to every mean, even to the zero of a node without neighbours.
         bias = {
             name: self.param(f"{name}_bias", init, (width,), jnp.float32).astype(self.dtype)
             for name in edges

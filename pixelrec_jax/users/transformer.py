@@ -18,27 +18,30 @@ DROPOUT = Option(
     "dropout rate after each sub-layer and on attention probabilities", Number(least=0, below=1)
 )
 INIT_STD = Option("standard deviation of the initial weights", Number(least=0))
-_MASKED = -1e9  # finite, so that a row without anything visible becomes uniform and not NaN
+_MASKED = -1e9  # finite: a row with nothing visible becomes uniform and not NaN
 
 
 def normal_init(std: float) -> nn.initializers.Initializer:
-    """The initialiser N(0, std^2) that these models use for every matrix and table."""
+    """Returns the initialiser N(0, std^2) that these models use for every matrix and table."""
     return nn.initializers.normal(std)
 
 
 def masked_softmax(
     logits: Float[Array, "*#logits"], visible: Bool[Array, "*#logits"], *, axis: int = -1
 ) -> Float[Array, "*#logits"]:
-    """Returns the softmax in float32 over an axis where `visible`, which broadcasts, is True."""
+    """Returns the softmax in float32 over the entries of an axis where `visible` is True."""
     return jax.nn.softmax(logits.astype(jnp.float32) + jnp.where(visible, 0, _MASKED), axis)
 
 
 class PostNormLayer(nn.Module):
-    """What layers share: sub-layers that each end in dropout -> residual -> layer norm.
+    """The base of post-norm layers: each sub-layer ends in dropout, residual and layer norm.
 
     Attributes:
-      heads, mlp_ratio, dropout, init_std: see the options `HEADS`, `MLP_RATIO`, `DROPOUT`,
-        `INIT_STD`.
+      heads: attention heads; they divide D.
+      mlp_ratio: width of the feed-forward sub-layer as a multiple of D.
+      dropout: rate after each sub-layer and on attention probabilities.
+      init_std: standard deviation of the initial weights.
+      dtype: of computation.
     """
 
     heads: int
@@ -63,10 +66,16 @@ class PostNormLayer(nn.Module):
     def split(
         self, x: Float[Array, "*batch D"]
     ) -> Float[Array, "*batch {self.heads} D//{self.heads}"]:
-        """Splits the last axis into heads."""
+        """Returns x with the last axis split into heads.
+
+        Raises:
+          UserError: the heads do not divide it.
+        """
         width = x.shape[-1]
         if width % self.heads:
-            raise UserError(f"width={width} is not divisible by user.heads={self.heads}")
+            raise UserError(
+                f"width={width} is not divisible by user.heads={self.heads}; change one of them"
+            )
         return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
 
     def after_attention(
@@ -76,7 +85,7 @@ class PostNormLayer(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "B L D"]:
-        """Completes a layer on x, given what its attention made."""
+        """Returns the layer's output for its input x and the result of attention, `context`."""
         width = x.shape[-1]
         context = self.dense(width, "out")(context.reshape(x.shape))
         x = self.norm("attention_norm")(x + self.drop(context, train=train))
@@ -86,13 +95,13 @@ class PostNormLayer(nn.Module):
 
 
 class TransformerLayer(PostNormLayer):
-    """One layer: self-attention and feed-forward."""
+    """Self-attention, then feed-forward."""
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B queries L"], *, train: bool
     ) -> Float[Array, "B L D"]:
-        """Returns what comes out for x; `visible` says which keys (last axis) a query sees."""
+        """Returns x after the layer; `visible` says which keys (last axis) a query sees."""
         width = x.shape[-1]
         query, key, value = (
             self.split(self.dense(width, name)(x)) for name in ("query", "key", "value")
@@ -105,9 +114,9 @@ class TransformerLayer(PostNormLayer):
 
 
 class Transformer(UserEncoder):
-    """Item vectors with positions through transformer layers; subclasses say who sees whom.
+    """Runs item vectors with positions through layers; subclasses say which slots a query sees.
 
-    Positions count from the left of the padded history, so that the newest has always the same.
+    Positions count from the left of the padded history, so the newest item always has the last.
     """
 
     layers: int = LAYERS.field(2)
@@ -117,7 +126,7 @@ class Transformer(UserEncoder):
     init_std: float = INIT_STD.field(0.02)
 
     def visible(self, mask: Bool[Array, "B L"]) -> Bool[Array, "B queries L"]:
-        """Returns which keys (last axis) a query sees; one row of them if all see the same."""
+        """Returns which keys (last axis) a query sees; one row if all queries see the same."""
         raise NotImplementedError
 
     @nn.compact

@@ -8,10 +8,10 @@ from pixelrec_jax.users.mf import MF
 
 
 class VBPR(MF):
-    """A row of a table of users, followed by 1 for each entry of an item past the D-th, its bias.
+    """Encodes a user as a row of a table, followed by ones that meet an item's bias.
 
-    Of items as biased features the first half of a user's row meets the id, the second half the
-    features (`BiasedFeatures`). Items of other kinds have no bias: then it is plain MF.
+    An item of `BiasedFeatures` has its bias past the D-th entry; the first half of a user's row
+    meets its id and the second half its features. Items without a bias give plain MF.
     """
 
     feature_head = "biased"

@@ -1,4 +1,4 @@
-"""VisRank: what looks like the history (Kang et al. 2017), without training."""
+"""VisRank: recommends what looks like the history (Kang et al. 2017), without training."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ class VisRank(UserEncoder):
 
     item_encoders = ("features",)
     why_not_others = (
-        "it compares frozen features and trains nothing, and other items have to be trained; "
+        "it compares frozen features and trains nothing, but other items have to be trained; "
         "use item=features"
     )
     feature_head = "raw"
@@ -31,9 +31,9 @@ class VisRank(UserEncoder):
     def score(
         self, query: Float[Array, "*#batch D"], item: Float[Array, "*#batch R E"]
     ) -> Float[Array, "*#batch R"]:
-        """Returns scores for queries of width D = L * E and unit vectors of R items each.
+        """Returns the scores of R items, unit vectors, for each query, D = L * E.
 
-        Takes the memory of twice [..., R, L] numbers.
+        It needs memory for twice [..., R, L] numbers.
         """
         history = query.reshape(*query.shape[:-1], -1, item.shape[-1])
         cosine = jnp.einsum(

@@ -95,7 +95,7 @@ def make_batches(name: str, interactions: Interactions, **options) -> TrainBatch
         task,
         None,
         negatives=Uniform(task, count=1),
-        num_items=interactions.num_items + task.masks,
+        num_items=interactions.num_items + task.uses_mask_item,
         batch_size=8,
         epochs=1,
         seed=0,

@@ -1,4 +1,4 @@
-"""Ranking against a dense NumPy ranking: ties, sizes that no device count divides, masks."""
+"""Ranking against a dense NumPy ranking: ties, sizes that devices do not divide, seen items."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def mesh(request):
 
 
 def _sharded(table: np.ndarray, mesh) -> jax.Array:
-    """Puts [N, D] row-sharded on the mesh, padded to whole shards."""
+    """Returns a table [N, D] row-sharded over the mesh and padded to whole shards."""
     shards = num_shards(mesh, CATALOG_SPEC)
     rows = -(-len(table) // shards)
     padded = np.full((shards * rows, table.shape[1]), 1e6, np.float32)  # would win if it counted
@@ -40,7 +40,7 @@ def _sharded(table: np.ndarray, mesh) -> jax.Array:
 
 
 def _dense(query, table, seen, target, k):
-    """The same by sorting everything; ties by lower id."""
+    """Returns the same results by sorting all items; ties: lower id first."""
     ids, ranks = [], []
     for vector, mask, goal in zip(query, seen, target, strict=True):
         scores = table @ vector
@@ -53,7 +53,7 @@ def _dense(query, table, seen, target, k):
 
 
 def _top_and_rank(score, query, table, seen, target, mesh, *, k, chunk):
-    """Ids, scores and ranks over a table [N, D], by one compiled program as in an evaluation."""
+    """Returns ids, scores and ranks over a table [N, D], by one program as in an evaluation."""
 
     @jax.jit
     def both(catalog):
@@ -118,7 +118,7 @@ def test_a_masked_target_loses_to_all_that_are_not(mesh, chunk):
 @pytest.mark.parametrize("score", [dot_product, VisRank(1, 1, np.float32).score])
 @pytest.mark.parametrize("chunk", [7, 32, 1000])
 def test_a_rank_is_the_place_in_the_list_whatever_the_rounding(mesh, score, chunk):
-    """Products of random numbers round, in another way in a product of another shape."""
+    """Products of random numbers round differently in matrix products of different shapes."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(203, 48)).astype(np.float32)
     table[100:] = table[103:0:-1]  # pairs that tie, unless they round differently
@@ -186,7 +186,7 @@ def test_metrics_without_users():
 
 
 def test_the_report_beside_its_baselines_by_hand():
-    """Two users whose targets are popular and cold, and one whose target is a repeat."""
+    """Three users: one has a popular target, one a cold target, and one a repeated target."""
     config = tiny_config("user=sasrec,item=id,dataset=toy")
     config.eval.cold_threshold = 0
     popular = [[1, 2, 3, 4, 5, 20, 30]] * 8
@@ -219,7 +219,7 @@ def test_random_metrics_are_the_expectation():
     "words", ["user=mf,item=id", "user=sasrec,item=id", "user=fm,item=vit_toy"]
 )
 def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
-    """Catalogue, tables and users of numbers that no mesh divides; weights make products exact."""
+    """Sizes that no mesh divides, for items and users; the weights make products exact."""
     config = tiny_config(f"{words},dataset=custom")
     config.mesh.fsdp_min_size = 0
     config.eval.chunk = 5  # on eight devices one short of their rows
@@ -237,7 +237,7 @@ def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
         evaluator, state = experiment.evaluator, init_state(experiment)
         variables = {
             **state.variables,
-            # Multiples of 1/64 below 8, whose products sum exactly in float32, in any order.
+            # Multiples of 1/64 below 8: sums of their products are exact in float32.
             "params": jax.tree.map(lambda x: np.round(x * 640) / 64, state.params),
         }
         rankings.append(evaluator.rank(variables, "test"))

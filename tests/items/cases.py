@@ -33,12 +33,12 @@ from tests.items import parity
 
 @dataclass(frozen=True)
 class Case:
-    """A PyTorch model and what it is here.
+    """A PyTorch model and our encoder that computes the same.
 
     Attributes:
       make: makes the model.
       backbone, mapping: ours, and the names of its weights.
-      blocks: names of PyTorch's modules whose outputs are those of our blocks.
+      blocks: names of PyTorch's modules, one for each of our blocks, with the same output.
       forward: (model, images) -> what the model returns.
       output: (what it returns, the last block's output) -> what our backbone returns.
       pools: by the name of a pool, the tokens of the last block -> what our backbone returns.
@@ -61,11 +61,11 @@ class Case:
     seed: int = 1
 
     def module(self) -> torch.nn.Module:
-        """The model with random weights, in evaluation; MAE's positions are parameters here."""
+        """Returns the model with random weights, in evaluation; MAE's positions are parameters."""
         return parity.randomise(self.make(), scale=self.scale).eval().requires_grad_(True)
 
     def run(self, module: torch.nn.Module, image: torch.Tensor) -> tuple[list, torch.Tensor]:
-        """PyTorch's outputs of the blocks, and of the whole."""
+        """Returns PyTorch's outputs of the blocks and of the whole model."""
         states = []
         hooks = [
             module.get_submodule(block).register_forward_hook(
@@ -111,12 +111,12 @@ _VIT = vit.VisionTransformer(**_SIZES, epsilon=1e-12)
 
 
 def _unmasked(module: torch.nn.Module, image: torch.Tensor):
-    """MAE shuffles the patches by this noise; sorted noise keeps their order."""
+    """Returns MAE's result; it sorts patches by this noise, which keeps their order."""
     return module(image, noise=torch.arange(16.0).expand(len(image), 16))
 
 
 def beit_config(**changed) -> BeitConfig:
-    """Relative positions in every block, without stochastic depth."""
+    """Returns a config of BEiT with relative positions in every block and no stochastic depth."""
     options = {"use_relative_position_bias": True, "drop_path_rate": 0.0}
     return BeitConfig(**{**SIZES, **options, **changed})
 
@@ -186,7 +186,7 @@ UNITS = {"basic": (resnet.Basic, 1), "bottleneck": (resnet.Bottleneck, 4)}
 
 
 def resnet_config(kind: str) -> ResNetConfig:
-    """Three stages, as every batch norm on top amplifies the rounding of those below."""
+    """Returns a config of three stages: each batch norm amplifies the rounding of those below."""
     sizes = [8 * UNITS[kind][1] * 2**n for n in range(3)]
     return ResNetConfig(embedding_size=8, hidden_sizes=sizes, depths=[1, 2, 1], layer_type=kind)
 
@@ -275,13 +275,13 @@ CONVOLUTIONAL = {
     ),
 }
 ARCHITECTURES = TRANSFORMERS | CONVOLUTIONAL
-# Torchvision's residual networks have other names, but not other computations.
+# Torchvision's residual networks differ only in names.
 CASES = ARCHITECTURES | {f"torchvision_{kind}": _of_torchvision(kind) for kind in UNITS}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A case, its model in evaluation, the model's checkpoint and our backbone with its weights."""
+    """A case with its model, the model's checkpoint and our backbone with the same weights."""
 
     case: Case
     module: torch.nn.Module
@@ -291,7 +291,7 @@ class Loaded:
 
 @cache
 def loaded(name: str) -> Loaded:
-    """A case of this name, which no test may change."""
+    """Returns the case of this name; tests must not change it."""
     case = CASES[name]
     module = case.module()
     tensors = parity.checkpoint(module)

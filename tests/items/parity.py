@@ -23,7 +23,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> torch.nn.Module:
-    """Gives every parameter and running statistic a size at which a wrong mapping shows."""
+    """Returns the module with values in every tensor so large that a wrong mapping shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -39,23 +39,23 @@ def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> tor
 
 
 def random_image(size: int, count: int = 2, seed: int = 0) -> np.ndarray:
-    """Normalised images float32[count, size, size, 3]."""
+    """Returns normalised images float32[count, size, size, 3]."""
     return np.random.default_rng(seed).normal(size=(count, size, size, 3)).astype(np.float32)
 
 
 def as_torch(image: np.ndarray) -> torch.Tensor:
-    """The same images in PyTorch's layout [M, 3, H, W]."""
+    """Returns the same images in PyTorch's layout [M, 3, H, W]."""
     return torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
 
 
 def as_jax(x: torch.Tensor) -> np.ndarray:
-    """PyTorch's map [M, C, H, W] as [M, H, W, C]; other shapes as they are."""
+    """Returns PyTorch's map [M, C, H, W] as [M, H, W, C], and other shapes unchanged."""
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).detach().numpy()
 
 
 def checkpoint(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The tensors of a module by the names of its checkpoints."""
-    if isinstance(module, PreTrainedModel):  # whose files name them in another way
+    """Returns the tensors of a module by the names of its checkpoints."""
+    if isinstance(module, PreTrainedModel):  # its files have other names
         with TemporaryDirectory() as folder:
             module.save_pretrained(folder)
             return files.read(Path(folder) / "model.safetensors")
@@ -67,7 +67,7 @@ def backward(
 ) -> np.ndarray:
     """Gives the module the gradients of sum(forward(images) * direction) and returns the output.
 
-    Computed in float64, so that a comparison sees no rounding but ours.
+    PyTorch computes in float64, so a comparison sees only our rounding.
     """
     module.double()
     output = forward(as_torch(image).double())
@@ -77,7 +77,7 @@ def backward(
 
 
 def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The gradients of a module by the names of its checkpoints (its weights are lost)."""
+    """Returns the gradients by the names of checkpoints; the module loses its weights."""
     used = {name for name, x in module.named_parameters() if x.grad is not None}
     with torch.no_grad():
         for parameter in module.parameters():
@@ -100,7 +100,7 @@ def _shapes(backbone: nn.Module, size: int) -> dict:
 def _evaluate(
     backbone: nn.Module, variables: dict, image: jax.Array, pools: tuple[str, ...]
 ) -> tuple[dict, dict]:
-    """Outputs by pool and outputs of every block; what they share is computed once."""
+    """Returns outputs by pool and the outputs of every block; shared work is done once."""
     run = partial(backbone.apply, capture_intermediates=True, mutable=["intermediates"])
     captured = run(variables, image)[1]["intermediates"]
     outputs = {pool: backbone.clone(pool=pool).apply(variables, image) for pool in pools}
@@ -110,7 +110,7 @@ def _evaluate(
 def _train(
     backbone: nn.Module, variables: dict, image: jax.Array, direction: jax.Array
 ) -> tuple[dict, dict, jax.Array]:
-    """Gradients of sum(output * direction), what training changes, and the output."""
+    """Returns gradients of sum(output * direction), variables that training changes, and output."""
     state = {name: tree for name, tree in variables.items() if name != "params"}
 
     def loss(params):
@@ -128,14 +128,14 @@ def _train(
 
 
 _train_fast = jax.jit(_train, static_argnames="backbone")
-# Takes half as long to compile; for float64, where the question is algebra.
+# Compiles in half the time; for float64, which checks algebra and not speed.
 _train_unoptimised = jax.jit(
     _train, static_argnames="backbone", compiler_options={"xla_backend_optimization_level": 0}
 )
 
 
 def parameters(backbone: nn.Module, size: int = 224) -> dict[str, int]:
-    """The number of parameters of every block."""
+    """Returns the number of parameters of every block."""
     params = _shapes(backbone, size)["params"]
     return {name: sum(x.size for x in jax.tree.leaves(block)) for name, block in params.items()}
 
@@ -155,35 +155,35 @@ class Backbone:
     variables: dict
 
     def __call__(self, image: np.ndarray, **options) -> jax.Array:
-        """The output in evaluation; `options` replace some of the backbone's."""
+        """Returns the output in evaluation; `options` replace some of the backbone's."""
         module = self.module.clone(**options)
         return _evaluate(module, self.variables, image, (module.pool,))[0][module.pool]
 
     def evaluate(self, image: np.ndarray, *pools: str) -> tuple[dict, dict]:
-        """The outputs of these pools, and that of every block, in evaluation."""
+        """Returns the outputs of these pools, and that of every block, in evaluation."""
         outputs, layers = _evaluate(self.module, self.variables, image, pools)
         return outputs, {name: layers[name] for name in self.module.blocks}  # in order
 
     def train(self, image: np.ndarray, direction: np.ndarray) -> tuple[dict, dict, jax.Array]:
-        """A training step of all blocks.
+        """Returns what a training step of all blocks gives.
 
-        Returns:
-          The gradients of sum(output * direction), the variables that it changes, the output.
+        These are the gradients of sum(output * direction), the variables that the step changes, and
+        the output.
         """
         return self._train(self._in_train_mode(), self.variables, image, direction)
 
     def training_program(self, image: np.ndarray, direction: np.ndarray) -> str:
-        """What `train` computes, as text."""
+        """Returns the program of `train` as text."""
         traced = self._train.trace(self._in_train_mode(), self.variables, image, direction)
         return str(traced.jaxpr)
 
     def in_float64(self, **options) -> "Backbone":
-        """The same backbone with other options, to compute with under the fixture `in_float64`."""
+        """Returns the backbone with other options, to run under the fixture `in_float64`."""
         module = double.module(self.module.clone(**options))
         return Backbone(module, self.mappings, double.cast(self.variables))
 
     def read_gradients(self, tensors: Mapping) -> dict:
-        """PyTorch's gradients as a tree of our parameters."""
+        """Returns PyTorch's gradients as a tree of our parameters."""
         return read_weights(tensors, self.mappings, self.variables["params"], origin="gradients")
 
     @property
@@ -197,14 +197,14 @@ class Backbone:
 def read(
     module: nn.Module, mappings: tuple[WeightMapping, ...], tensors: Mapping, *, size: int
 ) -> Backbone:
-    """A backbone for images of `size` pixels with the tensors of a checkpoint."""
+    """Returns a backbone for images of `size` pixels with the tensors of a checkpoint."""
     shapes = _shapes(module, size)
     tree = read_weights(tensors, mappings, merge_collections(shapes), origin="PyTorch")
     return Backbone(module, mappings, split_collections(tree, shapes))
 
 
 def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:
-    """Differences are at most `tolerance` of the largest magnitude."""
+    """Asserts that differences are at most `tolerance` of the largest magnitude."""
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
     assert np.shape(ours) == theirs.shape, name
     difference = np.abs(np.asarray(ours) - theirs).max()
@@ -212,10 +212,10 @@ def assert_close(ours, theirs, tolerance: float = 1e-5, name: str = "") -> None:
 
 
 def assert_trees_close(ours: Mapping, theirs: Mapping, tolerance: float = 1e-5) -> None:
-    """Tensor by tensor, relative to each one's own largest magnitude.
+    """Asserts that each tensor is close, relative to its own largest magnitude.
 
-    Exempt are tensors that are zero but for rounding, such as the gradient of a key's bias: theirs
-    and ours have at most a millionth of the largest magnitude of all.
+    A tensor of theirs that is zero apart from rounding, such as the gradient of a key's bias, has
+    another bound: ours must not exceed a millionth of the largest magnitude of all either.
     """
     ours, theirs = flatten_dict(ours), flatten_dict(theirs)
     assert ours.keys() == theirs.keys()

@@ -127,7 +127,7 @@ def test_a_whole_checkpoint_is_read(name):
     backbone = parity.read(case.backbone, (case.mapping,), tensors, size=case.size)
     written = write_weights(merge_collections(backbone.variables), case.mapping)
     ours = {whole.prefix + key.removeprefix(whole.prefix): x for key, x in written.items()}
-    # All that is named as the backbone's, but what the mapping says it has no use for.
+    # All tensors with the backbone's prefix, apart from those that the mapping ignores.
     theirs = {
         key
         for key in tensors

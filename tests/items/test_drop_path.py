@@ -1,4 +1,4 @@
-"""Stochastic depth in the architectures that have it: which paths, whose, and when."""
+"""Stochastic depth in the architectures that have it: which paths of which items, and when."""
 
 from functools import partial
 

@@ -22,14 +22,14 @@ IDS = np.array([0, 3, 1, 8, 3], np.int32)  # padding and a repeat
 
 
 class Encoded:
-    """An item encoder's parameters, made larger than they start, and its vectors of some ids."""
+    """An item encoder's parameters, larger than they start, and its vectors of some ids."""
 
     def __init__(self, words: str, **options):
         config = tiny_config(f"{words},dataset=custom")
         config.width = D
         config.item.update(options)
         self.model = build(config, num_items=N, num_users=2)
-        self.ids = np.append(IDS, np.int32(N)) if task_of(config).masks else IDS
+        self.ids = np.append(IDS, np.int32(N)) if task_of(config).uses_mask_item else IDS
         self.items = item_batch(self.ids[None], random_store(config.item, N))
         self.feature = self.items.feature[0]
         init = partial(self.model.init, method="encode_items")
@@ -140,7 +140,7 @@ def test_padding_does_not_train_semantic_ids():
         (
             "user=acf,item=features",
             "components",
-            "item.feature_head='components' needs item=id.features",
+            "item.feature_head='components' needs ids, .* use item=id.features",
         ),
     ],
 )

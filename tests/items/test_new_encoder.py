@@ -54,7 +54,7 @@ def _colours(monkeypatch):
     monkeypatch.setitem(VISION_ENCODERS, "colours", spec)
     settings = EncoderSettings(weights="", trainable="all", options={"exponent": 2.0})
     monkeypatch.setitem(ENCODERS, "colours", settings)
-    # Made of the two registries when they are imported.
+    # At import these are made from the two registries.
     monkeypatch.setattr(items, "ITEM_ENCODERS", (*items.ITEM_ENCODERS, "colours"))
     monkeypatch.setattr(pixelrec, "ITEMS", (*pixelrec.ITEMS, "colours"))
 

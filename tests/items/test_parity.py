@@ -129,7 +129,7 @@ def test_weights_are_written_as_they_were_read(name, tmp_path):
 @pytest.mark.parametrize("name", RECOMPUTED)
 @pytest.mark.usefixtures("in_float64")
 def test_recomputing_activations_changes_no_gradient(name):
-    """Nor which paths are dropped, nor running statistics."""
+    """It does not change which paths are dropped or the running statistics either."""
     backbone = TINY[name].backbone()
     image = parity.random_image(16)
     shapes = jax.eval_shape(backbone.init, jax.random.key(0), image)

@@ -72,7 +72,7 @@ def test_normalisation(name):
     config.item.normalisation = name
     vectors, _ = _encode(config, items, variables)
     mean, std = map(np.asarray, NORMALISATIONS[name])
-    # The same picture as it would look if the reference's normalisation gave the same values.
+    # The pixels that give the same values under the reference's normalisation.
     same = ((items.image / 255 - mean) / std * 0.5 + 0.5) * 255
     config.item.normalisation = "half"
     expected, _ = _encode(config, items.replace(image=same.astype(np.float32)), variables)

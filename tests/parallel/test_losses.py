@@ -62,7 +62,7 @@ def _wide_resnets(monkeypatch):
     + [("mf", item) for item in TINY],
 )
 def test_losses_over_all_axes_are_those_of_one_device(user, item):
-    """Every encoder with all three axes above one, where each parameter is split as its rule says.
+    """Every encoder on a mesh with all three axes above one, each parameter split by its rule.
 
     A pixel model of two encoders is that of `test_train.test_losses_are_those_of_one_device`.
     """

@@ -71,7 +71,7 @@ class Ended(NamedTuple):
 
 
 def _start(programs, arguments, devices=4):
-    """Runs processes side by side until all have ended; the number of each is filled in."""
+    """Runs programs side by side until all have ended; each is told its process number."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -271,7 +271,7 @@ def test_a_malformed_address_is_refused(address):
         pass
 
 
-# Batches of all processes on meshes whose axes stay within a process, or span several.
+# Batches of all processes, on meshes with axes that stay within a process or span several.
 PARTS = """
 import sys
 from pathlib import Path

@@ -49,7 +49,7 @@ def cube():
     return build_mesh(ConfigDict(CUBE))
 
 
-# Rules.
+# Rules of shardings.
 
 
 def _shapes(user, item):
@@ -209,14 +209,14 @@ def test_mf_of_the_paper_is_split_over_eight_devices_without_allocating_it():
     memory = step.memory_analysis()
     tables = 3 * 4 * parameters / 8  # with both moments, in bytes
     assert tables < memory.argument_size_in_bytes < 1.01 * tables
-    # Updated in place, and no device ever holds a table as a whole.
+    # Tables are updated in place, and a device never holds a whole table.
     assert memory.alias_size_in_bytes > 0.99 * tables
     assert memory.temp_size_in_bytes < tables / 2
 
 
 @pytest.fixture
 def halves(monkeypatch):
-    """A function that gives an experiment on two devices, its state, and what counts programs."""
+    """A function that returns an experiment on two devices, its state, and a program counter."""
     counts = {"users": 4_000, "items": 1_000, "interactions": 60_000}
     monkeypatch.setitem(programs.COUNTS, "pixel200k", counts)
     pod = programs.Pod(CHIPS["v5e"], jax.devices()[:2], slices=1)
@@ -237,7 +237,7 @@ def _bytes(tree):
 
 
 def test_training_sends_weights_not_activations(halves):
-    """Of 100 MiB of weights, with a batch so small that XLA would rather move its activations."""
+    """100 MiB of weights, and a batch so small that XLA would rather move its activations."""
     experiment, state, count = halves("vit_s16")
     cost = count(programs.lower_train_step(experiment, state))
     # Half of the weights are gathered, gradients are summed.

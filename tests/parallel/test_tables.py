@@ -15,7 +15,7 @@ from tests.tiny import tiny_config
 
 
 def _train(config, devices, steps=3):
-    """Losses, parameters and both moments; each is on a scale of its own."""
+    """Compares losses, parameters and both moments, each on its own scale."""
     experiment = build_experiment(config, devices=devices)
     experiment = replace(experiment, model=double.module(experiment.model))
     losses, state = run_steps(experiment, steps, double.cast(init_state(experiment)))

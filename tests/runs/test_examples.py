@@ -13,7 +13,7 @@ from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.evaluation.recommendations import write_recommendations
 from pixelrec_jax.runs import examples
 from pixelrec_jax.system import files
-from pixelrec_jax.system.console import one_line
+from pixelrec_jax.system.console import clean_line
 from pixelrec_jax.system.errors import UserError
 from tests.described import describe
 
@@ -116,6 +116,6 @@ def test_what_is_missing_or_foreign_is_one_line(run):
 
 
 def test_long_and_missing_texts_fit_into_a_cell():
-    assert one_line(None, width=5) == ""
-    assert one_line("a\tb\nc\u202ed", width=7) == "a b c d"
-    assert one_line("abcdef", width=5) == "abcd…"
+    assert clean_line(None, width=5) == ""
+    assert clean_line("a\tb\nc\u202ed", width=7) == "a b c d"
+    assert clean_line("abcdef", width=5) == "abcd…"

@@ -68,6 +68,7 @@ def test_anything_but_ids_and_features_is_one_clear_line(item):
     config = tiny_config("user=acf,item=id+features,dataset=custom")
     config.item.feature_head = "dense"
     with pytest.raises(
-        UserError, match=r"item\.feature_head='dense' does not suit .* use components"
+        UserError,
+        match=r"item\.feature_head='dense' does not suit .* use item.feature_head=components",
     ):
         build(config, num_items=10, num_users=5)

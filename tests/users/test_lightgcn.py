@@ -23,7 +23,7 @@ USERS, ITEMS, WIDTH = 20, 30, 16
 
 @pytest.fixture(scope="module")
 def sequences():
-    """Of users some of whom have nothing to train on; with repeats, and items nobody has."""
+    """Users, some without training data, with repeats; some items occur for no user."""
     rng = np.random.default_rng(0)
     return [rng.integers(1, ITEMS - 5, rng.integers(1, 12)) for _ in range(USERS - 1)]
 
@@ -40,7 +40,7 @@ def tables():
 
 
 def dense_operator(sequences, layers: int) -> np.ndarray:
-    """The propagation as float64[U + N, U + N], in plain NumPy."""
+    """Returns the propagation as a matrix float64[U + N, U + N], in plain NumPy."""
     adjacency = np.zeros((USERS + ITEMS,) * 2)
     for user, sequence in enumerate(sequences, start=1):
         adjacency[user, USERS + sequence[:-2]] = 1

@@ -8,7 +8,7 @@ from pixelrec_jax.users.srgnn import session_graph
 
 
 def means_over_neighbours(items, vectors):
-    """For each slot the means over distinct predecessors and over successors, in plain Python."""
+    """Returns each slot's means over distinct predecessors and successors, in plain Python."""
     edges = {(u, v) for u, v in pairwise(items) if u}
     vector = dict(zip(items, vectors, strict=True))
 

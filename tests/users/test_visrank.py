@@ -70,5 +70,7 @@ def test_anything_but_features_is_one_clear_line(item):
         build(config, num_items=10, num_users=5)
     config = tiny_config("user=visrank,item=features,dataset=custom")
     config.item.feature_head = "dense"
-    with pytest.raises(UserError, match=r"item\.feature_head='dense' does not suit .* use raw"):
+    with pytest.raises(
+        UserError, match=r"item\.feature_head='dense' does not suit .* use item.feature_head=raw"
+    ):
         build(config, num_items=10, num_users=5)

@@ -14,13 +14,13 @@ from pixelrec_jax.items.vision.layers import Context
 
 
 class Step(NamedTuple):
-    """One part of a backbone.
+    """One step of a backbone.
 
     Attributes:
       name: of the step and of its module.
       make: makes the module from its `name`.
-      takes_context: whether the module is called with the context, because training changes what it
-        does. Others are called with the array alone.
+      takes_context: whether the module is called with the context, because it runs differently in
+        training. Other modules are called with the array alone.
     """
 
     name: str
@@ -32,8 +32,8 @@ def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns `x` with the bits that it would have as the result of a program.
 
     A compiler that fuses the next step with this one may sum in another order, or keep more bits
-    than the dtype has. A barrier prevents that, but on CPU, XLA drops barriers before it fuses:
-    there `x` passes a condition that never holds, which XLA cannot know.
+    than the dtype has. A barrier prevents that. On CPU, XLA drops barriers before it fuses, so
+    there `x` goes through a branch on a condition that is false, which XLA cannot know.
     """
     barrier = jax.lax.optimization_barrier
 
@@ -44,14 +44,14 @@ def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class Backbone(nn.Module, kw_only=True):
-    """Maps images to tokens, maps or one vector in steps that can be run apart.
+    """Maps images to tokens or vectors in steps that can be run apart.
 
-    An architecture adds its sizes and says in `steps` what it is made of.
+    A subclass adds the sizes of an architecture and names its modules in `steps`.
 
     Attributes:
-      pool: what becomes of the last tokens, one of `EncoderSpec.pools`.
+      pool: how the last tokens are pooled, one of `EncoderSpec.pools`.
       train_mode_blocks: blocks that are in train mode when the context is.
-      remat: whether the backward pass recomputes activations within each module of `with_remat`.
+      remat: whether the backward pass recomputes the activations of modules of `with_remat`.
       dtype: of computation.
     """
 
@@ -62,7 +62,7 @@ class Backbone(nn.Module, kw_only=True):
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:
-        """Returns the parts from pixels to output; between two of them is one array."""
+        """Returns the steps from pixels to output; one array passes from each to the next."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -72,12 +72,12 @@ class Backbone(nn.Module, kw_only=True):
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """Names of all steps in order, `POOL` among them."""
+        """The names of all steps in order, `POOL` included."""
         return tuple(step.name for step in self.steps())
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """Names of the steps but `POOL`, which has no weights; what can be trained or frozen."""
+        """The names of the steps that can be trained or frozen: all but `POOL`."""
         return tuple(name for name in self.step_names if name != POOL)
 
     @nn.compact
@@ -88,22 +88,20 @@ class Backbone(nn.Module, kw_only=True):
         stop: int | str | None = None,
         context: Context | None = None,
     ) -> Float[Array, "M *out C2"]:
-        """Runs the steps from `start` up to, but not with, `stop`.
+        """Returns the input of step `stop`, made by the steps from `start` on.
 
-        In evaluation, run(run(x, 0, k), k) is run(x) to the bit for every k, also where the pieces
+        After the last step it is tokens if `pool` is "tokens", and vectors otherwise. In
+        evaluation, run(run(x, 0, k), k) equals run(x) to the bit for every k, even if the two runs
         are compiled apart.
 
         Args:
-          x: dtype[M, ...], what enters step `start`: images [M, H, W, 3] for the first.
-          start, stop: names of steps or places in `step_names`; without `stop` it runs to the end.
+          x: the input of step `start`; images for the first step.
+          start: the first step to run, by its name or its place in `step_names`.
+          stop: the step to stop before, likewise; None runs to the end.
           context: how to run; by default evaluation.
 
-        Returns:
-          dtype[M, ...], what enters step `stop`; after the last step, tokens [M, S, C] if `pool` is
-          "tokens" and vectors [M, C] otherwise.
-
         Raises:
-          ValueError: there is no step of that name.
+          ValueError: no step has this name.
         """
         context = context or Context()
         for step in self.steps()[self._place(start) : self._place(stop)]:
@@ -118,7 +116,7 @@ class Backbone(nn.Module, kw_only=True):
     def __call__(
         self, image: Float[Array, "M H W 3"], context: Context | None = None
     ) -> Float[Array, "M *tokens C"]:
-        """Returns dtype[M, S, C] or dtype[M, C] for float[M, H, W, 3]."""
+        """Returns the tokens or the vector of each image, of `dtype`."""
         return self.run(image, context=context)
 
     @nn.nowrap

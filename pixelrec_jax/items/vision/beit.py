@@ -74,8 +74,8 @@ class Block(nn.Module):
 class Beit(Backbone):
     """Maps square images to tokens, class token first, or to one vector.
 
-    The paper's form with a shared table or absolute positions is that of masked pretraining; the
-    published classifiers have a table per block and no absolute positions, and so has this.
+    Like the published classifiers, it has a table of relative positions per block and no absolute
+    positions. A shared table and absolute positions belong to the paper's masked pretraining.
 
     Attributes:
       width: C.
@@ -98,7 +98,7 @@ class Beit(Backbone):
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:
-        """Stem, blocks, pooling and the norm of what is pooled."""
+        """Returns stem, blocks, pooling and the norm of the pooled tokens."""
         block = partial(
             self.with_remat(Block),
             heads=self.heads,

@@ -11,12 +11,12 @@ POOL = "pool"  # name of pooling without weights, a step of a backbone that is n
 
 
 def resolve_trainable(option: str | Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
-    """Resolves `item.trainable` to block names, in order from pixels to tokens.
+    """Returns the names of the blocks that `item.trainable` means, from pixels to tokens.
 
     Args:
-      option: "all", "none", "last:n", or block names (a string may hold several, by commas). As
-        in the reference, "last:n" counts neither a final norm, which comes along, nor attention
-        pooling, which stays frozen.
+      option: "all", "none", "last:n", or names of blocks; a string separates them by commas. As in
+        the reference, "last:n" does not count a final norm, which is trained with them, nor
+        attention pooling, which stays frozen.
       blocks: the encoder's blocks.
 
     Raises:
@@ -29,7 +29,10 @@ def resolve_trainable(option: str | Sequence[str], blocks: Sequence[str]) -> tup
     if isinstance(option, str) and (match := re.fullmatch(r"last:(\d+)", option)):
         counted = [name for name in blocks if name not in (NORM, ATTENTION_POOL)]
         if not 1 <= int(match[1]) <= len(counted):
-            raise UserError(f"item.trainable={option!r}: the encoder has {len(counted)} blocks")
+            raise UserError(
+                f"item.trainable={option!r}: the encoder has {len(counted)} blocks; give last:1 to "
+                f"last:{len(counted)}"
+            )
         chosen = (*counted[-int(match[1]) :], NORM)
         return tuple(name for name in blocks if name in chosen)
     # Also "('block_10', 'block_11')", as a tuple arrives from a command line.

@@ -2,7 +2,7 @@
 
 The changes to He et al. 2016 are those of ResNet-D (He et al. 2019: a stem of three convolutions,
 an average ahead of a shortcut's convolution), Zhang's anti-aliasing (2019) with a 2 x 2 mean, and
-pooling by attention. In the published form the stem, too, ends in a mean instead of a maximum.
+pooling by attention. The published form also ends the stem in a mean instead of a maximum.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from pixelrec_jax.weights.mapping import POSITION, TRACKED, Rule, WeightMapping,
 
 
 def _average(x: Float[Array, "M H W C"], side: int) -> Float[Array, "M H//{side} W//{side} C"]:
-    """Means of squares that do not overlap."""
+    """Returns the means of squares that do not overlap."""
     return x if side == 1 else nn.avg_pool(x, (side, side), (side, side))
 
 
@@ -35,7 +35,7 @@ class ClipStem(nn.Module):
     def __call__(
         self, image: Float[Array, "M H W 3"], context: Context
     ) -> Float[Array, "M H2 W2 {self.width}"]:
-        """Returns float[M, H / 4, W / 4, width] for float[M, H, W, 3]."""
+        """Returns a map of a quarter of the image's sides."""
         conv = partial(ConvNorm, kernel=3, dtype=self.dtype)
         x = nn.relu(conv(self.width // 2, stride=2, name="conv_1")(image, context))
         x = nn.relu(conv(self.width // 2, stride=1, name="conv_2")(x, context))
@@ -44,7 +44,7 @@ class ClipStem(nn.Module):
 
 
 class ClipBottleneck(nn.Module):
-    """Residual unit that computes on `width` channels and averages pixels; 4 * width come out."""
+    """Residual unit of inner width `width` and output width 4 * width that averages pixels."""
 
     width: int
     stride: int
@@ -54,7 +54,7 @@ class ClipBottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "M H W C"], context: Context
     ) -> Float[Array, "M H2 W2 {4*self.width}"]:
-        """Returns float[M, H / stride, W / stride, 4 * width] for float[M, H, W, C]."""
+        """Returns the map after the unit; the stride divides its sides."""
         conv = partial(ConvNorm, stride=1, dtype=self.dtype)
         y = nn.relu(conv(self.width, 1, name="conv_1")(x, context))
         y = nn.relu(conv(self.width, 3, name="conv_2")(y, context))
@@ -65,7 +65,7 @@ class ClipBottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention of a map's mean to the mean and to every place of the map.
+    """Pools a map by attention of its mean to the mean and to every place of the map.
 
     Attributes:
       heads: attention heads.

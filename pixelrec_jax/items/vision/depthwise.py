@@ -17,8 +17,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 def pads(size: Sequence[int], kernel: int, stride: int, padding: str) -> Pads:
     """Returns the zeros before and after each side of an image of `size` pixels.
 
-    "torch" puts half a kernel on every side; "same", TensorFlow's, as little as gives ceil(size /
-    stride) outputs, and an odd zero goes after.
+    "torch" puts half a kernel on every side. "same" is TensorFlow's: just enough zeros for
+    ceil(size / stride) outputs, and an odd one goes after.
     """
     if padding == "torch":
         side = (kernel - 1) // 2
@@ -31,7 +31,7 @@ class Depthwise(nn.Module):
     """Depthwise convolution with a square kernel and no bias.
 
     Attributes:
-      kernel: its side.
+      kernel: side of the kernel in pixels.
       stride: in pixels, in both directions.
       padding: see `pads`.
       dtype: of computation.
@@ -44,7 +44,7 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M H2 W2 C"]:
-        """Returns dtype[M, H', W', C] for float[M, H, W, C]."""
+        """Returns the convolution of x, of `dtype`."""
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         sides = pads(x.shape[1:3], self.kernel, self.stride, self.padding)
@@ -55,10 +55,10 @@ class Depthwise(nn.Module):
 def depthwise(
     x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
 ) -> Float[Array, "M H2 W2 C"]:
-    """Convolves x [M, H, W, C] with kernel [k, k, 1, C].
+    """Returns the convolution of each channel of x with its own filter.
 
-    XLA's CPU backend has no fast convolution with groups, so there it is a sum of shifted images
-    (about 8 times as fast), and its gradient is our own (see `shifted_gradients`).
+    XLA's CPU backend has no fast convolution with groups. There we sum shifted images, which is
+    about 8 times as fast, and compute the gradient by `shifted_gradients`.
     """
     # The choice lies inside the custom derivative: differentiating it would keep the residuals of
     # both forms.
@@ -71,7 +71,7 @@ def depthwise(
 def grouped(
     x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
 ) -> Float[Array, "M H2 W2 C"]:
-    """`depthwise` as XLA's convolution with one group per channel."""
+    """Returns the result of `depthwise` by XLA's convolution with one group per channel."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -89,14 +89,17 @@ def grouped_gradients(
     stride: int,
     sides: Pads,
 ) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
-    """Gradients of x and kernel for that of the result, `out`, by XLA's convolutions."""
+    """Returns the gradients of x and kernel, by XLA; `out` is the gradient of the result."""
     return jax.vjp(partial(grouped, stride=stride, sides=sides), x, kernel)[1](out)
 
 
 def shifted(
     x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
 ) -> Float[Array, "M H2 W2 C"]:
-    """`depthwise` as a sum over the kernel's elements of shifted images, one loop when compiled."""
+    """Returns the result of `depthwise` as a sum of shifted images, one per kernel element.
+
+    XLA compiles the sum to one loop.
+    """
     padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
     side = len(kernel)
     rows, columns = ((size - side) // stride + 1 for size in padded.shape[1:3])
@@ -116,10 +119,10 @@ def shifted_gradients(
     stride: int,
     sides: Pads,
 ) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
-    """Gradients of x and kernel for that of the result, `out`, fast on CPU.
+    """Returns the gradients of x and kernel, fast on CPU; `out` is the gradient of the result.
 
-    The kernel's gradient is a sum over all pixels for each of its elements. They are added up
-    together and row by row, because a row stays in the cache.
+    Each element of the kernel's gradient is a sum over all pixels. All elements are summed together
+    and row by row, because a row stays in the cache.
     """
     (x_gradient,) = jax.vjp(lambda x: shifted(x, kernel, stride, sides), x)[1](out)
     padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
@@ -142,7 +145,7 @@ def shifted_gradients(
         ]
         return add(sums, jax.lax.reduce(terms, zeros, add, dimensions=(1,)))
 
-    # Images are added up last: they may lie on several devices.
+    # Images are summed last, because they may lie on several devices.
     sums = [jnp.zeros((len(x), x.shape[-1]), jnp.float32)] * side**2
     sums = jnp.stack(jax.lax.fori_loop(0, out.shape[1], add_row, sums)).sum(1)
     return x_gradient, sums.reshape(kernel.shape).astype(kernel.dtype)

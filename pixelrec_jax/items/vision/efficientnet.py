@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 (Tan & Le 2019; the Lite form: github.com/tensorflow/tpu, efficientnet/lite).
 
-The Lite form leaves squeeze-and-excitation out and has ReLU6 in the place of swish. That makes it a
+The Lite form leaves squeeze-and-excitation out and has ReLU6 instead of swish. That makes it a
 MobileNetV2 with other sizes, TensorFlow's padding and its epsilon. The published weights were
-trained with stochastic depth, which fine-tuning goes without here.
+trained with stochastic depth; fine-tuning here does without it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from pixelrec_jax.weights.mapping import TRACKED, WeightMapping
 
 
 def by_stage(stages: Sequence[Sequence[Layer]]) -> Body:
-    """Makes a block of every stage."""
+    """Returns a block for every stage."""
     return tuple((f"stage_{n}", tuple(layers)) for n, layers in enumerate(stages))
 
 
@@ -42,7 +42,7 @@ TIMM = WeightMapping(
 
 
 def efficientnet_pytorch(body: Body) -> WeightMapping:
-    """Names of the package efficientnet-pytorch, which counts layers through all stages."""
+    """Returns the names of the package efficientnet-pytorch; it counts layers across stages."""
     names = ("_depthwise_conv", "_bn1", "_project_conv", "_bn2", "_expand_conv", "_bn0")
     layers = [f"{block}/layer_{n}" for block, layers in body for n in range(len(layers))]
     rules = (layer_rules(f"_blocks.{n}", layer, names) for n, layer in enumerate(layers))

@@ -1,4 +1,4 @@
-"""What vision encoders share: how a backbone runs, batch norm, stochastic depth, pooling."""
+"""Layers that vision encoders share: batch norm, stochastic depth, pooling; and their context."""
 
 import flax.linen as nn
 import jax
@@ -15,8 +15,8 @@ class Context(struct.PyTreeNode):
 
     Attributes:
       train: whether batch norm uses and updates batch statistics and stochastic depth drops paths.
-      item: int32[M], what each image shows. Random decisions are made per item, so that they do not
-        depend on where in the batch, or on which device, an item lies.
+      item: int32[M], the item of each image. Random decisions are made per item, so they do not
+        depend on an item's place in the batch or on its device.
       weight: float32[M], how much each image counts in batch statistics, 0 for padding.
     """
 
@@ -25,7 +25,7 @@ class Context(struct.PyTreeNode):
     weight: Array | None = None
 
     def only(self, condition: bool) -> "Context":
-        """This context, in train mode only if it is and the condition holds."""
+        """Returns this context, in train mode only if it already is and the condition holds."""
         return self.replace(train=self.train and condition)
 
 
@@ -67,21 +67,21 @@ class BatchNorm(nn.Module):
 
 
 def _along(x: Float[Array, "M *map C"], channel: Float[Array, " C"]) -> Float[Array, "... C"]:
-    """Returns a value of each channel with the axes of x."""
+    """Returns a value per channel, with as many axes as x."""
     return jnp.expand_dims(channel, range(x.ndim - 1))
 
 
 def _statistics(
     x: Float[Array, "M *map C"], weight: Float[Array, " M"] | None
 ) -> tuple[Float[Array, " C"], Float[Array, " C"], Float[Array, ""]]:
-    """Returns mean float32[C], biased variance float32[C] and the number of values float32[]."""
+    """Returns mean and biased variance of each channel, and the number of its values, float32."""
     x = x.astype(jnp.float32)
     weight = jnp.ones(len(x)) if weight is None else weight
     pixels = tuple(range(1, x.ndim - 1))
     count = weight.sum() * x[0, ..., 0].size
 
     def total(values: Float[Array, "M *map C"]) -> Float[Array, " C"]:
-        # Each image first: on CPU that is twice as fast as one sum over everything.
+        # Each image is summed first: on CPU that is twice as fast as one sum over all.
         return jnp.sum(weight[:, None] * values.sum(pixels), axis=0)
 
     mean = total(x) / count
@@ -95,14 +95,14 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): drops a residual branch of an item, in train mode.
 
     Attributes:
-      rate: probability of dropping; what stays is scaled by 1 / (1 - rate).
+      rate: probability of dropping; kept branches are scaled by 1 / (1 - rate).
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "M ..."], context: Context) -> Float[Array, "M ..."]:
-        """Returns x, zero for the items that are dropped."""
+        """Returns x, scaled and with zeros for dropped items in train mode."""
         if not context.train or self.rate == 0:
             return x
         key = self.make_rng("dropout")
@@ -127,7 +127,7 @@ def prepend_token(token: Float[Array, " C"], x: Float[Array, "M S C"]) -> Float[
 
 
 class MapPool(nn.Module):
-    """Flattens a map to tokens, or takes their mean.
+    """Flattens a map to tokens or takes their mean.
 
     Attributes:
       pool: "tokens" or "mean".
@@ -137,7 +137,7 @@ class MapPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M *tokens C"]:
-        """Returns tokens [M, H * W, C] or vectors [M, C]."""
+        """Returns the tokens or their mean."""
         tokens = x.reshape(len(x), -1, x.shape[-1])
         return tokens if self.pool == "tokens" else tokens.mean(axis=1)
 
@@ -153,7 +153,7 @@ class TokenPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M S C"]) -> Float[Array, "M *tokens C"]:
-        """Returns tokens [M, S, C] or vectors [M, C]; the class token comes first."""
+        """Returns the tokens or one vector; in x the class token comes first."""
         match self.pool:
             case "tokens":
                 return x

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018), and what its descendants share with it."""
+"""MobileNetV2 (Sandler et al. 2018), and the layers that its descendants share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pixelrec_jax.weights.mapping import TRACKED, Rule, WeightMapping
 
 @dataclass(frozen=True)
 class Layer:
-    """An inverted residual of the table in a paper.
+    """The sizes of an inverted residual, as in the table of a paper.
 
     Attributes:
       expansion: width of the depthwise convolution, in multiples of the layer's input.
@@ -36,7 +36,7 @@ class Layer:
 
 
 def repeat(expansion: int, width: int, count: int, stride: int, kernel: int = 3) -> list[Layer]:
-    """A row of such a table: `count` layers, the first of which has the stride."""
+    """Returns a row of such a table: `count` layers, only the first with the stride."""
     first, others = (Layer(expansion, width, s, kernel) for s in (stride, 1))
     return [first] + [others] * (count - 1)
 
@@ -46,7 +46,7 @@ Body = tuple[tuple[str, tuple[Layer, ...]], ...]
 
 
 def layer_by_layer(layers: Sequence[Layer]) -> Body:
-    """Makes a block of every layer."""
+    """Returns a block for every layer."""
     return tuple((f"block_{n}", (layer,)) for n, layer in enumerate(layers, 1))
 
 
@@ -54,9 +54,9 @@ class Unit(nn.Module):
     """Convolution without bias, batch norm and, unless `linear`, ReLU6.
 
     Attributes:
-      width: of the output; None is a depthwise convolution, which keeps it.
+      width: of the output; None means a depthwise convolution, which keeps the input's.
       kernel, stride: of the convolution.
-      linear: leaves ReLU6 out.
+      linear: whether ReLU6 is left out.
       padding: see `depthwise.pads`.
       epsilon: of the batch norm.
       dtype: of computation.
@@ -72,7 +72,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
-        """Returns the map that comes out."""
+        """Returns the output map."""
         x = self._convolution(x.shape[1:3])(x)
         x = BatchNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x, context)
         return x if self.linear else nn.relu6(x)
@@ -98,11 +98,11 @@ class Unit(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expands the channels, convolves each, projects them and adds what came in, if that fits.
+    """Expands the channels, convolves each and projects them; adds its input if the shapes agree.
 
     Attributes:
-      layer: its sizes.
-      unit: `Unit` with the settings that are common to a network.
+      layer: the sizes.
+      unit: `Unit` with the settings of the network.
     """
 
     layer: Layer
@@ -110,7 +110,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
-        """Returns the map that comes out."""
+        """Returns the output map."""
         layer, y = self.layer, x
         if layer.expansion != 1:
             y = self.unit(x.shape[-1] * layer.expansion, name="expand")(y, context)
@@ -127,7 +127,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
-        """Returns the map that comes out."""
+        """Returns the output map."""
         for n, layer in enumerate(self.layers):
             x = InvertedResidual(layer, self.unit, name=f"layer_{n}")(x, context)
         return x
@@ -139,7 +139,7 @@ class MobileNet(Backbone):
     Attributes:
       body: the blocks between the stem and the head.
       stem: width of the first convolution, which halves the image.
-      head: C, width of the last one.
+      head: C, width of the last convolution.
       padding, epsilon: see `Unit`.
       pool: "mean" or "tokens"; further attributes are those of `Backbone`.
     """
@@ -152,7 +152,7 @@ class MobileNet(Backbone):
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:
-        """Stem, the body's blocks, head and pooling."""
+        """Returns stem, the body's blocks, head and pooling."""
         settings = {"padding": self.padding, "epsilon": self.epsilon, "dtype": self.dtype}
         end, block = (partial(self.with_remat(Unit), **settings), self.with_remat(Block))
         inner = partial(Unit, **settings)
@@ -168,12 +168,13 @@ class MobileNet(Backbone):
 
 
 def layer_rules(source: str, target: str, names: Sequence[str]) -> tuple[Rule, ...]:
-    """Rules of an inverted residual.
+    """Returns the rules of an inverted residual.
 
     Args:
-      source, target: the layer's names.
-      names: of convolution and batch norm in turn, of the depthwise convolution, the projection
-        and, if there is one, the expansion.
+      source: the layer's name in the checkpoint.
+      target: the layer's path here.
+      names: in the checkpoint, a convolution's and its batch norm's: first those of the depthwise
+        convolution, then of the projection and, if there is one, of the expansion.
     """
     units = ("depthwise", "project", "expand")
     names = [f"{source}.{name}" for name in names]
@@ -185,7 +186,7 @@ def layer_rules(source: str, target: str, names: Sequence[str]) -> tuple[Rule, .
 
 
 def torchvision(depth: int) -> WeightMapping:
-    """Names of torchvision's checkpoints of a MobileNetV2 with `depth` inverted residuals."""
+    """Returns the names of torchvision's MobileNetV2 with `depth` inverted residuals."""
     first = ("conv.0.0", "conv.0.1", "conv.1", "conv.2")
     others = ("conv.1.0", "conv.1.1", "conv.2", "conv.3", "conv.0.0", "conv.0.1")
     head = f"features.{depth + 1}"

@@ -1,4 +1,4 @@
-"""Published weights of a backbone, and its variables as one tree, which is how files hold them."""
+"""Published weights of a backbone, and its variables as one tree, as files hold them."""
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def merge_collections(variables: dict) -> dict:
 
 
 def split_collections(tree: dict, like: dict) -> dict:
-    """Sorts a merged tree into the collections of `like`, of which it may lack some leaves."""
+    """Returns a merged tree sorted into the collections of `like`; leaves may be missing."""
     flat = flatten_dict(tree)
     return {
         name: unflatten_dict({path: flat[path] for path in flatten_dict(leaves) if path in flat})
@@ -26,17 +26,14 @@ def split_collections(tree: dict, like: dict) -> dict:
 
 
 def read_backbone(item: ConfigDict, template: dict) -> dict:
-    """Reads the weights that `item.weights` names.
+    """Returns the weights that `item.weights` names, as variables like `template`.
 
     Args:
       item: `config.item` of a vision encoder.
       template: the backbone's variables, arrays or shapes.
 
-    Returns:
-      Variables like `template`.
-
     Raises:
-      UserError: the file is not there or does not fit the encoder.
+      UserError: the file does not exist or does not fit the encoder.
     """
     vision = VISION_ENCODERS[item.name]
     if not vision.mappings:

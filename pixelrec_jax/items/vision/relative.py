@@ -16,14 +16,14 @@ from pixelrec_jax.items.vision.layers import split_heads
 class RelativeAttention(nn.Module):
     """Multi-head self-attention within square windows (Liu et al. 2021, arXiv 2103.14030).
 
-    How much a query's attention to a key is raised depends on the head and on the rows and columns
-    between the two. The biases stay float32.
+    A learned bias is added to each logit. It depends on the head and on the rows and columns
+    between query and key, and stays float32.
 
     Attributes:
       heads: attention heads.
-      side: of the largest window; the table has a row for each of the (2 side - 1)^2 offsets in it.
-      class_token: whether each window starts with a class token. It has no place: the table's last
-        three rows are its bias as a query, as a key, and to itself (Bao et al. 2022).
+      side: side of the largest window; the table has a row for each of its (2 side - 1)^2 offsets.
+      class_token: whether each window starts with a class token. It has no position: the table's
+        last three rows are its bias as a query, as a key, and to itself (Bao et al. 2022).
       key_bias: whether the projection to keys has a bias.
       dtype: of computation.
     """
@@ -38,10 +38,7 @@ class RelativeAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "M W S C"], mask: Float[np.ndarray, "W 1 S S"] | None = None
     ) -> Float[Array, "M W S C"]:
-        """Returns what comes out for M images of W windows of S tokens.
-
-        `mask` is added to the attention of query and key.
-        """
+        """Returns the output for M images of W windows; `mask` is added to the logits."""
         width = x.shape[-1]
         index = _offsets(isqrt(x.shape[2] - self.class_token), self.side, self.class_token)
         shape = ((2 * self.side - 1) ** 2 + 3 * self.class_token, self.heads)
@@ -61,7 +58,7 @@ class RelativeAttention(nn.Module):
 
 
 def _offsets(side: int, table: int, class_token: bool) -> Int[np.ndarray, "S S"]:
-    """int[S, S]: the row of a table of side `table` for each query and key of a square window."""
+    """Returns the row in a table for windows of side `table`, for each query and key."""
     place = np.stack(np.divmod(np.arange(side * side), side))
     row, column = place[:, :, None] - place[:, None] + table - 1
     rows = (2 * table - 1) ** 2

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016), and the frame that CLIP's form of them shares."""
+"""Residual networks (He et al. 2016), and the backbone that they share with CLIP's form."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,9 +27,9 @@ class ConvNorm(nn.Module):
     """Convolution without bias, then batch norm.
 
     Attributes:
-      features: channels that come out.
-      kernel: side of the kernel, odd; the border is padded by half of it.
-      stride: step of the kernel.
+      features: width of the output.
+      kernel: side of the kernel in pixels, odd; the border is padded by half of it.
+      stride: in pixels.
       dtype: of computation.
     """
 
@@ -42,7 +42,7 @@ class ConvNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "M H W C"], context: Context
     ) -> Float[Array, "M H2 W2 {self.features}"]:
-        """Returns float[M, H / stride, W / stride, features] for float[M, H, W, C]."""
+        """Returns the map after the norm; the stride divides its sides."""
         # He et al. 2015, as in torchvision.
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         if self.kernel == 1:  # faster as a matrix product
@@ -65,7 +65,7 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Module):
-    """A convolution of seven pixels and max pooling, each of stride 2."""
+    """A convolution with a kernel of side 7 and max pooling, each of stride 2."""
 
     width: int
     dtype: jnp.dtype
@@ -74,13 +74,13 @@ class Stem(nn.Module):
     def __call__(
         self, image: Float[Array, "M H W 3"], context: Context
     ) -> Float[Array, "M H2 W2 {self.width}"]:
-        """Returns float[M, H / 4, W / 4, width] for float[M, H, W, 3]."""
+        """Returns a map of a quarter of the image's sides."""
         x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="conv_1")(image, context))
         return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
 class Basic(nn.Module):
-    """Residual unit of two convolutions; `width` channels come out."""
+    """Residual unit of two convolutions; `width` is that of its output."""
 
     width: int
     stride: int
@@ -90,7 +90,7 @@ class Basic(nn.Module):
     def __call__(
         self, x: Float[Array, "M H W C"], context: Context
     ) -> Float[Array, "M H2 W2 {self.width}"]:
-        """Returns float[M, H / stride, W / stride, width] for float[M, H, W, C]."""
+        """Returns the map after the unit; the stride divides its sides."""
         conv = partial(ConvNorm, self.width, dtype=self.dtype)
         y = nn.relu(conv(3, self.stride, name="conv_1")(x, context))
         y = conv(3, 1, name="conv_2")(y, context)
@@ -100,10 +100,10 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual unit that computes its inner convolution on `width` channels; 4 * width come out.
+    """Residual unit of three convolutions with inner width `width` and output width 4 * width.
 
-    The stride is that of the inner convolution, as in all published weights; in the paper it is
-    that of the first one.
+    The middle convolution has the stride, as in all published weights; in the paper the first one
+    has it.
     """
 
     width: int
@@ -114,7 +114,7 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "M H W C"], context: Context
     ) -> Float[Array, "M H2 W2 {4*self.width}"]:
-        """Returns float[M, H / stride, W / stride, 4 * width] for float[M, H, W, C]."""
+        """Returns the map after the unit; the stride divides its sides."""
         conv = partial(ConvNorm, dtype=self.dtype)
         y = nn.relu(conv(self.width, 1, 1, name="conv_1")(x, context))
         y = nn.relu(conv(self.width, 3, self.stride, name="conv_2")(y, context))
@@ -125,7 +125,7 @@ class Bottleneck(nn.Module):
 
 
 class Layer(nn.Module):
-    """Residual units of one width; the first of them has the stride."""
+    """Residual units of one width; only the first has the stride."""
 
     unit: type[nn.Module]
     units: int
@@ -135,7 +135,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
-        """Returns float[M, H / stride, W / stride, C'] for float[M, H, W, C]."""
+        """Returns the map after the units; the stride divides its sides."""
         for n in range(self.units):
             stride = self.stride if n == 0 else 1
             x = self.unit(self.width, stride, self.dtype, name=f"unit_{n}")(x, context)
@@ -143,13 +143,13 @@ class Layer(nn.Module):
 
 
 class ResNet(Backbone):
-    """Maps images to the map of the last layer, or to one vector.
+    """Maps images to the places of the last map as tokens, or to one vector.
 
     Attributes:
-      unit: residual unit, made of (width, stride, dtype).
-      units: how many of them each layer has.
+      unit: makes a residual unit from (width, stride, dtype).
+      units: number of units in each layer.
       width: of the first layer; each further layer doubles it and halves the map.
-      stem: what comes before the layers, made of (width, dtype).
+      stem: makes the module before the layers from (width, dtype).
       attention: makes the attention pooling, for `pool` = "attention".
       pool: "mean", "tokens" or "attention"; further attributes are those of `Backbone`.
     """
@@ -162,7 +162,7 @@ class ResNet(Backbone):
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:
-        """Stem, layers and pooling, which has weights if it is attention."""
+        """Returns stem, layers and pooling, which has weights only if it is attention."""
         layer = partial(Layer, self.with_remat(self.unit), dtype=self.dtype)
         layers = (
             partial(layer, units, self.width * 2**n, 2 if n else 1)
@@ -184,7 +184,7 @@ class ResNet(Backbone):
         )
 
 
-# Of one pixel or of more: the parameter says which.
+# A kernel of one pixel is a matrix here; the parameter's shape says which form it has.
 _KERNEL = Transform(
     lambda x, shape: (POINTWISE if len(shape) == 2 else CONV).read(x, shape),
     lambda x: (POINTWISE if x.ndim == 2 else CONV).write(x),
@@ -192,13 +192,13 @@ _KERNEL = Transform(
 
 
 def conv_norm(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
-    """Rules of a convolution and its batch norm, which a checkpoint names separately."""
+    """Returns the rules of a convolution and its batch norm, which checkpoints name apart."""
     kernel = Rule(f"{conv}.weight", f"{target}/conv/kernel", _KERNEL)
     return kernel, *batch_norm(norm, f"{target}/norm")
 
 
 _UNIT, _OURS = "layer{s}.{n}", "layer{s}/unit_{n}"
-NAMES = (  # of torchvision, and of CLIP
+NAMES = (  # those of torchvision and of CLIP
     *conv_norm("conv{c}", "bn{c}", "stem/conv_{c}"),
     *conv_norm(f"{_UNIT}.conv{{c}}", f"{_UNIT}.bn{{c}}", f"{_OURS}/conv_{{c}}"),
     *conv_norm(f"{_UNIT}.downsample.0", f"{_UNIT}.downsample.1", f"{_OURS}/shortcut"),

@@ -1,4 +1,4 @@
-"""What the registry knows of a vision encoder."""
+"""The registry's entry for a vision encoder."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +10,16 @@ from pixelrec_jax.weights.mapping import WeightMapping
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How to build a backbone and where its published weights go.
+    """How to build a backbone and read its published weights.
 
     Attributes:
       backbone: its class with its sizes; called with the fields of `Backbone` and with the options
         that the class declares (`Option.field`).
-      multiple: the image's sides must be multiples of it.
-      pools: what `pool` may be; the first is the reference's (its REC/model/load.py).
+      multiple: the image's sides are multiples of this number of pixels.
+      pools: the values that `pool` may have; the first is the reference's (REC/model/load.py).
       normalisation: that of the published weights, a key of `items.pixel.NORMALISATIONS`.
-      mappings: names of published checkpoints; empty for encoders that start from random weights.
-      head_init: of the projection, a key of `items.projection.KERNEL_INITS`.
+      mappings: one for each form of published weights; empty if there are none.
+      head_init: how the projection starts, a key of `items.projection.KERNEL_INITS`.
       optional: blocks that a `pool` may leave out although checkpoints hold them.
     """
 
@@ -33,7 +33,7 @@ class EncoderSpec:
 
     @property
     def options(self) -> dict[str, Option]:
-        """The options of a config that the backbone declares, by name."""
+        """The options that the backbone declares, by name."""
         made = self.backbone.func
         assert isinstance(made, type), "a backbone is made by its class"
         return options_of(made)

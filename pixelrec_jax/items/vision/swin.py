@@ -26,7 +26,7 @@ _FAR = -100.0  # added to the attention of places that only the cyclic shift mak
 def _split(
     x: Shaped[Array, "M H W C"], window: int
 ) -> Shaped[Array, "M windows {window*window} C"]:
-    """[M, H, W, C] -> [M, windows, window * window, C]."""
+    """Returns the places of a map by windows, row by row."""
     m, height, width, channels = x.shape
     x = x.reshape(m, height // window, window, width // window, window, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(m, -1, window * window, channels)
@@ -35,14 +35,14 @@ def _split(
 def _join(
     x: Float[Array, "M windows {window*window} C"], shape: tuple[int, ...], window: int
 ) -> Float[Array, "M H W C"]:
-    """The inverse of `_split` for maps of the given shape."""
+    """Returns the map of this shape that `_split` split."""
     m, height, width, channels = shape
     x = x.reshape(m, height // window, width // window, window, window, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 def _mask(height: int, width: int, window: int, shift: int) -> Float[np.ndarray, "windows 1 S S"]:
-    """float32[windows, 1, S, S]: `_FAR` where a shifted window joins opposite ends of the map."""
+    """Returns `_FAR` where a shifted window joins opposite ends of the map, and 0 elsewhere."""
     wrapped = np.add.outer(
         2 * (np.arange(height) >= height - shift), 1 * (np.arange(width) >= width - shift)
     )
@@ -57,10 +57,10 @@ def _in_windows(
     window: int,
     shifted: bool,
 ) -> Float[Array, "M H W C"]:
-    """Runs `attention` within the windows of a map float[M, H, W, C].
+    """Returns the map after `attention` within its windows.
 
-    Where the window does not divide the map, zeros are put at its bottom and right; they take part.
-    A map that is not larger than the window is one window and is not shifted.
+    If the window does not divide the map, zeros are added at its bottom and right, and attention
+    reads them. A map that is not larger than the window is one window and is not shifted.
     """
     height, width = x.shape[1:3]
     window = min(window, height, width)
@@ -76,7 +76,8 @@ def _in_windows(
 class Layer(nn.Module):
     """Pre-norm transformer layer; stochastic depth drops its attention.
 
-    The authors' code drops the MLP, too; transformers, which the reference runs, does not.
+    The authors' code also drops the MLP. The library transformers, which the reference runs, does
+    not.
     """
 
     heads: int
@@ -109,12 +110,12 @@ class Layer(nn.Module):
 class Stage(nn.Module):
     """Layers, every other one with shifted windows, and the merging of patches for the next stage.
 
-    The paper counts the merging to the stage after it, the published weights to the one before.
+    In the paper the merging begins the next stage; in the published weights it ends this one.
 
     Attributes:
-      layer: `Layer`, as a unit of rematerialisation or not.
+      layer: `Layer`, which may be a unit of rematerialisation.
       heads: attention heads.
-      window: side of a window.
+      window: side of a window in tokens.
       drop_paths: rate of stochastic depth of each layer.
       merge: whether 2 x 2 patches of width C become one of width 2 C at the end.
       dtype: of computation.
@@ -129,7 +130,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
-        """Returns the map after the layers: of half the sides and twice the width if `merge`."""
+        """Returns the map after the layers; `merge` halves its sides and doubles its width."""
         for n, rate in enumerate(self.drop_paths):
             shifted = n % 2 == 1
             layer = self.layer(
@@ -169,7 +170,7 @@ class Swin(Backbone):
       depths: layers per stage.
       heads: attention heads per stage.
       window: side of the windows in tokens.
-      patch: side of a square patch in pixels; it times 2^(stages - 1) divides the image's sides.
+      patch: side of a square patch in pixels; patch * 2^(stages - 1) divides the image's sides.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
       pool: "mean" or "tokens"; further attributes are those of `Backbone`.
     """
@@ -183,7 +184,7 @@ class Swin(Backbone):
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:
-        """Stem, stages, norm and pooling."""
+        """Returns stem, stages, norm and pooling."""
         stage = partial(Stage, self.with_remat(Layer), window=self.window, dtype=self.dtype)
         rates = tuple(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
         stages = (

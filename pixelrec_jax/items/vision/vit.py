@@ -1,8 +1,8 @@
 """Vision transformers (Dosovitskiy et al. 2021), also those of CLIP (Radford et al. 2021) and MAE.
 
 MAE (He et al. 2022) is a plain ViT that was pre-trained to fill in masked patches; masking and the
-decoder belong to the pre-training. The published classifiers of all three add a layer after the
-tokens (a linear one, CLIP's norm and projection), which is left out.
+decoder belong to the pre-training. Published weights may add layers after the tokens: a classifier,
+or CLIP's norm and projection. They are left out.
 """
 
 from functools import partial
@@ -35,17 +35,17 @@ _normal = nn.initializers.normal(0.02)
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """CLIP's approximation of GELU."""
+    """Returns CLIP's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def sine_cosine(
     key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype
 ) -> Float[Array, "{shape[0]} {shape[1]}"]:
-    """Initializer of a position table [1 + g * g, C]: MAE's, zero for the class token.
+    """Returns MAE's initial position table [1 + g * g, C] for a grid of side g.
 
-    Sines and cosines of the column, at C / 4 frequencies, fill the first half, of the row the
-    second.
+    The class token's row is zero. In the others the first half holds sines and cosines of the
+    column at C / 4 frequencies, and the second half those of the row.
     """
     del key
     length, width = shape
@@ -57,7 +57,7 @@ def sine_cosine(
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over [M, S, C]."""
+    """Pre-norm transformer block."""
 
     heads: int
     mlp: int
@@ -86,7 +86,7 @@ class Block(nn.Module):
 class PatchEmbedding(nn.Module):
     """Cuts an image into patches and projects each.
 
-    A convolution whose stride is its kernel is one matrix product over flattened patches.
+    A convolution with a stride as large as its kernel is one matrix product of flattened patches.
     """
 
     width: int
@@ -143,11 +143,11 @@ class VisionTransformer(Backbone, kw_only=True):
       heads: attention heads.
       patch: side of a square patch in pixels; divides the image's sides.
       mlp: width of the hidden layer of each block.
-      clip: the form of OpenAI's CLIP: a layer norm ahead of the blocks, quick GELU (LAION's models
-        have plain GELU), and no norm after them, because the reference reads the last hidden state,
-        which comes before that norm.
+      clip: whether it has the form of OpenAI's CLIP: a layer norm ahead of the blocks, quick GELU
+        (LAION's models have plain GELU), and no norm after the blocks, because the reference reads
+        the last hidden state, which comes before that norm.
       epsilon: of the layer norms.
-      position_init: of the position embedding float32[S, C], which is a parameter also in MAE.
+      position_init: how the position embedding [S, C] starts; even in MAE it is a parameter.
       pool: "tokens", "cls" or "mean"; further attributes are those of `Backbone`.
     """
 
@@ -163,7 +163,7 @@ class VisionTransformer(Backbone, kw_only=True):
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:
-        """Stem, blocks, norm (not in CLIP) and pooling; none differs in train mode."""
+        """Returns stem, blocks, norm (not in CLIP) and pooling; train mode changes none of them."""
         stem = partial(
             Stem,
             self.width,
@@ -202,8 +202,8 @@ CLIP_HUGGINGFACE = WeightMapping(
         *norm(f"{_CLIP}.layer_norm1", "block_{n}/norm_1"),
         *norm(f"{_CLIP}.layer_norm2", "block_{n}/norm_2"),
     ),
-    # The hub and whole CLIP models have the prefix, transformers 5 saves a vision model without it
-    # and loads both.
+    # Files of the hub and of whole CLIP models have the prefix. Transformers 5 saves a vision model
+    # without it and loads both forms.
     prefixes=("vision_model.",),
     written_prefix="vision_model.",
     # The text tower, the projections and the final norm come after the tokens.
@@ -243,7 +243,7 @@ CLIP_OPENAI = WeightMapping(
 )
 
 _VIT = "encoder.layer.{n}"
-# Of plain ViT and of MAE, whose files add a decoder.
+# For plain ViT and for MAE; files of MAE add a decoder.
 VIT_HUGGINGFACE = WeightMapping(
     "huggingface",
     rules=(
