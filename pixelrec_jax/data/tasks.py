@@ -39,7 +39,7 @@ class Task(Protocol):
 
     @property
     def rows_per_example(self) -> int:
-        """See above."""
+        """R, the number of rows that an example makes."""
         ...
 
     @property

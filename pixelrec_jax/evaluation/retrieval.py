@@ -181,7 +181,7 @@ class _Chunks:
         return _Chunk(scores.at[user, place].set(-jnp.inf, mode="drop"), ids, counts)
 
     def place(self, ids: Int[Array, "*ids"], index: Int[Array, ""]) -> Int[Array, "*ids"]:
-        """Returns the places in a chunk of ids that count in it; C, past the end, for others."""
+        """Returns the position of each id in the chunk, or C if the chunk does not count the id."""
         own, start = own_rows(ids, self.rows, CATALOG_SPEC), self._start(index)
         inside = (own >= index * self.size) & (own < start + self.size)
         return jnp.where(inside, own - start, self.size)

@@ -110,7 +110,7 @@ def infer_shardings(
 def fit_spec(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, *, small: bool
 ) -> PartitionSpec:
-    """Returns a spec of all axes from a spec of the last ones; axes that do not divide are None."""
+    """Returns `spec` extended to all axes on the left; axes that do not divide become None."""
     specs = (*(None,) * (len(shape) - len(spec)), *spec)
 
     def applies(size: int, axes: Any) -> bool:

@@ -33,8 +33,8 @@ class IndexedSlices(struct.PyTreeNode):
     """The gradient of a table [N, D] that is zero except in some rows.
 
     Attributes:
-      ids: int32[M], distinct row indices; N, the index after the last row, stands for no row. PAD
-        may occur repeatedly, with values of zero.
+      ids: int32[M], row indices; N, the index after the last row, stands for no row. No id repeats
+        except PAD, and its repeats have values of zero.
       values: float32[M, D], the gradients of these rows.
     """
 
@@ -47,8 +47,7 @@ class EmbeddingLookup(NamedTuple):
 
     Attributes:
       ids: int32[...], row indices.
-      unique_ids: whether each id occurs once; PAD may repeat if at most one of its rows has a
-        gradient.
+      unique_ids: whether no id except PAD repeats. At most one of repeated PADs has a gradient.
     """
 
     ids: jax.Array

@@ -11,7 +11,7 @@ from pixelrec_jax.training.warm_start import read_source
 def init_state(experiment: Experiment) -> TrainState:
     """Returns the state at step 0 on the mesh: random, or from the weights that the config names.
 
-    `warm_start.run` comes before `item.weights`: a run holds weights for the backbone as well.
+    If both are given, `warm_start.run` wins: a run holds weights of the backbone as well.
     """
     config, template = experiment.config, state_template(experiment)
     given = None

@@ -50,8 +50,8 @@ def learning_rates(optim: ConfigDict, step: jax.Array) -> dict[str, jax.Array]:
 def update_norm(optim: ConfigDict, opt_state: Any, params: dict, step: jax.Array) -> jax.Array:
     """Returns the global norm float32[] of the update that gave these parameters.
 
-    It solves the equations of AdamW for the update. A norm of the updates themselves would keep
-    them all in memory, where they are otherwise added while they are computed.
+    It is computed backwards, from the new parameters and Adam's moments: a norm of the updates
+    themselves would keep all of them in memory.
 
     Args:
       optim, opt_state: settings of the optimizer, and its state after the update.

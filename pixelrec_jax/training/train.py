@@ -40,7 +40,7 @@ from pixelrec_jax.training.record import StepRecord, check_finite
 from pixelrec_jax.training.state import TrainState, count_parameters, start_line, state_template
 
 
-@lru_cache(maxsize=2)  # what counts its operations need not trace it again
+@lru_cache(maxsize=2)  # StepFlops counts the operations of the same step
 def make_train_step(experiment: Experiment):
     """Returns the jitted step: (donated state, global batch, resident) -> (state, metrics).
 

@@ -54,13 +54,11 @@ def _on_one_device(config):
 def test_losses_are_those_of_one_device(toy_dataset, words):
     config = _config(words, toy_dataset)
     config.user.dropout = 0.1  # the same random numbers must fall on the same rows
-    config.optim.warmup_steps = 4
     one = _losses(config, jax.devices()[:1], steps=20)
     assert one[-5:].mean() < one[:5].mean()
     for axes in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
         config.mesh.update(axes)
-        many = _losses(config, jax.devices(), steps=6)  # in which wrong moments of Adam show
-        np.testing.assert_allclose(many, one[:6], rtol=1e-5)
+        np.testing.assert_allclose(_losses(config, jax.devices(), steps=20), one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("item", ["swin_t", "efficientnet_lite0"])
