@@ -1,9 +1,11 @@
 """Images of a TFDS dataset, such as one that `pixelrec tfds` writes."""
 
 import hashlib
+import json
 import os
+import re
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ except ImportError as error:
     raise UserError(
         f"images of a TFDS dataset need tensorflow_datasets ({error}); install requirements.txt"
     ) from None
+
+_FEATURES = "features.json"  # the types of all features, of which TFDS imports the classes
+_CLASS_KEYS = ("type", "pythonClassName", "python_class_name")  # the names of a class in that file
+_KNOWN_CLASS = re.compile(r"tensorflow_datasets\.core\.features(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 
 
 class TfdsImages:
@@ -94,12 +100,50 @@ def _digest(image: bytes) -> bytes:
     return hashlib.sha256(image).digest()
 
 
+def _check_classes(directory: str) -> None:
+    """Raises `UserError` if a feature names a class that TFDS does not bring along.
+
+    TFDS imports the module of every class in the file, and a module may lie in the folder.
+    """
+    with open(os.path.join(directory, _FEATURES), encoding="utf-8") as file:
+        content = json.load(file)
+    for name in _class_names(content):
+        if not _KNOWN_CLASS.fullmatch(name):
+            raise UserError(
+                f"{directory!r} has a feature of the class {name[:100]!r}, which is not one of "
+                "TFDS itself and is not imported; write the dataset with the features of "
+                "tfds.features"
+            )
+
+
+def _class_names(content: Any) -> Iterator[str]:
+    """Yields all class names in a part of the file, where a text can hold more JSON."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key in _CLASS_KEYS and isinstance(value, str):
+                yield value
+            else:
+                yield from _class_names(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _class_names(value)
+    elif isinstance(content, str):
+        try:
+            inner = json.loads(content)
+        except ValueError:
+            return
+        yield from _class_names(inner)
+
+
 def _data_source(directory: str) -> Any:
     try:
+        _check_classes(directory)
         builder = tfds.builder_from_directory(directory)
+    except UserError:
+        raise
     except Exception as error:  # TFDS raises several errors that are not documented
         raise UserError(
-            f"{directory!r} is not a TFDS dataset ({str(error).splitlines()[0]}); give a folder "
+            f"{directory!r} is not a TFDS dataset ({errors.reason(error)}); give a folder "
             "with dataset_info.json, such as DIR/pixelrec/pixel200k_items/1.0.0"
         ) from None
     if absent := {"item_id", "image"} - set(builder.info.features or ()):

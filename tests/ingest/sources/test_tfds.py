@@ -1,7 +1,9 @@
 """Images out of a TFDS dataset: which there are, their bytes, and when they count as changed."""
 
+import json
 import pickle
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.ingest.prepare import prepare
+from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.tfds import TfdsImages
 from pixelrec_jax.ingest.tfds.build import build
 from pixelrec_jax.system.errors import UserError
@@ -120,3 +123,55 @@ def test_prepare_takes_the_images_of_a_dataset(tmp_path):
         stored.append(ImageStore(tmp_path / "out", size=4).load(np.arange(6)))
         shutil.rmtree(tmp_path / "out")
     np.testing.assert_array_equal(*stored)
+
+
+EVIL = "evil_features.Evil"
+LEGACY = {"type": EVIL, "content": {}}
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"pythonClassName": EVIL, "text": {}},
+        {"python_class_name": EVIL, "text": {}},
+        {
+            "pythonClassName": FEATURES,
+            "featuresDict": {"features": {"x": {"pythonClassName": EVIL}}},
+        },
+        {"pythonClassName": FEATURES, "jsonFeature": {"json": json.dumps({"x": LEGACY})}},
+        LEGACY,
+        {"type": FEATURES, "content": {"image": LEGACY}},
+        {"type": FEATURES, "content": json.dumps({"jsonFeature": {"json": json.dumps(LEGACY)}})},
+        {"type": FEATURES, "content": {"list": [LEGACY]}},
+    ],
+    ids=range(8),
+)
+def test_a_dataset_names_no_code_that_is_imported(folder, tmp_path, monkeypatch, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "evil_features.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    (copy / "features.json").write_text(json.dumps(content))
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    with pytest.raises(UserError, match=rf"class '{EVIL}', which is not one of TFDS") as caught:
+        open_source(copy)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "mark").exists()
+    assert "evil_features" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["os.path", "tensorflow_datasets.core.features.", "a/b.C", "x"])
+def test_only_classes_below_the_features_of_tfds_are_passed_on(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "features.json").write_text(json.dumps({"pythonClassName": name, "text": {}}))
+    with pytest.raises(UserError, match="is not one of TFDS itself"):
+        TfdsImages(copy)
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "\xff", '{"a": 1}'])
+def test_a_dataset_with_damaged_features_is_refused(folder, tmp_path, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "features.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="is not a TFDS dataset") as caught:
+        TfdsImages(copy)
+    assert "\n" not in str(caught.value)
