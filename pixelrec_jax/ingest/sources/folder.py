@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, check_size
+from pixelrec_jax.system.files import open_regular
 
 
 class FolderImages:
@@ -33,7 +34,7 @@ class FolderImages:
     def read(self, item_id: str) -> bytes:
         """Returns the file; raises `ValueError` with the reason."""
         try:
-            with open(self._paths[item_id], "rb") as file:
+            with open_regular(self._paths[item_id]) as file:
                 check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:

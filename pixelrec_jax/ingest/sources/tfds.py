@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelrec_jax.ingest.sources.source import DamagedImageError
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.errors import UserError
 
 try:
@@ -105,8 +105,7 @@ def _check_classes(directory: str) -> None:
 
     TFDS imports the module of every class in the file, and a module may lie in the folder.
     """
-    with open(os.path.join(directory, _FEATURES), encoding="utf-8") as file:
-        content = json.load(file)
+    content = json.loads(files.read_text(Path(directory, _FEATURES)))
     for name in _class_names(content):
         if not _KNOWN_CLASS.fullmatch(name):
             raise UserError(
@@ -137,6 +136,7 @@ def _class_names(content: Any) -> Iterator[str]:
 
 def _data_source(directory: str) -> Any:
     try:
+        files.check_folder(Path(directory))
         _check_classes(directory)
         builder = tfds.builder_from_directory(directory)
     except UserError:

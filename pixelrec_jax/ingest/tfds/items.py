@@ -12,6 +12,7 @@ from pixelrec_jax.ingest.item_info import COUNTS, TEXTS
 from pixelrec_jax.ingest.sources.source import SUFFIXES, by_item_id
 from pixelrec_jax.ingest.tfds import pieces
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import read_bytes
 
 UNKNOWN = -1  # stands for an unknown number; an unknown text is empty
 MISSING = ("error", "drop")
@@ -62,7 +63,7 @@ def examples(
     try:
         if file is None:
             raise ValueError("missing")
-        image = (epath.Path(folder) / file).read_bytes()
+        image = read_bytes(epath.Path(folder) / file)
         images.decode(image, None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
