@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 
 import lmdb
@@ -113,6 +114,49 @@ def test_an_lmdb_runs_no_code(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="not an image of the reference's LMDB"):
             images.read(item_id)
     assert not (tmp_path / "harm").exists()
+
+
+def test_an_lmdb_costs_no_more_than_its_size_and_changes_nothing(tmp_path, monkeypatch):
+    _, pixels = picture(0)
+    name = b"c__main__\nLMDB_Image\n"
+    state = b"}(X\x04\x00\x00\x00sizeK\x01K\x01\x86X\x05\x00\x00\x00imageC\x03abcu"
+    sizes = {"minus": (-1, 7), "none": (0, 0), "text": ("a", "b"), "one": (9,), "huge": (2**40, 1)}
+    values = {
+        "long": b"\x96" + (2**32).to_bytes(8, "little") + b".",
+        "deep": b"(" * 5_000_000 + b"l" * 5_000_000 + b".",
+        "class": name + state + b"b.",
+        "set twice": name + b")\x81" + state + b"b" + state + b"b.",
+        "copies": name + b")\x81" * 2000 + b".",
+        "other": pickle.dumps({"size": (7, 9), "image": pixels.tobytes()}),
+        "without": name + b")\x81.",
+    }
+    for key, size in sizes.items():
+        image = LMDB_Image(pixels, key)
+        image.size = size
+        values[key] = pickled(image, monkeypatch)
+    values["whole"] = pickled(LMDB_Image(pixels, "whole"), monkeypatch)
+    write_lmdb(tmp_path / "x", values)
+    images = open_source(tmp_path / "x")
+    tracemalloc.start()
+    for item_id in values.keys() - {"whole"}:
+        with pytest.raises(ValueError, match="not an image of the reference's LMDB") as error:
+            images.read(item_id)
+        assert "\n" not in str(error.value)
+        np.testing.assert_array_equal(images.read("whole"), pixels)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_lmdb_of_any_protocol_of_bytes(tmp_path, monkeypatch, protocol):
+    _, pixels = picture(0)
+    monkeypatch.setattr("__main__.LMDB_Image", LMDB_Image, raising=False)
+    write_lmdb(tmp_path / "x", {"i1": pickle.dumps(LMDB_Image(pixels, "i1"), protocol)})
+    if protocol < 3:  # bytes are then a call of a function
+        with pytest.raises(ValueError, match="it names"):
+            open_source(tmp_path / "x").read("i1")
+    else:
+        np.testing.assert_array_equal(open_source(tmp_path / "x").read("i1"), pixels)
 
 
 def test_archives_lead_nowhere(tmp_path):
