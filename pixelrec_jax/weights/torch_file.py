@@ -130,7 +130,11 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _read_zip(path: Path) -> dict[str, np.ndarray]:
     with ZipFile(path) as archive:
-        names = archive.namelist()
+        members = archive.infolist()
+        # Members that overlap would take more memory than the file is long.
+        if sum(member.compress_size for member in members) > path.stat().st_size:
+            raise ValueError("its members are longer than the file")
+        names = [member.filename for member in members]
         roots = [n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl")]
         if len(roots) != 1:
             raise UserError(
