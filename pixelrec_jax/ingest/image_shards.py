@@ -57,9 +57,13 @@ def write_shards(
       size: height and width of the stored pixels; `None` stores files as they are.
 
     Raises:
-      UserError: a shard reads back differently from what was written.
+      UserError: an item has several images, or a shard reads back differently from what was
+        written.
       OSError: the disk failed.
     """
+    for item_id in item_ids if source.ambiguous else ():
+        if why := source.ambiguous.get(item_id):
+            raise UserError(why)
     folder.mkdir(exist_ok=True)
     starts = range(0, len(item_ids), RECORDS_PER_SHARD)
     reasons: dict[int, str] = {}

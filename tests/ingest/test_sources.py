@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelrec_jax.ingest.image_shards import write_shards
 from pixelrec_jax.ingest.sources import open_source, source
 from pixelrec_jax.system.errors import UserError
 
@@ -181,8 +182,30 @@ def test_one_item_twice_in_an_archive_is_an_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("old/a.png", b"1")
         archive.writestr("new/a.png", b"2")
+        archive.writestr("new/b.png", b"3")
+    images = open_source(tmp_path / "x.zip")
+    assert set(images.ids) == {"b"}
     with pytest.raises(UserError, match=r"'old/a.png' and 'new/a.png', one item twice"):
-        open_source(tmp_path / "x.zip")
+        write_shards(tmp_path / "shards", images, ["b", "a"], size=None)
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_only_images_of_an_archive_are_compared(tmp_path, kind):
+    content, _ = picture(0)
+    others = (".DS_Store", "Thumbs.db", "README.txt", "README", "i1.txt", "._x.png")
+    names = ["a/i1.png", "b/i2.png", *(f"{place}/{name}" for place in "abc" for name in others)]
+    if kind == "tar":
+        tar_of(tmp_path / "x", names)
+    else:
+        with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+            for name in names:
+                archive.writestr(name, content)
+    images = open_source(tmp_path / "x")
+    assert set(images.ids) == {"i1", "i2"}
+    assert images.ambiguous.keys() == {"._x"}  # as macOS writes beside x.png; no item is named so
+    assert write_shards(tmp_path / "shards", images, ["i1", "i2"], size=None) == {}
+    assert images.read("i1") == content
 
 
 def test_too_large_files_are_not_read(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def open_source(path: Path) -> ImageSource:
             f"cannot read --images={path}: {error.strerror or error}; allow reading it, or give "
             "other images"
         ) from None
-    if not len(source.ids):
+    if not len(source.ids) and not source.ambiguous:
         raise UserError(
             f"--images={path} holds no images; name them <item_id>.jpg, .jpeg, .png or .webp"
         )

@@ -1,7 +1,7 @@
 """A folder of <item_id>.jpg."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, check_size
@@ -19,8 +19,13 @@ class FolderImages:
 
     @property
     def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
+        """The item ids that have one image."""
         return self._paths.keys()
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """Empty: an item with several suffixes has the first of them."""
+        return {}
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the name, size and time of the file."""

@@ -1,7 +1,7 @@
 """The LMDB of the reference (generate_lmdb.py): pickled objects with the pixels of images."""
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,13 @@ class LmdbImages:
 
     @property
     def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
+        """The item ids that have one image."""
         return self._ids.keys()
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """Empty: a key occurs once."""
+        return {}
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the size and time of the whole file: an LMDB does not record those of a value."""

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,19 @@ class TfdsImages:
 
     All splits are read. One pass over the dataset, without decoding, finds the items and the
     fingerprints of their images. Threads may share a source. It can be pickled: each process opens
-    the files on its first read. Raises `UserError` for a folder that is not such a dataset, and for
-    a dataset with two images of one item.
+    the files on its first read. Raises `UserError` for a folder that is not such a dataset.
     """
 
     def __init__(self, directory: str | Path):
         self._directory = str(directory)
         self._close()
         self._items: dict[str, tuple[int, bytes]] = {}  # id -> position and digest of the image
+        self._ambiguous: dict[str, str] = {}
         try:
             for index, example in enumerate(self._open()):
                 item_id = example["item_id"].decode()
                 if item_id in self._items:
-                    raise UserError(
+                    self._ambiguous[item_id] = (
                         f"{self._directory!r} has two images of item {item_id!r}; keep one"
                     )
                 self._items[item_id] = index, _digest(example["image"])
@@ -50,6 +50,8 @@ class TfdsImages:
             raise UserError(
                 f"{self._directory!r} is damaged: {errors.reason(error)}; copy it again"
             ) from None
+        for item_id in self._ambiguous:
+            del self._items[item_id]
 
     def _close(self) -> None:
         self._lock = threading.Lock()
@@ -57,7 +59,8 @@ class TfdsImages:
         self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_directory": self._directory, "_items": self._items}
+        names = ("_directory", "_items", "_ambiguous")
+        return {name: vars(self)[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -72,8 +75,13 @@ class TfdsImages:
 
     @property
     def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
+        """The item ids that have one image."""
         return self._items.keys()
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """A line on each item id that has several images."""
+        return self._ambiguous
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the SHA-256 of an item's image file."""

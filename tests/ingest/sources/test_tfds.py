@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.ingest.image_shards import write_shards
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.tfds import TfdsImages
@@ -80,7 +81,7 @@ def test_what_cannot_be_read_has_a_reason(folder, tmp_path):
 
 
 class Doubled(tfds.core.GeneratorBasedBuilder):
-    """Two images of one item."""
+    """Two images of one item, and one of another."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -94,23 +95,33 @@ class Doubled(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for number in range(2):
             yield number, {"item_id": "i1", "image": bytes([number])}
+        yield 2, {"item_id": "i2", "image": b"2"}
 
 
 def test_what_is_no_dataset_of_item_images_is_refused(folder, tmp_path):
     interactions = tmp_path / "x.csv"
     interactions.write_text("item_id,user_id,timestamp\na,b,1\n")
     users = build("own_interactions", str(tmp_path), interactions=str(interactions))
-    doubled = Doubled(data_dir=tmp_path, file_format="array_record")
-    doubled.download_and_prepare()
     for path, match in (
         (tmp_path / "nowhere", "is not a TFDS dataset"),
         (folder.parent, "is not a TFDS dataset"),
         (users.data_dir, "has no feature image, item_id"),
-        (doubled.data_dir, "two images of item 'i1'"),
     ):
         with pytest.raises(UserError, match=match) as caught:
             TfdsImages(path)
         assert "\n" not in str(caught.value)
+
+
+def test_two_images_of_an_item_stop_only_what_needs_it(tmp_path):
+    builder = Doubled(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    images = open_source(Path(builder.data_dir))
+    for source in (images, pickle.loads(pickle.dumps(images))):
+        assert set(source.ids) == {"i2"}
+        assert source.ambiguous.keys() == {"i1"}
+        assert source.read("i2") == b"2"
+    with pytest.raises(UserError, match="two images of item 'i1'; keep one"):
+        write_shards(tmp_path / "shards", images, ["i2", "i1"], size=None)
 
 
 def test_prepare_takes_the_images_of_a_dataset(tmp_path):
