@@ -4,6 +4,7 @@ import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
@@ -90,7 +91,7 @@ def check_folder(folder: Path) -> None:
             _check_mode(mode, path)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a local file for reading; raises `OSError` at once if it is not a regular file."""
     check_regular(path)  # first, since opening a device can have effects
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
