@@ -142,11 +142,24 @@ def _class_names(content: Any) -> Iterator[str]:
         yield from _class_names(inner)
 
 
+def _check_shards(builder: Any, directory: str) -> None:
+    """Raises `UserError` if dataset_info.json names files that are not in the folder."""
+    for split in builder.info.splits.values():
+        for path in split.filepaths:
+            if Path(path) != Path(directory, Path(path).name):
+                raise UserError(
+                    f"{directory!r} names the file {str(path)[:200]!r}, which is outside of it; "
+                    "copy the dataset again"
+                )
+            files.check_regular(path)
+
+
 def _data_source(directory: str) -> Any:
     try:
         files.check_folder(Path(directory))
         _check_classes(directory)
         builder = tfds.builder_from_directory(directory)
+        _check_shards(builder, directory)
     except UserError:
         raise
     except Exception as error:  # TFDS raises several errors that are not documented

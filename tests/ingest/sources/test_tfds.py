@@ -136,6 +136,17 @@ def test_prepare_takes_the_images_of_a_dataset(tmp_path):
     np.testing.assert_array_equal(*stored)
 
 
+def test_a_dataset_leads_nowhere(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    info = json.loads((copy / "dataset_info.json").read_text())
+    own = info["splits"][0]["filepathTemplate"]
+    for place in ("..", str(folder), "none"):
+        info["splits"][0]["filepathTemplate"] = f"{place}/{own}"
+        (copy / "dataset_info.json").write_text(json.dumps(info))
+        with pytest.raises(UserError, match="which is outside of it; copy the dataset again"):
+            TfdsImages(copy)
+
+
 EVIL = "evil_features.Evil"
 LEGACY = {"type": EVIL, "content": {}}
 FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
