@@ -15,7 +15,7 @@ from typing import Any
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import digest, replaced_file
+from pixelrec_jax.system.files import digest, read_text, replaced_file
 
 _ORIGIN = "origin.txt"  # in a copy: the URL of the dataset
 _AT_ONCE = 8  # files that are copied at the same time, each by one thread
@@ -52,9 +52,13 @@ def local_folder(name: str | Path, manifest: str) -> Path:
 def origin(folder: Path) -> str | None:
     """Returns the URL that a folder is a copy of; None if the folder is not a copy."""
     try:
-        return (folder / _ORIGIN).read_text()
+        return read_text(folder / _ORIGIN)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(
+            f"{folder / _ORIGIN} cannot be read: {error.strerror}; copy the dataset again"
+        ) from None
 
 
 def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.system import storage
+from pixelrec_jax.system import files, storage
 from pixelrec_jax.system.errors import UserError
 
 _BYTES_IN_FINGERPRINT = 1 << 26  # of a larger matrix, evenly spaced rows are hashed
@@ -74,6 +74,7 @@ class FeatureStore:
     @staticmethod
     def _open(path: Path, num_items: int, codes: int) -> np.ndarray:
         try:
+            files.check_regular(path)
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             remedy = "" if codes else "make it with pixelrec extract, or "
@@ -131,7 +132,7 @@ class FeatureStore:
 
 def _check_items(path: Path, interactions: Interactions) -> None:
     try:
-        made_from = json.loads(provenance(path).read_text())["item_ids"]
+        made_from = json.loads(files.read_text(provenance(path)))["item_ids"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{provenance(path)} is damaged; extract the features again") from None
     if made_from != item_ids_digest(interactions):

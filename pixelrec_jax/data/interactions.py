@@ -14,7 +14,7 @@ import polars as pl
 
 from pixelrec_jax.data import copies
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import digest
+from pixelrec_jax.system.files import check_folder, digest, read_text
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -113,7 +113,7 @@ def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
     copied nor checked.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(read_text(directory / MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{str(directory)!r} is not a prepared dataset (no {MANIFEST}); run "
@@ -122,6 +122,10 @@ def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise damaged(directory, f"{MANIFEST} cannot be read ({error})") from None
+    try:
+        check_folder(directory)
+    except OSError as error:
+        raise damaged(directory, f"{error.filename}: {error.strerror}") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(

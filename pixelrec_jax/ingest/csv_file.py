@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import open_regular
 
 # All columns are text; a star or bracket in a file name is not a pattern.
 scan = partial(pl.scan_csv, infer_schema=False, glob=False)
@@ -21,8 +22,7 @@ def one_line_errors(path: Path, what: str) -> Generator[None]:
             raise UserError(f"{what} {str(path)!r} does not exist; give a CSV file")
         if not path.is_file():
             raise UserError(f"{what} {str(path)!r} is not a file; give a CSV file")
-        with path.open("rb"):  # raises "Permission denied" in the words of the system
-            pass
+        open_regular(path).close()  # raises "Permission denied" in the words of the system
         yield
     except pl.exceptions.NoDataError:
         raise UserError(f"{what} {str(path)!r} is empty; give a CSV file with a header") from None

@@ -218,7 +218,7 @@ def _there(manifest: dict[str, dict[str, Any]], out: Path, drive_id: str, place:
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(files.read_text(path))
         for facts in manifest.values():
             facts["drive_id"], facts["sha256"]
     except FileNotFoundError:

@@ -35,6 +35,7 @@ def read_urls(path: Path) -> pl.DataFrame:
       UserError: the file cannot be read, an id is not a file name, or an id occurs twice.
     """
     try:
+        files.check_regular(path)
         if not path.stat().st_size:
             raise UserError(f"{path} is empty; give a CSV with the columns {','.join(COLUMNS)}")
         frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False, glob=False)

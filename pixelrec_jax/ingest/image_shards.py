@@ -30,7 +30,7 @@ from pixelrec_jax.data.images import (
 from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import digest, sync, write_json
+from pixelrec_jax.system.files import digest, read_text, sync, write_json
 
 # With groups of one, a random read touches one image; images are not compressed again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -57,9 +57,13 @@ def write_shards(
       size: height and width of the stored pixels; `None` stores files as they are.
 
     Raises:
-      UserError: a shard reads back differently from what was written.
+      UserError: an item has several images, or a shard reads back differently from what was
+        written.
       OSError: the disk failed.
     """
+    for item_id in item_ids if source.ambiguous else ():
+        if why := source.ambiguous.get(item_id):
+            raise UserError(why)
     folder.mkdir(exist_ok=True)
     starts = range(0, len(item_ids), RECORDS_PER_SHARD)
     reasons: dict[int, str] = {}
@@ -106,7 +110,7 @@ def digests(folder: Path) -> dict[str, dict[str, int | str]]:
     """Returns file name -> sha256 and bytes of all image shards in a folder."""
     files = {}
     for path in sidecars(folder):
-        sidecar = json.loads(path.read_text())
+        sidecar = json.loads(read_text(path))
         files[path.stem] = {"sha256": sidecar["sha256"], "bytes": sidecar["bytes"]}
     return files
 
@@ -136,7 +140,7 @@ class _Shard:
         A shard with an image that could not be read is made again.
         """
         try:
-            sidecar = json.loads(self.sidecar.read_text())
+            sidecar = json.loads(read_text(self.sidecar))
             same = sidecar["fingerprint"] == self.fingerprint and sidecar["sha256"] == digest(
                 self.path
             )

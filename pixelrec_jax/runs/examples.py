@@ -28,8 +28,8 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     Raises:
       UserError: the workdir does not hold recommendations, or its dataset is gone or another one.
     """
-    top = _recommendations(workdir, users=users, seed=seed)
     settings = read_config(workdir).dataset
+    top = _recommendations(workdir, users=users, seed=seed)
     dataset = interactions.load(settings.path)
     split = build_split(dataset, settings.split)
     names = top["user_id"].unique(maintain_order=True)

@@ -12,6 +12,7 @@ from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import read_text
 
 _GROUPS = {"all": "all test targets", "cold": "cold targets"}
 
@@ -23,7 +24,7 @@ def read_result(workdir: Path) -> dict:
       UserError: the folder holds no finished run.
     """
     try:
-        result = json.loads((workdir / "result.json").read_text())
+        result = json.loads(read_text(workdir / "result.json"))
         _measured_on(result)  # raises KeyError where something is missing
         return result
     except (FileNotFoundError, NotADirectoryError):

@@ -15,7 +15,13 @@ from pixelrec_jax.runs.writers import TensorBoard, open_trackers
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import locked, replaced_file, write_json
+from pixelrec_jax.system.files import (
+    check_folder,
+    locked,
+    read_text,
+    replaced_file,
+    write_json,
+)
 
 # Keys that may change when a run continues: its speed, its places, its length, its observation.
 _CHANGEABLE = re.compile(
@@ -68,14 +74,13 @@ def read_config(workdir: Path) -> ConfigDict:
     """Returns the config that a workdir holds.
 
     Raises:
-      UserError: the folder is not a workdir.
+      UserError: the folder is not a workdir, or holds something that is not a file.
     """
     path = workdir / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         if not isinstance(content, dict) or "train" not in content:
             raise ValueError("it is not a config")
-        return ConfigDict(content)
     except FileNotFoundError:
         raise UserError(
             f"--workdir={workdir} holds no run (no config.json); give --config to start one, in a "
@@ -86,6 +91,14 @@ def read_config(workdir: Path) -> ConfigDict:
             f"{path} cannot be read ({error}); the same config is in custom_metadata of the files "
             f"{workdir}/checkpoints/*/_CHECKPOINT_METADATA"
         ) from None
+    if not storage.is_remote(workdir):
+        try:
+            check_folder(workdir)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir}: {error.filename}: {error.strerror}; remove it"
+            ) from None
+    return ConfigDict(content)
 
 
 class MetricsLog:

@@ -1,10 +1,13 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and reading of files that others made."""
 
 import csv
+import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import stat
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,12 @@ from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 
 LOCK = ".lock"
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
@@ -51,9 +60,65 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) 
         writer.writerows(rows)
 
 
+def check_regular(path: str | Path) -> None:
+    """Raises `OSError` unless a local path, or what it links to, is a regular file.
+
+    To open or read a pipe or a device can wait for ever, or never end.
+    """
+    _check_mode(os.stat(path).st_mode, path)
+
+
+def _check_mode(mode: int, path: str | Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "of another kind")
+        raise OSError(errno.EINVAL, f"it is {kind} and not a file", str(path))
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `OSError` if a local folder, at any depth, has an entry that is not a file or folder.
+
+    For folders whose files a library opens. Links to folders are not followed.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            try:
+                mode = os.stat(path).st_mode
+            except OSError:  # a link to nothing, or a file that is gone: opening it fails at once
+                continue
+            _check_mode(mode, path)
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Opens a local file for reading; raises `OSError` at once if it is not a regular file."""
+    check_regular(path)  # first, since opening a device can have effects
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_mode(os.fstat(handle).st_mode, path)
+        return os.fdopen(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file, or of an object on gs://, as `open_regular` opens it."""
+    if storage.is_remote(path):
+        return path.read_bytes()
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """Returns the UTF-8 text of a file as `read_bytes` reads it."""
+    return read_bytes(path).decode()
+
+
 def digest(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal, as in the manifest of a dataset."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

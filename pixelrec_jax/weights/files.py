@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError, reason
-from pixelrec_jax.system.files import replaced_file
+from pixelrec_jax.system.files import open_regular, replaced_file
 from pixelrec_jax.weights.torch_file import LEGACY, ZIP, read_torch
 
 # The hub's two names for the same weights; the first is preferred.
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
       UserError: the file is damaged or has another format.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(64)
         if head.startswith(ZIP) or LEGACY in head:
             return read_torch(path)

@@ -6,8 +6,6 @@ before it, and modules of `torch.jit.save`, such as the files of OpenAI's CLIP.
 """
 
 import math
-import pickle
-import pickletools
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from io import BytesIO
@@ -18,7 +16,9 @@ from zipfile import ZIP_STORED, ZipFile
 import ml_dtypes
 import numpy as np
 
+from pixelrec_jax.system import pickled
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.pickled import Call, Instance
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -27,6 +27,7 @@ LEGACY = _MAGIC.to_bytes(10, "little")  # its bytes in the first pickle of a leg
 _MOST_REPEATED = 2**20  # elements of a tensor with more elements than its storage
 _MOST_ATTRIBUTES = 100_000  # of a module with all its submodules
 _LONGEST_NAME = 1000  # letters in the name of an attribute
+_MOST_STEPS = 2**22  # of a pickle; a tensor takes some 30, which leaves room for 100,000
 
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -55,28 +56,6 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-# A pickle can set the state of every object it names. The two classes below define what that does;
-# neither they nor their instances have a dictionary that a pickle could write to.
-
-
-class _Dict(dict):
-    """Stands for an OrderedDict, but ignores its attributes, such as a state dict's metadata."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Module:
-    """Stands for a TorchScript module: its attributes are parameters, buffers and submodules."""
-
-    __slots__ = ("attributes",)
-
-    def __setstate__(self, state: Any) -> None:
-        self.attributes = state
-
-
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     return _Tensor(storage, offset, shape, strides)
 
@@ -103,45 +82,27 @@ _CALLABLES = {
 }
 
 
-class _Call(NamedTuple):
-    """A call of one of the functions above, as a value without state."""
+def _allowed(name: str) -> Any:
+    """Returns what stands for a name; the fields of tensors are not checked yet."""
+    if name in _DTYPES:
+        return name
+    if name in _CALLABLES:
+        return Call(_CALLABLES[name])
+    if name.split(".")[0] == "__torch__":  # a module: its attributes are its state
+        return Call(Instance)
+    raise UserError(
+        f"it names {name[:100]!r}, but only plain dense tensors are read and no code is run; save "
+        "only the weights, with torch.save(model.state_dict(), ...) or as safetensors"
+    )
 
-    name: str
 
-    def __call__(self, *arguments: Any) -> Any:
-        return _CALLABLES[self.name](*arguments)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes only plain values and the inert classes above; their fields are not checked yet."""
-
-    def __init__(self, file: BytesIO):
-        super().__init__(file, encoding="utf-8")  # for strings of Python 2
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full == "collections.OrderedDict":
-            return _Dict
-        if full in _DTYPES:
-            return full
-        if full in _CALLABLES:
-            return _Call(full)
-        if module.split(".")[0] == "__torch__":
-            return _Module
-        raise UserError(
-            f"it names {full!r}, but only plain dense tensors are read and no code is run; save "
-            "only the weights, with torch.save(model.state_dict(), ...) or as safetensors"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        _, dtype, key, _, size, *view = pid
-        if view not in ([], [None]):
-            raise ValueError("a storage is a view of another")
-        if not (isinstance(dtype, str) and isinstance(key, str)):
-            raise ValueError("the name or type of a storage is not text")
-        self.storages[key] = storage = _Storage(key, dtype, size)
-        return storage
+def _storage(persistent_id: tuple[Any, ...]) -> _Storage:
+    _, dtype, key, _, size, *view = persistent_id
+    if view not in ([], [None]):
+        raise ValueError("a storage is a view of another")
+    if not (isinstance(dtype, str) and isinstance(key, str)):
+        raise ValueError("the name or type of a storage is not text")
+    return _Storage(key, dtype, size)
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -169,7 +130,11 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _read_zip(path: Path) -> dict[str, np.ndarray]:
     with ZipFile(path) as archive:
-        names = archive.namelist()
+        members = archive.infolist()
+        # Members that overlap would take more memory than the file is long.
+        if sum(member.compress_size for member in members) > path.stat().st_size:
+            raise ValueError("its members are longer than the file")
+        names = [member.filename for member in members]
         roots = [n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl")]
         if len(roots) != 1:
             raise UserError(
@@ -202,6 +167,8 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     keys, _ = _unpickle(file)
     records = {}
     rest = memoryview(content)[file.tell() :]
+    if not all(isinstance(key, str) for key in keys):
+        raise ValueError("the name of a storage is not text")
     for key in keys:  # each storage: its size as int64, then its elements
         end = 8 + int.from_bytes(rest[:8], "little") * _DTYPES[storages[key].dtype].itemsize
         records[key], rest = rest[8:end], rest[end:]
@@ -215,28 +182,24 @@ def _check_order(*, little: bool) -> None:
 
 def _unpickle(file: BytesIO) -> tuple[Any, dict[str, _Storage]]:
     """Returns the object of the pickle at the position of `file`, and the storages it names."""
-    start = file.tell()
-    # First a pass without effect: it finds lengths beyond the end of the file and a memo of absurd
-    # size, for which pickle would allocate memory before it checks them.
-    for opcode, argument, position in pickletools.genops(file):
-        if opcode.name in ("PUT", "LONG_BINPUT"):
-            assert argument is not None, "these have one"
-            assert position is not None, "a file can tell"
-            if argument > position:
-                raise ValueError(f"memo entry {argument} at byte {position}")
-    file.seek(start)
-    unpickler = _Unpickler(file)
-    return unpickler.load(), unpickler.storages
+    storages: dict[str, _Storage] = {}
+
+    def persistent(persistent_id: tuple[Any, ...]) -> _Storage:
+        storage = _storage(persistent_id)
+        storages[storage.key] = storage
+        return storage
+
+    return pickled.load(file, _allowed, limit=_MOST_STEPS, persistent=persistent), storages
 
 
 def _arrays(tree: Any, record: Callable[[str], bytes | memoryview]) -> dict[str, np.ndarray]:
-    tensors = _module_tensors(tree) if isinstance(tree, _Module) else _state_dict(tree)
+    tensors = _module_tensors(tree) if isinstance(tree, Instance) else _state_dict(tree)
     if not tensors:
         raise UserError("it does not hold a named tensor; save model.state_dict() of the encoder")
     return {name: _array(tensor, record(tensor.storage.key)) for name, tensor in tensors.items()}
 
 
-def _module_tensors(module: _Module) -> dict[str, _Tensor]:
+def _module_tensors(module: Instance) -> dict[str, _Tensor]:
     tensors = {}
     for count, (name, value) in enumerate(_attributes(module)):
         # Modules can share submodules, or contain themselves.
@@ -250,11 +213,11 @@ def _module_tensors(module: _Module) -> dict[str, _Tensor]:
     return tensors
 
 
-def _attributes(module: _Module) -> Iterator[tuple[str, Any]]:
-    for name, value in module.attributes.items():
+def _attributes(module: Instance) -> Iterator[tuple[str, Any]]:
+    for name, value in module.state.items():
         if isinstance(name, str):
             yield name, value
-            if isinstance(value, _Module):
+            if isinstance(value, Instance):
                 yield from ((f"{name}.{inner}", x) for inner, x in _attributes(value))
 
 

@@ -1,6 +1,7 @@
 """Image shards: order, resumption, verification."""
 
 import io
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ class Pictures:
 
     def __init__(self, ids):
         self.ids, self.version, self.read_ids, self.broken = set(ids), {}, [], {}
+
+    ambiguous: ClassVar = {}
 
     def fingerprint(self, item_id):
         return str(self.version.get(item_id, 0))

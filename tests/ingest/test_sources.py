@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 
 import lmdb
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelrec_jax.ingest.image_shards import write_shards
 from pixelrec_jax.ingest.sources import open_source, source
 from pixelrec_jax.system.errors import UserError
 
@@ -115,6 +117,49 @@ def test_an_lmdb_runs_no_code(tmp_path, monkeypatch):
     assert not (tmp_path / "harm").exists()
 
 
+def test_an_lmdb_costs_no_more_than_its_size_and_changes_nothing(tmp_path, monkeypatch):
+    _, pixels = picture(0)
+    name = b"c__main__\nLMDB_Image\n"
+    state = b"}(X\x04\x00\x00\x00sizeK\x01K\x01\x86X\x05\x00\x00\x00imageC\x03abcu"
+    sizes = {"minus": (-1, 7), "none": (0, 0), "text": ("a", "b"), "one": (9,), "huge": (2**40, 1)}
+    values = {
+        "long": b"\x96" + (2**32).to_bytes(8, "little") + b".",
+        "deep": b"(" * 5_000_000 + b"l" * 5_000_000 + b".",
+        "class": name + state + b"b.",
+        "set twice": name + b")\x81" + state + b"b" + state + b"b.",
+        "copies": name + b")\x81" * 2000 + b".",
+        "other": pickle.dumps({"size": (7, 9), "image": pixels.tobytes()}),
+        "without": name + b")\x81.",
+    }
+    for key, size in sizes.items():
+        image = LMDB_Image(pixels, key)
+        image.size = size
+        values[key] = pickled(image, monkeypatch)
+    values["whole"] = pickled(LMDB_Image(pixels, "whole"), monkeypatch)
+    write_lmdb(tmp_path / "x", values)
+    images = open_source(tmp_path / "x")
+    tracemalloc.start()
+    for item_id in values.keys() - {"whole"}:
+        with pytest.raises(ValueError, match="not an image of the reference's LMDB") as error:
+            images.read(item_id)
+        assert "\n" not in str(error.value)
+        np.testing.assert_array_equal(images.read("whole"), pixels)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_lmdb_of_any_protocol_of_bytes(tmp_path, monkeypatch, protocol):
+    _, pixels = picture(0)
+    monkeypatch.setattr("__main__.LMDB_Image", LMDB_Image, raising=False)
+    write_lmdb(tmp_path / "x", {"i1": pickle.dumps(LMDB_Image(pixels, "i1"), protocol)})
+    if protocol < 3:  # bytes are then a call of a function
+        with pytest.raises(ValueError, match="it names"):
+            open_source(tmp_path / "x").read("i1")
+    else:
+        np.testing.assert_array_equal(open_source(tmp_path / "x").read("i1"), pixels)
+
+
 def test_archives_lead_nowhere(tmp_path):
     content, _ = picture(0)
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
@@ -137,8 +182,30 @@ def test_one_item_twice_in_an_archive_is_an_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("old/a.png", b"1")
         archive.writestr("new/a.png", b"2")
+        archive.writestr("new/b.png", b"3")
+    images = open_source(tmp_path / "x.zip")
+    assert set(images.ids) == {"b"}
     with pytest.raises(UserError, match=r"'old/a.png' and 'new/a.png', one item twice"):
-        open_source(tmp_path / "x.zip")
+        write_shards(tmp_path / "shards", images, ["b", "a"], size=None)
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_only_images_of_an_archive_are_compared(tmp_path, kind):
+    content, _ = picture(0)
+    others = (".DS_Store", "Thumbs.db", "README.txt", "README", "i1.txt", "._x.png")
+    names = ["a/i1.png", "b/i2.png", *(f"{place}/{name}" for place in "abc" for name in others)]
+    if kind == "tar":
+        tar_of(tmp_path / "x", names)
+    else:
+        with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+            for name in names:
+                archive.writestr(name, content)
+    images = open_source(tmp_path / "x")
+    assert set(images.ids) == {"i1", "i2"}
+    assert images.ambiguous.keys() == {"._x"}  # as macOS writes beside x.png; no item is named so
+    assert write_shards(tmp_path / "shards", images, ["i1", "i2"], size=None) == {}
+    assert images.read("i1") == content
 
 
 def test_too_large_files_are_not_read(tmp_path, monkeypatch):

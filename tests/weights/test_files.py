@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_opened_is_called_nothing_else(weights_file, monke
     assert "cannot be read (FileNotFoundError" in _refusal(
         files.read, weights_file.with_name("missing")
     )
-    monkeypatch.setattr(Path, "open", refuse)  # root may open anything
+    monkeypatch.setattr(files, "open_regular", refuse)  # root may open anything
     message = _refusal(files.read, weights_file)
     assert "cannot be read (PermissionError" in message
     assert "fetch" not in message

@@ -1,7 +1,9 @@
 """Files of PyTorch against `torch.load`, and files that no one should trust."""
 
+import copy
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -253,7 +255,9 @@ def test_a_file_cannot_change_how_the_next_is_read(tmp_path, target, attribute):
 def test_a_callable_has_no_state_to_set(tmp_path, function):
     # GLOBAL, its memo entry 0; BUILD it from (function, (), {}, None); call it
     content = f"ctorch\nSize\nq\x00({function})}}Ntb)R.".encode()
-    assert "state is not a dictionary" in _refusal(_file_with(content, tmp_path / "x", "zip"))
+    assert "it sets the state of what has none" in _refusal(
+        _file_with(content, tmp_path / "x", "zip")
+    )
 
 
 def test_attributes_of_a_dictionary_change_nothing(tmp_path):
@@ -407,9 +411,12 @@ def test_numbers_in_the_other_order_are_refused(tmp_path):
     assert "big-endian" in _refusal(path)
 
 
-def test_a_memo_of_absurd_size_is_refused_before_it_is_made(tmp_path, form):
+def test_a_memo_of_absurd_size_is_not_made(tmp_path, form):
     content = b"\x80\x02}r\xff\xff\xff\x7f."  # EMPTY_DICT, LONG_BINPUT 2**31 - 1
-    assert "memo entry" in _refusal(_file_with(content, tmp_path / "x", form))
+    tracemalloc.start()
+    assert "does not hold a named tensor" in _refusal(_file_with(content, tmp_path / "x", form))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 def test_a_module_within_itself_is_refused(tmp_path):
@@ -425,6 +432,41 @@ def test_modules_that_share_children_are_refused(tmp_path):
         content += b"q\x00c__torch__\nNode\n)\x81}(Va\nh\x00Vb\nh\x00ub"
     message = _refusal(_file_with(content + b".", tmp_path / "x", "zip"))
     assert "more than 100,000 names" in message
+
+
+def test_members_of_a_zip_cannot_overlap(tmp_path):
+    tensors = {f"w{n}": torch.full((1000,), float(n)) for n in range(9)}
+    path = _save(tensors, tmp_path / "x.pth", "zip")
+    names = [name for name in _members(path) if "/data/" in name]
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo(names[0]).header_offset
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:  # twenty more names for the bytes of one
+        for number in range(20):
+            info = archive.getinfo(names[0])
+            archive.filelist.append(copy.copy(info))
+            archive.filelist[-1].filename = f"{names[0]}{number}"
+            archive.filelist[-1].header_offset = offset
+        archive._didModify = True
+    assert len(path.read_bytes()) < 2 * len(content)
+    assert "longer than the file" in _refusal(path)
+
+
+def test_a_deep_key_is_refused(tmp_path, form):
+    content = b"})" + b"\x85" * 1_000_000 + b"Ns."  # a tuple in a tuple in a ... as a key
+    assert "does not hold a named tensor" in _refusal(_file_with(content, tmp_path / "x", form))
+
+
+def test_names_of_storages_are_text(tmp_path):
+    keys = b"])" + b"\x85" * 1_000_000 + b"a."
+    (tmp_path / "x").write_bytes(_legacy_start() + pickle.dumps({}) + keys)
+    assert "the name of a storage is not text" in _refusal(tmp_path / "x")
+
+
+def test_copies_of_a_dictionary_are_refused(tmp_path, form):
+    pairs = b"](" + b"X\x01\x00\x00\x00aN\x86" * 10_000 + b"e\x94"
+    content = pairs + b"(" + b"ccollections\nOrderedDict\nh\x00\x85R" * 2000 + b"l."
+    assert "more than 4,194,304 steps" in _refusal(_file_with(content, tmp_path / "x", form))
 
 
 def test_a_long_name_of_a_module_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.ingest.sources.lmdb import LmdbImages, is_lmdb
 from pixelrec_jax.ingest.sources.source import ImageSource
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import check_regular
 
 __all__ = ["ImageSource", "open_source"]
 
@@ -27,6 +28,7 @@ def open_source(path: Path) -> ImageSource:
         if path.is_dir():
             kind = next((k for k, fits in _FOLDERS if fits(path)), FolderImages)
         elif path.exists():
+            check_regular(path)
             kind = next((k for k, fits in _FILES if fits(path)), None)
         else:
             raise UserError(f"--images={path} does not exist; give a folder or file of images")
@@ -41,7 +43,7 @@ def open_source(path: Path) -> ImageSource:
             f"cannot read --images={path}: {error.strerror or error}; allow reading it, or give "
             "other images"
         ) from None
-    if not len(source.ids):
+    if not len(source.ids) and not source.ambiguous:
         raise UserError(
             f"--images={path} holds no images; name them <item_id>.jpg, .jpeg, .png or .webp"
         )

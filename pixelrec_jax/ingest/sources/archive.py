@@ -5,30 +5,56 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
-from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, check_size
+from pixelrec_jax.ingest.sources.source import (
+    DamagedImageError,
+    by_item_id,
+    check_size,
+    is_image,
+)
 from pixelrec_jax.system.errors import UserError
 
 Member = TypeVar("Member")
 _CHUNK = 2**20
 
 
-def _by_file_name(archive: Path, members: dict[str, Member]) -> dict[str, Member]:
-    """Returns members by name without folders; raises `UserError` for an item in two folders."""
-    first: dict[str, PurePosixPath] = {}
-    for path in map(PurePosixPath, members):
-        other = first.setdefault(path.stem, path)
-        if other.parent != path.parent:
-            raise UserError(
-                f"--images={archive} has '{other}' and '{path}', one item twice; keep one"
-            )
-    return {PurePosixPath(path).name: member for path, member in members.items()}
+class _Archive(Generic[Member]):
+    """The images among the members of an archive, by item id."""
+
+    def __init__(self, path: Path, members: dict[str, Member]):
+        """Sorts members by path; an item with images in two folders is ambiguous."""
+        places: dict[str, PurePosixPath] = {}
+        self._ambiguous: dict[str, str] = {}
+        images = {name: place for name in members if is_image(place := PurePosixPath(name))}
+        for place in images.values():
+            other = places.setdefault(place.stem, place)
+            if other.parent != place.parent:
+                self._ambiguous[place.stem] = (
+                    f"--images={path} has '{other}' and '{place}', one item twice; keep one"
+                )
+        self._members = by_item_id(
+            {
+                place.name: members[name]
+                for name, place in images.items()
+                if place.stem not in self._ambiguous
+            }
+        )
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The item ids that have one image."""
+        return self._members.keys()
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """A line on each item id that has images in several folders."""
+        return self._ambiguous
 
 
-class TarImages:
+class TarImages(_Archive[tuple[int, int, float]]):
     """The plain files of an uncompressed tar; links and devices are ignored."""
 
     def __init__(self, path: Path):
@@ -45,12 +71,7 @@ class TarImages:
                 f"--images={path} is not a complete tar ({error}); copy it again"
             ) from None
         self._stamp = os.fstat(self._file.fileno()).st_mtime_ns
-        self._members = by_item_id(_by_file_name(path, members))
-
-    @property
-    def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
-        return self._members.keys()
+        super().__init__(path, members)
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the offset, size and time of the entry, and the time of the tar."""
@@ -88,7 +109,7 @@ def _check_end(file: BinaryIO, offset: int) -> None:
         raise tarfile.TarError(f"it ends at byte {offset:,} without its end mark")
 
 
-class ZipImages:
+class ZipImages(_Archive[zipfile.ZipInfo]):
     """The plain files of a zip."""
 
     def __init__(self, path: Path):
@@ -100,12 +121,7 @@ class ZipImages:
                 f"--images={path} is not a complete zip ({error}); copy it again"
             ) from None
         members = {m.filename: m for m in self._zip.infolist() if _is_file(m)}
-        self._members = by_item_id(_by_file_name(path, members))
-
-    @property
-    def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
-        return self._members.keys()
+        super().__init__(path, members)
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the checksum and size of the file."""

@@ -1,10 +1,11 @@
 """A folder of <item_id>.jpg."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pixelrec_jax.ingest.sources.source import DamagedImageError, by_item_id, check_size
+from pixelrec_jax.system.files import open_regular
 
 
 class FolderImages:
@@ -18,8 +19,13 @@ class FolderImages:
 
     @property
     def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
+        """The item ids that have one image."""
         return self._paths.keys()
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """Empty: an item with several suffixes has the first of them."""
+        return {}
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the name, size and time of the file."""
@@ -33,7 +39,7 @@ class FolderImages:
     def read(self, item_id: str) -> bytes:
         """Returns the file; raises `ValueError` with the reason."""
         try:
-            with open(self._paths[item_id], "rb") as file:
+            with open_regular(self._paths[item_id]) as file:
                 check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:

@@ -1,18 +1,21 @@
 """The LMDB of the reference (generate_lmdb.py): pickled objects with the pixels of images."""
 
 import io
-import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
 
+from pixelrec_jax.ingest.sources.source import check_size
+from pixelrec_jax.system import pickled
 from pixelrec_jax.system.errors import UserError
 
 _MAGIC = bytes.fromhex("dec0efbe")
 _PAGE_HEADER = 16  # bytes before the magic number in an LMDB's first page
 _DATA = "data.mdb"  # the file in an LMDB that is a folder
+_MOST_STEPS = 1000  # of the pickle of an image, which takes some 40
 
 
 def is_lmdb(path: Path) -> bool:
@@ -24,17 +27,24 @@ def is_lmdb(path: Path) -> bool:
         return opened.read(_PAGE_HEADER + len(_MAGIC))[_PAGE_HEADER:] == _MAGIC
 
 
-class _Image:
-    """Stands for the reference's class with `size` (H, W), `channels`, `image` (pixel bytes)."""
+def _allowed(name: str) -> pickled.Call:
+    if name == "__main__.LMDB_Image":
+        return pickled.Call(pickled.Instance)
+    raise ValueError(f"it names {name[:100]!r}")
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes only plain values and objects of that one class."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) == ("__main__", "LMDB_Image"):
-            return _Image
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+def _pixels(value: bytes) -> np.ndarray:
+    """Returns uint8[H, W, 3] from the pickle of an image; raises nearly any error."""
+    check_size(len(value))
+    image: Any = pickled.load(io.BytesIO(value), _allowed, limit=_MOST_STEPS)
+    if type(image) is not pickled.Instance or type(image.state) is not dict:
+        raise ValueError("it is another object")
+    (height, width), pixels = image.state["size"], image.state["image"]
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise ValueError("its size is not that of an image")
+    if type(pixels) is not bytes or len(pixels) != height * width * 3:
+        raise ValueError(f"it does not have the pixels of {height} x {width}")
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
 class LmdbImages:
@@ -68,8 +78,13 @@ class LmdbImages:
 
     @property
     def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
+        """The item ids that have one image."""
         return self._ids.keys()
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """Empty: a key occurs once."""
+        return {}
 
     def fingerprint(self, item_id: str) -> str:
         """Returns the size and time of the whole file: an LMDB does not record those of a value."""
@@ -82,12 +97,11 @@ class LmdbImages:
                 value = transaction.get(self._ids[item_id])
             if value is None:
                 raise ValueError("it is gone from the LMDB")
-            image = _Unpickler(io.BytesIO(value)).load()
-            height, width = image.size
-            return np.frombuffer(image.image, np.uint8).reshape(height, width, 3)
+            return _pixels(value)
         # For damaged pickles, nearly any exception can be raised.
         except Exception as error:
-            raise ValueError(f"not an image of the reference's LMDB ({error})") from None
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"not an image of the reference's LMDB ({why})") from None
 
     def close(self) -> None:
         """Closes the LMDB."""

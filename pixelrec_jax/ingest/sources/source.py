@@ -1,6 +1,6 @@
 """The interface of image sources, and functions for sources of image files."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
 
@@ -25,12 +25,19 @@ class ImageSource(Protocol):
     """Images by item id; `read` may be called from several threads at once.
 
     Attributes:
-      ids: the item ids that have an image.
+      ids: the item ids that have one image.
+      ambiguous: the item ids that have several, with a line that says where; it is an error only
+        for an item that is needed.
     """
 
     @property
     def ids(self) -> Collection[str]:
-        """The item ids that have an image."""
+        """The item ids that have one image."""
+        ...
+
+    @property
+    def ambiguous(self) -> Mapping[str, str]:
+        """A line on each item id that has several images: where they are, and what to do."""
         ...
 
     def fingerprint(self, item_id: str) -> str:
@@ -55,10 +62,15 @@ def by_item_id(places: dict[str, Place]) -> dict[str, Place]:
     found: dict[str, tuple[int, str]] = {}
     for name in places:
         path = PurePosixPath(name)
-        if (suffix := path.suffix.lower()) in SUFFIXES:
-            candidate = (SUFFIXES.index(suffix), name)
+        if is_image(path):
+            candidate = (SUFFIXES.index(path.suffix.lower()), name)
             found[path.stem] = min(candidate, found.get(path.stem, candidate))
     return {item_id: places[name] for item_id, (_, name) in found.items()}
+
+
+def is_image(path: PurePosixPath) -> bool:
+    """Returns whether a file is an image by its name."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def check_size(size: int) -> None:

@@ -1,6 +1,7 @@
 """The items of PixelRec as TFDS examples: an encoded image and attributes of each item."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -11,7 +12,9 @@ from pixelrec_jax.data import images
 from pixelrec_jax.ingest.item_info import COUNTS, TEXTS
 from pixelrec_jax.ingest.sources.source import SUFFIXES, by_item_id
 from pixelrec_jax.ingest.tfds import pieces
+from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import read_bytes
 
 UNKNOWN = -1  # stands for an unknown number; an unknown text is empty
 MISSING = ("error", "drop")
@@ -62,7 +65,10 @@ def examples(
     try:
         if file is None:
             raise ValueError("missing")
-        image = (epath.Path(folder) / file).read_bytes()
+        if storage.is_remote(folder):
+            image = (epath.Path(folder) / file).read_bytes()
+        else:
+            image = read_bytes(Path(folder, file))
         images.decode(image, None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -6,6 +6,7 @@ tfds.data_source("pixelrec/pixel200k_items", data_dir=DIR) reads it; see docs/tf
 import dataclasses
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,19 @@ from pixelrec_jax.ingest import item_info
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.ingest.tfds import histories, items, pieces
 from pixelrec_jax.ingest.tfds.shards import ShardWriter
+from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import check_regular
+
+
+def _checked(path: str) -> str:
+    """Returns a path that exists; raises `UserError` if it is neither a file nor a folder."""
+    if not storage.is_remote(path) and not Path(path).is_dir():
+        try:
+            check_regular(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path!r}: {error.strerror}; give a file") from None
+    return path
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,14 +137,14 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             if not (path.is_dir() if name == "images" else path.exists() and not path.is_dir()):
                 kind = "image folder" if name == "images" else "file"
                 raise UserError(f"there is no {kind} {given!r}; check the path")
-            return given
+            return _checked(given)
         if any(self._sources.values()):  # sources are all given, or all in the manual directory
             return None
         try:
             path = dl_manager.manual_dir / name
         except AssertionError:  # there is no such directory
             return None
-        return str(path) if path.exists() else None
+        return _checked(str(path)) if path.exists() else None
 
     def _needed(self, dl_manager: tfds.download.DownloadManager, name: str) -> str:
         path = self._source(dl_manager, name)

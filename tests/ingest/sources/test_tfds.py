@@ -1,7 +1,9 @@
 """Images out of a TFDS dataset: which there are, their bytes, and when they count as changed."""
 
+import json
 import pickle
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.ingest.image_shards import write_shards
 from pixelrec_jax.ingest.prepare import prepare
+from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.tfds import TfdsImages
 from pixelrec_jax.ingest.tfds.build import build
 from pixelrec_jax.system.errors import UserError
@@ -77,7 +81,7 @@ def test_what_cannot_be_read_has_a_reason(folder, tmp_path):
 
 
 class Doubled(tfds.core.GeneratorBasedBuilder):
-    """Two images of one item."""
+    """Two images of one item, and one of another."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -91,23 +95,33 @@ class Doubled(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for number in range(2):
             yield number, {"item_id": "i1", "image": bytes([number])}
+        yield 2, {"item_id": "i2", "image": b"2"}
 
 
 def test_what_is_no_dataset_of_item_images_is_refused(folder, tmp_path):
     interactions = tmp_path / "x.csv"
     interactions.write_text("item_id,user_id,timestamp\na,b,1\n")
     users = build("own_interactions", str(tmp_path), interactions=str(interactions))
-    doubled = Doubled(data_dir=tmp_path, file_format="array_record")
-    doubled.download_and_prepare()
     for path, match in (
         (tmp_path / "nowhere", "is not a TFDS dataset"),
         (folder.parent, "is not a TFDS dataset"),
         (users.data_dir, "has no feature image, item_id"),
-        (doubled.data_dir, "two images of item 'i1'"),
     ):
         with pytest.raises(UserError, match=match) as caught:
             TfdsImages(path)
         assert "\n" not in str(caught.value)
+
+
+def test_two_images_of_an_item_stop_only_what_needs_it(tmp_path):
+    builder = Doubled(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    images = open_source(Path(builder.data_dir))
+    for source in (images, pickle.loads(pickle.dumps(images))):
+        assert set(source.ids) == {"i2"}
+        assert source.ambiguous.keys() == {"i1"}
+        assert source.read("i2") == b"2"
+    with pytest.raises(UserError, match="two images of item 'i1'; keep one"):
+        write_shards(tmp_path / "shards", images, ["i2", "i1"], size=None)
 
 
 def test_prepare_takes_the_images_of_a_dataset(tmp_path):
@@ -120,3 +134,66 @@ def test_prepare_takes_the_images_of_a_dataset(tmp_path):
         stored.append(ImageStore(tmp_path / "out", size=4).load(np.arange(6)))
         shutil.rmtree(tmp_path / "out")
     np.testing.assert_array_equal(*stored)
+
+
+def test_a_dataset_leads_nowhere(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    info = json.loads((copy / "dataset_info.json").read_text())
+    own = info["splits"][0]["filepathTemplate"]
+    for place in ("..", str(folder), "none"):
+        info["splits"][0]["filepathTemplate"] = f"{place}/{own}"
+        (copy / "dataset_info.json").write_text(json.dumps(info))
+        with pytest.raises(UserError, match="which is outside of it; copy the dataset again"):
+            TfdsImages(copy)
+
+
+EVIL = "evil_features.Evil"
+LEGACY = {"type": EVIL, "content": {}}
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"pythonClassName": EVIL, "text": {}},
+        {"python_class_name": EVIL, "text": {}},
+        {
+            "pythonClassName": FEATURES,
+            "featuresDict": {"features": {"x": {"pythonClassName": EVIL}}},
+        },
+        {"pythonClassName": FEATURES, "jsonFeature": {"json": json.dumps({"x": LEGACY})}},
+        LEGACY,
+        {"type": FEATURES, "content": {"image": LEGACY}},
+        {"type": FEATURES, "content": json.dumps({"jsonFeature": {"json": json.dumps(LEGACY)}})},
+        {"type": FEATURES, "content": {"list": [LEGACY]}},
+    ],
+    ids=range(8),
+)
+def test_a_dataset_names_no_code_that_is_imported(folder, tmp_path, monkeypatch, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "evil_features.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    (copy / "features.json").write_text(json.dumps(content))
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    with pytest.raises(UserError, match=rf"class '{EVIL}', which is not one of TFDS") as caught:
+        open_source(copy)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "mark").exists()
+    assert "evil_features" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["os.path", "tensorflow_datasets.core.features.", "a/b.C", "x"])
+def test_only_classes_below_the_features_of_tfds_are_passed_on(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "features.json").write_text(json.dumps({"pythonClassName": name, "text": {}}))
+    with pytest.raises(UserError, match="is not one of TFDS itself"):
+        TfdsImages(copy)
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "\xff", '{"a": 1}'])
+def test_a_dataset_with_damaged_features_is_refused(folder, tmp_path, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "features.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="is not a TFDS dataset") as caught:
+        TfdsImages(copy)
+    assert "\n" not in str(caught.value)
