@@ -37,7 +37,8 @@ class Ranking:
     """What ranking the catalogue gave, user by user.
 
     Attributes:
-      user, target, rank: int32[Q]; rank 1 is the best.
+      user, target, rank: int32[Q]; rank 1 is the best, and that of a masked target is
+        `retrieval.UNRANKED`.
       top_ids: int32[Q, k], best first; top_scores: float32[Q, k].
       num_candidates: int[Q], how many items the target competed with, itself included; 0 where the
         target itself was masked because the user had seen it before, so that nothing can hit it.

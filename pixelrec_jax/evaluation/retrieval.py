@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
@@ -12,6 +13,7 @@ from pixelrec_jax.data.types import PAD, Array
 from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC, REPLICATED
 from pixelrec_jax.parallel.tables import own_rows
 
+UNRANKED = np.iinfo(np.int32).max  # the rank of a target that is in no list, beyond every k
 Score = Callable[[Float[Array, "Q D"], Float[Array, "C E"]], Float[Array, "Q C"]]
 
 
@@ -92,7 +94,8 @@ def target_rank(
     Args: as of `retrieve`, and `target`, an item for each query.
 
     A score that is not a number beats the target and is beaten by every item, so a broken model
-    never looks good. A target that is masked loses to every item that is not.
+    never looks good. A target with a score of -inf, as if it is masked, is `UNRANKED`: `retrieve`
+    lists it for no k, and its place among others of -inf would count as a hit where few are left.
     """
 
     def shard(
@@ -124,8 +127,8 @@ def target_rank(
 
         zeros = (jnp.zeros(len(query)), jnp.zeros(len(query), jnp.int32))
         # What the first sweep counts is dropped: it does not know the score yet.
-        _, wins = jax.lax.fori_loop(0, 2, sweep, zeros)
-        return 1 + wins
+        target_score, wins = jax.lax.fori_loop(0, 2, sweep, zeros)
+        return jnp.where(jnp.isneginf(target_score), UNRANKED, 1 + wins)
 
     return _map_shards(shard, mesh, catalog, query, seen, target)
 
