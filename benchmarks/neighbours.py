@@ -27,6 +27,7 @@ from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.runs import vision_encoder
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.frames import scan_csv
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 _BATCH = 16
@@ -76,7 +77,7 @@ def read_labels(
       UserError: the table cannot be read or names no item with a photo.
     """
     try:
-        frame = pl.read_csv(table, infer_schema=False)
+        frame = scan_csv(table).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"--labels={table}: {errors.reason(error)}") from None
     for name in ("item_id", column):

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 
 from pixelrec_jax.data.time_units import OTHER, UNITS
-from pixelrec_jax.ingest import csv_file
 from pixelrec_jax.ingest.csv_file import one_line_errors
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.frames import scan_csv
 
 COLUMNS = ("item_id", "user_id", "timestamp")
 # Interactions that are sorted at a time; bounds the memory of sorting for any dataset.
@@ -100,7 +100,7 @@ def read_csv(path: Path) -> Table:
 
 
 def _read_codes(path: Path) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
-    scan = csv_file.scan(path, schema_overrides={"timestamp": pl.Int64})
+    scan = scan_csv(path, schema_overrides={"timestamp": pl.Int64})
     header = scan.collect_schema().names()
     if missing := [name for name in COLUMNS if name not in header]:
         raise UserError(
@@ -124,7 +124,7 @@ def _raise_bad_line(path: Path, *, has_timestamps: bool) -> None:
 
     The number of a line counts records and the header. Blank lines are skipped.
     """
-    rows = csv_file.scan(path).select(COLUMNS).with_row_index("row", offset=2)
+    rows = scan_csv(path).select(COLUMNS).with_row_index("row", offset=2)
     rows = rows.filter(~pl.all_horizontal(pl.col(COLUMNS).is_null()))
     bad = [pl.col(name).fill_null("") == "" for name in ("item_id", "user_id")]
     if has_timestamps:

@@ -2,15 +2,11 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from pixelrec_jax.system.errors import UserError
-
-# All columns are text; a star or bracket in a file name is not a pattern.
-scan = partial(pl.scan_csv, infer_schema=False, glob=False)
 
 
 @contextmanager

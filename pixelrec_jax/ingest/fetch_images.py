@@ -21,6 +21,7 @@ from pixelrec_jax.ingest.web import Fetcher
 from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.frames import scan_csv
 
 COLUMNS = ("item_id", "url")
 # A valid file name on every system, and never a path to another folder.
@@ -37,8 +38,7 @@ def read_urls(path: Path) -> pl.DataFrame:
     try:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty; give a CSV with the columns {','.join(COLUMNS)}")
-        frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False, glob=False)
-        frame = frame.select(COLUMNS).fill_null("")
+        frame = scan_csv(path).select(COLUMNS).fill_null("").collect()
     except OSError as error:
         raise UserError(f"cannot read --urls={path}: {error.strerror}; give a CSV file") from None
     except pl.exceptions.PolarsError as error:

@@ -7,6 +7,7 @@ import polars as pl
 from pixelrec_jax.data.item_info import FILE
 from pixelrec_jax.ingest import csv_file
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.frames import scan_csv
 
 # PixelRec's columns (section 2.1) except item_id.
 COUNTS = (
@@ -43,7 +44,7 @@ def read_csv(path: Path) -> pl.LazyFrame:
 
 
 def _checked(path: Path) -> pl.LazyFrame:
-    scan = csv_file.scan(path)
+    scan = scan_csv(path)
     header = scan.collect_schema().names()
     if "item_id" not in header:
         raise UserError(

@@ -12,6 +12,7 @@ from pixelrec_jax.ingest.item_info import COUNTS, TEXTS
 from pixelrec_jax.ingest.sources.source import SUFFIXES, by_item_id
 from pixelrec_jax.ingest.tfds import pieces
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.frames import scan_csv
 
 UNKNOWN = -1  # stands for an unknown number; an unknown text is empty
 MISSING = ("error", "drop")
@@ -90,7 +91,7 @@ def _find(folder: epath.Path) -> dict[str, str]:
 def _read_info(path: str) -> pl.DataFrame:
     """Returns item_id and the known attributes in the file; numbers are int64."""
     try:
-        info = pl.read_csv(epath.Path(path).read_bytes(), infer_schema=False)
+        info = scan_csv(epath.Path(path).read_bytes()).collect()
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"cannot read {path!r}: {str(error).splitlines()[0]}; give a CSV file"

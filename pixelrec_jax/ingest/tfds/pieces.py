@@ -7,6 +7,7 @@ from etils import epath
 
 from pixelrec_jax.ingest.columns import COLUMNS
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.frames import scan_csv
 
 SIZE = 32 << 20  # bytes
 
@@ -48,7 +49,7 @@ def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
             text += file.readline()
     where = f"{path!r}, in the {size:,} bytes from {start:,} on"
     try:
-        table = pl.read_csv(header.rstrip(b"\r\n") + b"\n" + text, infer_schema=False)
+        table = scan_csv(header.rstrip(b"\r\n") + b"\n" + text).collect()
         table = table.select(COLUMNS).filter(~pl.all_horizontal(pl.all().is_null()))
     except pl.exceptions.PolarsError as error:
         raise UserError(
