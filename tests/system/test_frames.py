@@ -4,10 +4,15 @@ import polars as pl
 import pytest
 
 from pixelrec_jax.data import interactions
+from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.system import frames
 
-READ = {"csv": frames.scan_csv, "ipc": frames.scan_ipc, "parquet": frames.scan_parquet}
+READ = {
+    "csv": lambda path: open_csv(path).scan(),
+    "ipc": frames.scan_ipc,
+    "parquet": frames.scan_parquet,
+}
 
 
 @pytest.mark.parametrize("kind", READ)
