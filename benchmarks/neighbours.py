@@ -23,6 +23,7 @@ from PIL import Image
 
 from pixelrec_jax.data.images import decode, resize
 from pixelrec_jax.data.types import Items
+from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.runs import vision_encoder
 from pixelrec_jax.system import errors
@@ -76,12 +77,14 @@ def read_labels(
       UserError: the table cannot be read or names no item with a photo.
     """
     try:
-        frame = pl.read_csv(table, infer_schema=False)
+        file = open_csv(table)
+        frame = file.scan().filter(~pl.all_horizontal(pl.all().is_null())).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"--labels={table}: {errors.reason(error)}") from None
     for name in ("item_id", column):
         if name not in frame.columns:
             raise UserError(f"{table} has no column {name!r}{nearest(name, frame.columns)}")
+    file.check(len(frame), frame.columns)
     frame = frame.drop_nulls(["item_id", column]).unique("item_id", maintain_order=True)
     frame = frame.filter(pl.col("item_id").is_in(list(source.ids)))
     if frame.is_empty():

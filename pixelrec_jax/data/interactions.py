@@ -15,6 +15,7 @@ import polars as pl
 from pixelrec_jax.data import copies
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import check_folder, digest, read_text
+from pixelrec_jax.system.frames import scan_ipc
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -55,15 +56,19 @@ class Interactions:
 
     def item_ids(self) -> pl.Series:
         """Returns the original item ids, read from disk; entry i is item i + 1."""
-        return pl.read_ipc(self.directory / "item_ids.arrow")["item_id"]
+        return _read_column(self.directory / "item_ids.arrow", "item_id")
 
     def user_ids(self) -> pl.Series:
         """Returns the original user ids, read from disk; entry i is user i + 1."""
-        return pl.read_ipc(self.directory / "user_ids.arrow")["user_id"]
+        return _read_column(self.directory / "user_ids.arrow", "user_id")
 
     def __reduce__(self):
         # A pickled memory map is a full copy: workers map the files themselves instead.
         return load, (self.directory, False)
+
+
+def _read_column(path: Path, name: str) -> pl.Series:
+    return scan_ipc(path).select(name).collect()[name]
 
 
 def load(directory: str | Path, verify: bool = True) -> Interactions:

@@ -4,6 +4,7 @@ import polars as pl
 
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.frames import scan_ipc
 
 FILE = "item_info.arrow"
 
@@ -17,7 +18,7 @@ def load(interactions: Interactions) -> pl.DataFrame | None:
         return None
     path = interactions.directory / FILE
     try:
-        frame = pl.read_ipc(path)
+        frame = scan_ipc(path).collect()
         if frame.height != interactions.num_items - 1:
             raise OSError(f"{frame.height:,} rows for {interactions.num_items - 1:,} items")
         return frame

@@ -39,7 +39,8 @@ class Ranking:
     Attributes:
       user: int32[Q], indices of users.
       target: int32[Q], the item held out of each user.
-      rank: int32[Q], the target's place; 1 is the best.
+      rank: int32[Q], the target's place; 1 is the best, that of a masked target is
+        `retrieval.UNRANKED`.
       top_ids: int32[Q, k], items, best first.
       top_scores: float32[Q, k], their scores.
       num_candidates: int[Q], how many items the target competed with, itself included; 0 where the

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
@@ -12,6 +13,7 @@ from pixelrec_jax.data.types import PAD, Array
 from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC, REPLICATED
 from pixelrec_jax.parallel.tables import own_rows
 
+UNRANKED = np.iinfo(np.int32).max  # the rank of a target that is in no list, beyond every k
 Score = Callable[[Float[Array, "Q D"], Float[Array, "C E"]], Float[Array, "Q C"]]
 
 
@@ -88,7 +90,8 @@ def target_rank(
     target's score never differs from itself in the last bit.
 
     An item with a NaN score beats every target, and a target with a NaN score loses to every item:
-    a broken model never looks good. A masked target loses to every item that is not masked.
+    a broken model never looks good. A masked target, with a score of -inf, is `UNRANKED`: `retrieve`
+    lists it for no k, and a place among other masked items could count as a hit.
 
     Args:
       score, query, catalog, seen, num_items, mesh, chunk: see `retrieve`.
@@ -124,8 +127,8 @@ def target_rank(
 
         zeros = (jnp.zeros(len(query)), jnp.zeros(len(query), jnp.int32))
         # The count of the first sweep is dropped: that sweep does not know the score yet.
-        _, wins = jax.lax.fori_loop(0, 2, sweep, zeros)
-        return 1 + wins
+        target_score, wins = jax.lax.fori_loop(0, 2, sweep, zeros)
+        return jnp.where(jnp.isneginf(target_score), UNRANKED, 1 + wins)
 
     return _map_shards(shard, mesh, catalog, query, seen, target)
 

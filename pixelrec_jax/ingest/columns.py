@@ -12,8 +12,7 @@ import numpy as np
 import polars as pl
 
 from pixelrec_jax.data.time_units import OTHER, UNITS
-from pixelrec_jax.ingest import csv_file
-from pixelrec_jax.ingest.csv_file import one_line_errors
+from pixelrec_jax.ingest.csv_file import CsvFile, one_line_errors, open_csv
 from pixelrec_jax.system.errors import UserError
 
 COLUMNS = ("item_id", "user_id", "timestamp")
@@ -72,22 +71,24 @@ def _recode(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
 def read_csv(path: Path) -> Table:
     """Returns the interactions of a CSV with the columns item_id, user_id and timestamp.
 
-    The text is scanned three times (user ids, item ids, codes) instead of held in memory, which
-    takes 16 bytes a row plus the distinct ids.
+    The text is scanned four times (count, user ids, item ids, codes) instead of held in memory,
+    which takes 16 bytes a row plus the distinct ids.
 
     Raises:
-      UserError: the file is missing, empty or without the columns; or an id is empty or a timestamp
-        is not an integer, with the number of the line.
+      UserError: the file is missing, empty or without the columns; or an id is empty, a timestamp
+        is not an integer or a row cannot be read, with the number of the line.
     """
     with one_line_errors(path, "interactions file"):
+        file = open_csv(path)
         try:
-            frame, ids = _read_codes(path)
+            frame, ids = _read_codes(file)
         except pl.exceptions.PolarsError:
-            _raise_bad_line(path, has_timestamps=True)
+            _raise_bad_line(file, has_timestamps=True)
             raise
     if sum(frame.null_count().row(0)):
-        _raise_bad_line(path, has_timestamps=True)
+        _raise_bad_line(file, has_timestamps=True)
         frame = frame.drop_nulls()  # Blank lines only, as at the end of many files.
+    file.check(frame.height, COLUMNS)
     if not frame.height:
         raise UserError(
             f"interactions file {str(path)!r} has a header but no interactions; add some"
@@ -99,12 +100,12 @@ def read_csv(path: Path) -> Table:
     )
 
 
-def _read_codes(path: Path) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
-    scan = csv_file.scan(path, schema_overrides={"timestamp": pl.Int64})
+def _read_codes(file: CsvFile) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+    scan = file.scan(schema_overrides={"timestamp": pl.Int64})
     header = scan.collect_schema().names()
     if missing := [name for name in COLUMNS if name not in header]:
         raise UserError(
-            f"{str(path)!r} has no column {', '.join(missing)}; it has {', '.join(header)}; "
+            f"{file.name} has no column {', '.join(missing)}; it has {', '.join(header)}; "
             "it must be comma-separated, with a header line"
         )
     ids = {}
@@ -113,18 +114,18 @@ def _read_codes(path: Path) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
         first = first.group_by(name).agg(pl.col("row").min()).collect(engine="streaming")
         ids[name] = first.sort("row")[name]
         if (ids[name] == "").any():
-            _raise_bad_line(path, has_timestamps=False)
+            _raise_bad_line(file, has_timestamps=False)
     codes = [pl.col(n).cast(pl.Enum(ids[n])).to_physical().cast(pl.Int32) for n in ids]
     frame = scan.select(COLUMNS).with_columns(codes).collect(engine="streaming")
     return frame, ids
 
 
-def _raise_bad_line(path: Path, *, has_timestamps: bool) -> None:
+def _raise_bad_line(file: CsvFile, *, has_timestamps: bool) -> None:
     """Raises `UserError` for the first line with an empty id or a bad timestamp, if there is one.
 
     The number of a line counts records and the header. Blank lines are skipped.
     """
-    rows = csv_file.scan(path).select(COLUMNS).with_row_index("row", offset=2)
+    rows = file.scan().select(COLUMNS).with_row_index("row", offset=2)
     rows = rows.filter(~pl.all_horizontal(pl.col(COLUMNS).is_null()))
     bad = [pl.col(name).fill_null("") == "" for name in ("item_id", "user_id")]
     if has_timestamps:
@@ -134,7 +135,7 @@ def _raise_bad_line(path: Path, *, has_timestamps: bool) -> None:
     except pl.exceptions.PolarsError:
         return  # not readable as text either: the caller reports the first error of polars
     for row in first:
-        where = f"{str(path)!r} line {row['row']}"
+        where = f"{file.name} line {row['row']}"
         for name in ("item_id", "user_id"):
             if not row[name]:
                 raise UserError(f"{where}: {name} is empty; every interaction needs one")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pixelrec_jax.data import images
 from pixelrec_jax.ingest.addresses import RefusedError
+from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.sources.source import SUFFIXES
 from pixelrec_jax.ingest.web import Fetcher
 from pixelrec_jax.system import errors, files
@@ -32,14 +33,15 @@ def read_urls(path: Path) -> pl.DataFrame:
     """Returns the columns item_id and url of a CSV, as text; empty URLs stay.
 
     Raises:
-      UserError: the file cannot be read, an id is not a file name, or an id occurs twice.
+      UserError: the file or a row of it cannot be read, an id is not a file name or occurs twice.
     """
     try:
         files.check_regular(path)
         if not path.stat().st_size:
             raise UserError(f"{path} is empty; give a CSV with the columns {','.join(COLUMNS)}")
-        frame = pl.read_csv(path, columns=COLUMNS, infer_schema=False, glob=False)
-        frame = frame.select(COLUMNS).fill_null("")
+        file = open_csv(path)
+        frame = file.scan().select(COLUMNS).fill_null("").collect()
+        file.check(frame.filter(pl.any_horizontal(pl.all() != "")).height, COLUMNS)
     except OSError as error:
         raise UserError(f"cannot read --urls={path}: {error.strerror}; give a CSV file") from None
     except pl.exceptions.PolarsError as error:

@@ -35,15 +35,16 @@ def read_csv(path: Path) -> pl.LazyFrame:
     numbers are Int64, except `TEXTS`; all others are String.
 
     Raises:
-      UserError: the file is missing, empty, malformed or without the column item_id, or an item_id
-        is empty or occurs twice.
+      UserError: the file is missing, empty, malformed or without the column item_id, a row cannot
+        be read, or an item_id is empty or occurs twice.
     """
     with csv_file.one_line_errors(path, "item information"):
         return _checked(path)
 
 
 def _checked(path: Path) -> pl.LazyFrame:
-    scan = csv_file.scan(path)
+    file = csv_file.open_csv(path)
+    scan = file.scan()
     header = scan.collect_schema().names()
     if "item_id" not in header:
         raise UserError(
@@ -54,10 +55,13 @@ def _checked(path: Path) -> pl.LazyFrame:
     scan = scan.with_columns(pl.all().replace("", None))
     others = [name for name in header if name not in ("item_id", *TEXTS)]
     whole = [pl.col(name).str.contains(_INTEGER).all() for name in others]
-    nameless = pl.col("item_id").null_count()
-    facts = scan.select(nameless, *whole).collect(engine="streaming").to_dicts()[0]
-    if count := facts.pop("item_id"):
+    item_id = pl.col("item_id")
+    counts = pl.struct(all=item_id.len(), nameless=item_id.null_count()).alias("item_id")
+    facts = scan.select(counts, *whole).collect(engine="streaming").to_dicts()[0]
+    rows = facts.pop("item_id")
+    if count := rows["nameless"]:
         raise UserError(f"{str(path)!r} has {count:,} rows without an item_id; every row needs one")
+    file.check(rows["all"], header)
     repeated = scan.group_by("item_id").len().filter(pl.col("len") > 1).sort("item_id")
     if found := repeated.collect(engine="streaming").to_dicts():
         raise UserError(

@@ -29,7 +29,7 @@ class Checkpoints:
     """The checkpoints in one directory; a context manager that waits for the last save.
 
     Saving is asynchronous and atomic: a checkpoint counts once it is complete, so that a run killed
-    during a save continues from the one before.
+    during a save continues from the one before. A complete one that cannot be opened ends the run.
     """
 
     def __init__(self, directory: Path, *, metric: str, read_only: bool = False):
@@ -40,7 +40,8 @@ class Checkpoints:
           metric: the metric that decides which checkpoint is the best; higher is better.
           read_only: whether nothing is written.
         """
-        self.directory, self._metric, self._pending = directory, metric, None
+        self.directory, self._metric = directory, metric
+        self._pending: tuple[int, Any] | None = None  # step and shapes of the save in progress
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} does not exist; train first with --mode=train")
         best = _policies.BestN(
@@ -102,22 +103,32 @@ class Checkpoints:
         """
         self.wait()
         try:
-            self._pending = step
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+            self._pending = step, shapes
             self._checkpointer.save_async(
                 step, state, custom_metadata=metadata, metrics=metrics, force=True
             )
         except (OSError, ValueError) as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(step, error) from error
 
     def wait(self) -> None:
-        """Waits until the save in progress is complete."""
+        """Waits until the save in progress is complete, then opens what it wrote.
+
+        Raises:
+          UserError: it could not be written, or not all arrays are there with their shapes.
+        """
         if self._pending is None:
             return
+        step, shapes = self._pending
         try:
             self._checkpointer.wait()
         except (OSError, ValueError) as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(step, error) from error
         self._pending = None
+        try:
+            _check_shapes(self._checkpointer.metadata(step).metadata, shapes)
+        except _UNREADABLE as error:
+            raise self._unreadable(step, error) from error
 
     def metadata(self, step: int) -> dict:
         """Returns the metadata of a checkpoint."""
@@ -166,8 +177,8 @@ class Checkpoints:
             f"({_first_line(error)}); {remedy}, or start in a new workdir"
         )
 
-    def _unwritable(self, error: Exception) -> UserError:
-        step, self._pending = self._pending, None
+    def _unwritable(self, step: int, error: Exception) -> UserError:
+        self._pending = None
         with suppress(OSError):  # object storage may still be out of reach
             if jax.process_count() == 1:  # otherwise others may still write; the next run cleans up
                 for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
@@ -185,13 +196,15 @@ class Checkpoints:
 
 
 def _check_shapes(saved: Any, template: Any) -> None:
-    """Raises `ValueError` if shapes differ; the number of rows of a table may differ."""
+    """Raises `ValueError` if an array is missing or has another shape, up to a table's rows."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
 
     there, here = shapes(saved), shapes(template)
+    if absent := here.keys() - there.keys():
+        raise ValueError(f"{min(absent)} is missing")
     for name, shape in here.items():
         rows = 1 if name.endswith("/table") else 0
         if len(there[name]) != len(shape) or there[name][rows:] != shape[rows:]:

@@ -14,6 +14,7 @@ from pixelrec_jax.runs.run_folder import read_config
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import clean_line, render
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.frames import scan_parquet
 
 _HISTORY = 8  # latest items shown
 _TEXTS = {"title": 60, "tag": 20}  # item information shown, with widths in characters
@@ -78,7 +79,7 @@ def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
     """Returns the rows of recommendations.parquet of random users, in the order of the file."""
     path = workdir / "recommendations.parquet"
     try:
-        scan = pl.scan_parquet(storage.local_file(path))
+        scan = scan_parquet(storage.local_file(path))
         known = scan.filter(pl.col("rank") == 1).select("user_id").collect()["user_id"]
         drawn = np.random.default_rng(seed).permutation(len(known))[:users]
         chosen = known.gather(np.sort(drawn)).implode()

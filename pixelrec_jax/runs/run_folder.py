@@ -28,6 +28,7 @@ _CHANGEABLE = re.compile(
     r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)|"
     r"(log|profile)\..*"
 )
+_PATTERN = re.compile(r"[*?[]")  # characters of patterns
 _UPLOAD_EVERY = 60  # seconds between uploads of metrics; every checkpoint also uploads them
 
 
@@ -43,15 +44,30 @@ def claim(workdir: Path, config: ConfigDict) -> Generator[None]:
     A folder without a checkpoint takes any config, since it holds no work yet.
 
     Raises:
-      UserError: another process trains there, or the folder holds a run of another config; the
-        message names the keys that differ.
+      UserError: the path has a character of patterns, another process trains there, or the folder
+        holds a run of another config; the message names the keys that differ.
     """
+    _refuse_pattern(workdir)
     busy = f"another process is training in --workdir={workdir}; wait for it or give another"
     with locked(workdir, option="workdir", busy=busy):
         if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
             check_same(workdir, config)
         write_json(workdir / "config.json", to_json(config))
         yield
+
+
+def _refuse_pattern(workdir: Path) -> None:
+    """Raises `UserError` for a path in which orbax would look for its arrays by a pattern.
+
+    With [ its checkpoints lose all arrays, with * or ? they may get those of another run. What it
+    wrote elsewhere can be read from such a path.
+    """
+    path = str(workdir if storage.is_remote(workdir) else workdir.absolute())
+    if found := _PATTERN.search(path):
+        raise UserError(
+            f"--workdir={workdir}: checkpoints cannot be kept in a path with {found[0]!r}, here "
+            f"{path!r}; give one without [, * and ?"
+        )
 
 
 def check_same(workdir: Path, config: ConfigDict) -> None:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import PAD
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
-from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
+from pixelrec_jax.evaluation.retrieval import UNRANKED, retrieve, target_rank
 from pixelrec_jax.launch.dryrun.hlo import Program
 from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.training.experiment import build_experiment
@@ -106,13 +106,13 @@ def test_scores_that_are_not_numbers_never_look_good(mesh, chunk):
 
 
 @pytest.mark.parametrize("chunk", [2, 1000])
-def test_a_masked_target_loses_to_all_that_are_not(mesh, chunk):
+def test_a_masked_target_has_no_rank_however_few_items_are_left(mesh, chunk):
     table = np.arange(20, dtype=np.float32)[:, None]
-    query, seen = np.ones((1, 1), np.float32), np.array([[19, 4]], np.int32)
-    *_, rank = _top_and_rank(
-        dot_product, query, table, seen, np.array([19]), mesh, k=5, chunk=chunk
-    )
-    assert rank[0] > 17
+    query, target = np.ones((3, 1), np.float32), np.array([19, 19, 4])
+    seen = np.array([[19, 4, *[0] * 17], range(1, 20), range(19, 0, -1)], np.int32)
+    *_, rank = _top_and_rank(dot_product, query, table, seen, target, mesh, k=5, chunk=chunk)
+    np.testing.assert_array_equal(rank, [UNRANKED] * 3)
+    assert ranking_metrics(rank, ks=(1000,))["recall@1000"]["value"] == 0
 
 
 @pytest.mark.parametrize("score", [dot_product, VisRank(1, 1, np.float32).score])
@@ -205,6 +205,19 @@ def test_the_report_beside_its_baselines_by_hand():
     assert report["random"]["all"]["recall@5"]["value"] == pytest.approx(expected)
     assert report["random"]["cold"]["recall@5"]["value"] == pytest.approx(5 / 34)
     assert report["popularity"]["all"]["recall@5"]["value"] == pytest.approx(0.1)
+
+
+def test_no_ranking_hits_a_masked_target_with_fewer_than_k_items_left():
+    """Three of seven items are left; a rank among masked items would be within the first 10."""
+    config = tiny_config("user=sasrec,item=id,dataset=toy")
+    config.task.history_length = 2
+    sequences = [np.array(s) for s in ([1, 2, 3, 4, 2], [1, 2, 3, 4, 4], [4, 3, 2, 1, 5])]
+    experiment = build_experiment(config, interactions=interactions_of(sequences, 8))
+    evaluator = experiment.evaluator
+    report = evaluator.report(evaluator.rank(init_state(experiment).variables, "test"), "test")
+    assert report["repeated_targets"] == 2
+    for ranker in ("model", "popularity", "random"):
+        assert report[ranker]["all"]["recall@10"]["value"] == pytest.approx(1 / 3)
 
 
 def test_random_metrics_are_the_expectation():

@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 
 from pixelrec_jax.data import images
+from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.item_info import COUNTS, TEXTS
 from pixelrec_jax.ingest.sources.source import SUFFIXES, by_item_id
 from pixelrec_jax.ingest.tfds import pieces
@@ -96,7 +97,8 @@ def _find(folder: epath.Path) -> dict[str, str]:
 def _read_info(path: str) -> pl.DataFrame:
     """Returns item_id and the known attributes in the file; numbers are int64."""
     try:
-        info = pl.read_csv(epath.Path(path).read_bytes(), infer_schema=False)
+        file = open_csv(epath.Path(path).read_bytes(), repr(path))
+        info = file.scan().collect()
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"cannot read {path!r}: {str(error).splitlines()[0]}; give a CSV file"
@@ -107,6 +109,7 @@ def _read_info(path: str) -> pl.DataFrame:
         )
     info = info.select("item_id", *(n for n in (*COUNTS, *TEXTS) if n in info.columns))
     info = info.filter(pl.col("item_id").is_not_null())  # blank lines
+    file.check(len(info), ("item_id",))
     twice = info.filter(pl.col("item_id").is_duplicated())
     if len(twice):
         raise UserError(f"{path!r} describes item {twice['item_id'][0]!r} twice; keep one line")

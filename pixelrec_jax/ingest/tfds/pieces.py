@@ -6,6 +6,7 @@ import polars as pl
 from etils import epath
 
 from pixelrec_jax.ingest.columns import COLUMNS
+from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.system.errors import UserError
 
 SIZE = 32 << 20  # bytes
@@ -36,7 +37,7 @@ def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
     """Returns the interactions of the lines that begin in the bytes start : start + size.
 
     Each line is one interaction; ids are text and timestamps int64. Raises `UserError` for a line
-    without both ids and an integer timestamp.
+    that cannot be read or is without both ids and an integer timestamp.
     """
     with epath.Path(path).open("rb") as file:
         header = file.readline()
@@ -48,12 +49,14 @@ def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
             text += file.readline()
     where = f"{path!r}, in the {size:,} bytes from {start:,} on"
     try:
-        table = pl.read_csv(header.rstrip(b"\r\n") + b"\n" + text, infer_schema=False)
-        table = table.select(COLUMNS).filter(~pl.all_horizontal(pl.all().is_null()))
+        file = open_csv(header.rstrip(b"\r\n") + b"\n" + text, where)
+        table = file.scan().select(COLUMNS).collect()
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"{where}: not a valid CSV: {str(error).splitlines()[0]}; mend the file"
         ) from None
+    table = table.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
+    file.check(len(table), COLUMNS)
     integer = pl.col("timestamp").cast(pl.Int64, strict=False)
     nameless = pl.any_horizontal(pl.col("item_id", "user_id").fill_null("") == "")
     wrong = table.filter(integer.is_null() | nameless)
