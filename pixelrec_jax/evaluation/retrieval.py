@@ -90,8 +90,8 @@ def target_rank(
     target's score never differs from itself in the last bit.
 
     An item with a NaN score beats every target, and a target with a NaN score loses to every item:
-    a broken model never looks good. A masked target, with a score of -inf, is `UNRANKED`: `retrieve`
-    lists it for no k, and a place among other masked items could count as a hit.
+    a broken model never looks good. A masked target, with a score of -inf, is `UNRANKED`:
+    `retrieve` lists it for no k, and a place among other masked items could count as a hit.
 
     Args:
       score, query, catalog, seen, num_items, mesh, chunk: see `retrieve`.
