@@ -252,6 +252,7 @@ def test_rows_that_a_model_declares_are_those_it_reads(user, item):
         assert not all(same), path
 
 
+@pytest.mark.numerical
 @pytest.mark.usefixtures("_tiny_encoders")
 @each_model
 def test_training_scores_are_catalogue_scores(user, item):
