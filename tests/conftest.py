@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,7 +27,7 @@ install_import_hook(PACKAGES, "tests.checker.checked")  # before they are import
 
 from pixelrec_jax.ingest import toy  # noqa: E402
 from pixelrec_jax.ingest.prepare import prepare  # noqa: E402
-from tests import double  # noqa: E402
+from tests import double, subprocesses  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -83,7 +82,7 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copy(ROOT / file, source)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     options = ("--no-deps", "--no-build-isolation", f"--wheel-dir={folder}")
-    subprocess.run([*pip, "wheel", *options, str(source)], check=True)
+    subprocesses.run([*pip, "wheel", *options, str(source)], check=True)
     (found,) = folder.glob("*.whl")
     return found
 
@@ -94,5 +93,5 @@ def installed(wheel, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     options = ("--no-deps", "--no-index", f"--target={target}")
-    subprocess.run([*pip, "install", *options, str(wheel)], check=True)
+    subprocesses.run([*pip, "install", *options, str(wheel)], check=True)
     return target

@@ -156,7 +156,9 @@ def test_every_parameter_gets_a_gradient(user, item):
 
         return jax.grad(loss)(params)
 
-    for path, leaf in flatten_dict(gradient(this.variables["params"])).items():
+    gradients = flatten_dict(gradient(this.variables["params"]))
+    assert gradients or user == "visrank"  # which has nothing to train
+    for path, leaf in gradients.items():
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
 
@@ -252,6 +254,7 @@ def test_rows_that_a_model_declares_are_those_it_reads(user, item):
         assert not all(same), path
 
 
+@pytest.mark.numerical
 @pytest.mark.usefixtures("_tiny_encoders")
 @each_model
 def test_training_scores_are_catalogue_scores(user, item):

@@ -250,6 +250,7 @@ def test_losses_and_one_adamw_step(golden, name):
     assert_close(metrics["loss"], case.file["loss1"])
 
 
+@pytest.mark.numerical
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.rounding])
 def test_rounding_of_the_reference(golden, name):
@@ -266,6 +267,7 @@ def test_rounding_of_the_reference(golden, name):
     assert found == pytest.approx(case.case.rounding, rel=0.01)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_item_vectors_scores_and_top_10(golden, name, devices):
@@ -289,6 +291,7 @@ def test_item_vectors_scores_and_top_10(golden, name, devices):
     assert np.abs(top_scores[: len(scores)] - top).max() <= tolerance
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", CASES)
 def test_all_scores_with_history_masked(golden, name):
     case = golden(name)
@@ -302,6 +305,7 @@ def test_all_scores_with_history_masked(golden, name):
     assert_close(np.where(masked, 0, scores), np.where(masked, 0, expected))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_validation_metrics(golden, name, devices):

@@ -115,6 +115,7 @@ def test_a_trained_model_ranks_better_than_popularity(user):
     assert difference.mean() > 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_eight_devices_do_what_one_does(user):
     one = learned(user)

@@ -1,8 +1,9 @@
 """The package as others get it: what is in its wheel, and that it works outside the repository."""
 
+import ast
 import os
 import pkgutil
-import subprocess
+import re
 import sys
 import tomllib
 import zipfile
@@ -14,6 +15,7 @@ import pytest
 import pixelrec_jax
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.system.errors import UserError
+from tests import subprocesses
 from tests.tiny import ROOT, tiny_config
 
 # Where the subpackages lie in the repository.
@@ -44,15 +46,23 @@ def test_the_wheel_holds_every_file_and_nothing_beside_the_package(wheel):
     assert names == {f"{package.replace('.', '/')}/{path.name}" for package, path in _files()}
 
 
+def test_the_package_imports_neither_tests_nor_benchmarks():
+    imported = set()
+    for _, path in _files():
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {(path, alias.name.split(".")[0]) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: a relative import"
+                imported.add((path, node.module.split(".")[0]))
+    assert "jax" in {name for _, name in imported}
+    assert not {(path, name) for path, name in imported if name in ("benchmarks", "tests")}
+
+
 def _run(installed, folder, *argv):
-    return subprocess.run(
-        argv,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocesses.run(argv, cwd=folder, env=os.environ | {"PYTHONPATH": str(installed)})
 
 
 def test_the_installed_package_works_in_any_folder(installed, tmp_path):
@@ -80,8 +90,10 @@ def test_the_installed_package_works_in_any_folder(installed, tmp_path):
 
 def test_importing_the_package_is_quick():
     program = "import sys, pixelrec_jax; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert not {b"jax", b"numpy", b"absl"} & set(done.stdout.split())
+    done = subprocesses.run([sys.executable, "-c", program], check=True)
+    imported = set(done.stdout.split())
+    assert "pixelrec_jax" in imported
+    assert not {"jax", "numpy", "absl"} & imported
 
 
 def test_public_names_are_documented_and_are_not_modules():
@@ -89,9 +101,12 @@ def test_public_names_are_documented_and_are_not_modules():
     modules |= {package.split(".")[1] for package in _FOLDERS.values() if "." in package}
     public = set(pixelrec_jax.__all__) - {"__version__"}
     assert not public & modules
+    assert public
     for name in public:
         assert getattr(pixelrec_jax, name).__doc__
-        assert name in pixelrec_jax.__doc__
+        # At the start of its line, or named as what a function returns.
+        line = rf"^  {name}\(|returns a `{name}`"
+        assert re.search(line, pixelrec_jax.__doc__, re.MULTILINE), name
         assert name in dir(pixelrec_jax)
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         _ = pixelrec_jax.trian

@@ -10,6 +10,7 @@ from tests.items import parity
 from tests.items.cases import beit_config, loaded
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("pool", ["tokens", "cls"])
 def test_other_pools_are_those_of_a_model_without_mean_pooling(pool):
     this = loaded("beit")
@@ -22,6 +23,7 @@ def test_other_pools_are_those_of_a_model_without_mean_pooling(pool):
     parity.assert_close(this.backbone(image, pool=pool), expected)
 
 
+@pytest.mark.numerical
 def test_relative_positions_are_interpolated_to_another_resolution():
     this = loaded("beit")
     backbone = parity.read(this.case.backbone, (this.case.mapping,), this.tensors, size=48)

@@ -15,6 +15,7 @@ from tests.items import parity
 from tests.items.cases import loaded
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("pool", ["mean", "tokens"])
 def test_other_pools_leave_the_attention_of_a_checkpoint_out(pool):
     this = loaded("clip_resnet")
@@ -34,6 +35,7 @@ def test_other_pools_leave_the_attention_of_a_checkpoint_out(pool):
     parity.assert_close(ours, theirs if pool == "tokens" else theirs.mean(1))
 
 
+@pytest.mark.numerical
 def test_positions_are_interpolated_to_another_size_of_image():
     this = loaded("clip_resnet")
     backbone = parity.read(this.case.backbone, (OPENAI,), this.tensors, size=3 * 32)

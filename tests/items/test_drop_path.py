@@ -48,6 +48,7 @@ def train(name: str, item: np.ndarray, *blocks: str) -> tuple[np.ndarray, list[n
     return output, [np.abs(x).reshape(len(item), -1).max(axis=1) > 0 for (x,) in paths]
 
 
+@pytest.mark.numerical
 @each_architecture
 def test_an_item_loses_the_same_paths_wherever_it_lies(name):
     item = np.arange(200)
@@ -64,6 +65,7 @@ def test_an_item_loses_the_same_paths_wherever_it_lies(name):
     assert len(np.unique(output[:, 0].round(3))) > 3
 
 
+@pytest.mark.numerical
 @each_architecture
 def test_evaluation_and_frozen_blocks_drop_nothing(name):
     this = loaded(name)

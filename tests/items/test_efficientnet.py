@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import torch
 from timm import create_model
 
@@ -33,6 +34,7 @@ def covers(count: int) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.float32), catalog["texture"].to_numpy()
 
 
+@pytest.mark.numerical
 def test_published_weights_equal_timm_and_tell_textures_apart():
     """The package's tensors have timm's order and other names."""
     vision = SPECS["efficientnet_lite0"]

@@ -42,6 +42,7 @@ def test_an_image_of_weight_two_counts_like_two_and_one_of_weight_zero_not_at_al
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, expected)
 
 
+@pytest.mark.numerical
 def test_batch_norm_in_evaluation_uses_and_keeps_the_running_statistics():
     x = _images(3)
     y, changed = _batch_norm(x, train=False)

@@ -11,6 +11,7 @@ from tests.items import parity
 from tests.items.cases import SWIN_B, loaded
 
 
+@pytest.mark.numerical
 def test_maps_that_the_window_does_not_divide_are_padded():
     """Maps of 14 and 7 tokens become 16 and 8, both shifted."""
     this = loaded("swin")
@@ -19,6 +20,7 @@ def test_maps_that_the_window_does_not_divide_are_padded():
     parity.assert_close(this.backbone(image), module(parity.as_torch(image)).pooler_output)
 
 
+@pytest.mark.numerical
 def test_a_map_smaller_than_the_window_is_one_window():
     """Transformers fails on maps of 2 tokens here, unless its table has the offsets of 2."""
     this = loaded("swin")

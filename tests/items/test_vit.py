@@ -23,6 +23,7 @@ from tests.items import parity
 from tests.items.cases import loaded
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", ["clip", "vit"])
 def test_positions_are_interpolated_to_another_resolution(name):
     this = loaded(name)
@@ -74,6 +75,7 @@ def test_the_last_two_blocks_are_what_the_reference_trains():
     assert resolve_trainable("last:2", of_vit.blocks) == ("block_10", "block_11", "norm")
 
 
+@pytest.mark.numerical
 def test_the_sine_cosine_table_is_that_of_mae():
     ours = sine_cosine(jax.random.key(0), (17, 32), jnp.float32)
     parity.assert_close(ours, get_2d_sincos_pos_embed(32, 4, cls_token=True), 1e-6)

@@ -1,24 +1,18 @@
 """The command `pixelrec`: its list of programs, and what each costs before it starts."""
 
-import subprocess
 import sys
 
 import pytest
 
 from pixelrec_jax.__main__ import PROGRAMS
+from tests import subprocesses
 from tests.tiny import ROOT
 
 _HEAVY = ("jax", "flax", "orbax", "grain", "polars")
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pixelrec_jax", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocesses.run([sys.executable, "-m", "pixelrec_jax", *arguments], cwd=ROOT)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["launch"], ["launch", "--help"]])
@@ -57,9 +51,7 @@ try:
 finally:
     print(*({set(_HEAVY)!r} & sys.modules.keys()), file=sys.stderr)
 """
-    process = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    process = subprocesses.run([sys.executable, "-c", program], cwd=ROOT)
     assert process.stderr.strip() == ""
     assert f"\npixelrec {name} " in process.stdout
     assert "flags:" in process.stdout
@@ -68,10 +60,7 @@ finally:
 def test_a_program_takes_the_same_flags_as_a_module(tmp_path):
     options = ["--users=20", "--items=100", "--image_size=16"]
     assert command("toy", f"--out={tmp_path}/a", *options).returncode == 0
-    subprocess.run(
-        [sys.executable, "-m", PROGRAMS["toy"].module, f"--out={tmp_path}/b", *options],
-        cwd=ROOT,
-        check=True,
-    )
+    argv = [sys.executable, "-m", PROGRAMS["toy"].module, f"--out={tmp_path}/b", *options]
+    subprocesses.run(argv, cwd=ROOT, check=True)
     first, second = ((tmp_path / name / "interactions.csv").read_text() for name in "ab")
     assert first == second

@@ -1,6 +1,7 @@
 """The program from its command line: flags, files it writes, and its one-line errors."""
 
 import json
+import math
 import re
 import sys
 
@@ -43,7 +44,9 @@ def test_a_run_prints_its_table_and_fills_its_workdir(finished, toy_dataset):
     assert config["width"] == 16
     assert config["dataset"]["path"] == str(toy_dataset)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert all("train/loss" in record for record in records)
+    assert records
+    for name in ("loss", "lr", "visual_lr", "gradient_norm", "update_norm"):
+        assert all(math.isfinite(record[f"train/{name}"]) for record in records), name
     assert sum("valid/ndcg@10" in record for record in records) == 2
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     result = json.loads((workdir / "result.json").read_text())

@@ -52,6 +52,7 @@ def _gradients(sparse: bool):
     return dense | ({"table": IndexedSlices(ids, values)} if sparse else {}), dense
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("sparse", [False, True])
 def test_norm_clipping_and_adam_see_the_values_of_sparse_gradients(sparse):
     gradient, dense = _gradients(sparse)

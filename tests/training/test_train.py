@@ -50,6 +50,7 @@ def _on_one_device(config):
     return experiment, place_state(start, experiment), start
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("words", MODELS)
 def test_losses_are_those_of_one_device(toy_dataset, words):
     config = _config(words, toy_dataset)
@@ -61,6 +62,7 @@ def test_losses_are_those_of_one_device(toy_dataset, words):
         np.testing.assert_allclose(_losses(config, jax.devices(), steps=20), one, rtol=1e-5)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("item", ["swin_t", "efficientnet_lite0"])
 def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
     toy_dataset, monkeypatch, item

@@ -101,6 +101,7 @@ def test_tables_sharded_by_columns_are_propagated_without_communication(graph, t
     jax.tree.map(np.testing.assert_array_equal, actual, propagate(2, tables, graph))
 
 
+@pytest.mark.numerical
 def test_training_on_one_device_is_training_on_eight(toy_dataset):
     def losses(devices, **axes):
         config = tiny_config("user=lightgcn,item=id,dataset=toy", toy_dataset)
