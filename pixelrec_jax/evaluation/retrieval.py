@@ -186,7 +186,7 @@ class _Chunks:
         inside = (own >= index * self.size) & (own < start + self.size)
         return jnp.where(inside, own - start, self.size)
 
-    def _start(self, index: Int[Array, ""]) -> Int[Array, ""]:
+    def _start(self, index: Int[Array, ""]) -> Int[jax.Array, ""]:
         return jnp.minimum(index * self.size, self.rows - self.size)
 
 

@@ -153,9 +153,9 @@ def with_mask_vector(
     return jnp.where((items.id == mask_item)[:, None], mask[None], vector)
 
 
-def mean_over_locations(feature: Float[Array, "M *locations C"]) -> Float[Array, "M C"]:
+def mean_over_locations(feature: Float[Array, "M *locations C"]) -> Float[jax.Array, "M C"]:
     """Returns the mean of each item's features over the locations of its image."""
-    return feature.reshape(len(feature), -1, feature.shape[-1]).mean(axis=1)
+    return jnp.mean(feature.reshape(len(feature), -1, feature.shape[-1]), axis=1)
 
 
 FEATURE_HEADS: dict[str, type[FeatureEncoder]] = {
