@@ -1,7 +1,7 @@
 """Exact top k, and the rank of a target, over a row-sharded catalogue that is scored in chunks."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC, REPLICATED
 from pixelrec_jax.parallel.tables import own_rows
 
 Score = Callable[[Float[Array, "Q D"], Float[Array, "C E"]], Float[Array, "Q C"]]
+
+_Result = TypeVar("_Result")
 
 
 def retrieve(
@@ -198,8 +200,11 @@ def _top(
 
 
 def _map_shards(
-    shard: Callable, mesh: Mesh, catalog: Float[Array, "G R E"], *replicated: Shaped[Array, "Q ..."]
-):
+    shard: Callable[..., _Result],
+    mesh: Mesh,
+    catalog: Float[Array, "G R E"],
+    *replicated: Shaped[Array, "Q ..."],
+) -> _Result:
     """Returns the result, equal on all devices, of a function of each device's rows."""
     return jax.shard_map(
         shard,
