@@ -109,6 +109,7 @@ def build_loss(loss: ConfigDict) -> Loss:
 def _checked(
     loss: Loss,
     score: Score,
+    # Both of any shape: the message of `check` names the array and its axis.
     query: Float[Array, "..."],
     item: Float[Array, "..."],
     batch: Batch,

@@ -57,7 +57,7 @@ class DenseFeatures(FeatureEncoder):
     """
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns an item's vector, E = D, float32."""
         x = _feature_of(items)
         if self.has_ids:
@@ -76,7 +76,7 @@ class BiasedFeatures(FeatureEncoder):
     """
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width+1}"]:
         """Returns an item's vector, E = D + 1, float32; the features of locations are averaged."""
         feature = mean_over_locations(_feature_of(items))
         width = self.width // 2 if self.has_ids else self.width
@@ -129,7 +129,7 @@ class SemanticIds(nn.Module):
     weight_init: str = "normal"
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns an item's vector, E = D, float32."""
         codes = _feature_of(items)
         positions = codes.shape[-1]
