@@ -27,7 +27,7 @@ class Loss(Protocol):
         query: Float[Array, "G B T D"],
         item: Float[Array, "G U E"],
         batch: Batch,
-    ) -> Float[Array, ""]:
+    ) -> Float[jax.Array, ""]:
         """Returns the loss of a global batch, float32.
 
         Args:
@@ -46,7 +46,7 @@ def bpr(
     *,
     epsilon: float,
     single_row: bool,
-) -> Float[Array, ""]:
+) -> Float[jax.Array, ""]:
     """Bayesian personalised ranking (Rendle et al. 2012), summed over targets, mean over rows.
 
     The losses of a target's K own negatives are averaged.
@@ -109,11 +109,12 @@ def build_loss(loss: ConfigDict) -> Loss:
 def _checked(
     loss: Loss,
     score: Score,
+    # Both of any shape: the message of `check` names the array and its axis.
     query: Float[Array, "..."],
     item: Float[Array, "..."],
     batch: Batch,
     **options: Any,
-) -> Float[Array, ""]:
+) -> Float[jax.Array, ""]:
     """Returns the loss of arrays that fit each other; raises ValueError if they do not."""
     batch.check(query=(query, "G B T D"), item=(item, "G U E"))
     return loss(score, query, item, batch, **options)

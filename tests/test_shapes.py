@@ -46,7 +46,7 @@ def _bare(annotation: ast.AST) -> list[str]:
 
 
 def _without_shapes(source: str) -> list[str]:
-    """Returns a module's functions that have arrays without shapes, or parameters without types."""
+    """Returns a module's functions that have arrays without shapes, or lack types."""
     found = []
     for function in ast.walk(ast.parse(source)):
         if not isinstance(function, ast.FunctionDef):
@@ -55,6 +55,8 @@ def _without_shapes(source: str) -> list[str]:
         arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
         arguments = [x for x in arguments if x is not None and x.arg not in ("self", "cls")]
         lacking = [x.arg for x in arguments if x.annotation is None and x.arg != "_"]
+        if function.returns is None and function.name != "__init__":
+            lacking.append("return")
         hints = [x.annotation for x in arguments if x.annotation] + [function.returns]
         bare = [name for hint in hints if hint for name in _bare(hint)]
         if lacking or bare:
@@ -85,6 +87,11 @@ def test_an_array_without_a_shape_is_found(signature):
     assert not _without_shapes("def f(x: Float[Array, 'B L'], key: PRNGKeyArray) -> None: ...")
 
 
+def test_a_result_without_a_type_is_found():
+    assert _without_shapes("def f(x: int): ...") == ["f (line 1): return"]
+    assert not _without_shapes("class A:\n  def __init__(self, x: int): ...")
+
+
 def test_all_modules_with_shapes_are_checked():
     for file in _files():
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -95,6 +102,8 @@ def test_all_modules_with_shapes_are_checked():
 def test_wrong_shapes_are_refused_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError, match="item"):
         dot_product(jnp.zeros((2, 4)), jnp.zeros((3, 5, 4)))
+    with pytest.raises(jaxtyping.TypeCheckError, match="query"):
+        dot_product([0.0, 0.0], jnp.zeros((5, 2)))  # not an array
     with pytest.raises(jaxtyping.TypeCheckError, match="token"):
         prepend_token(jnp.zeros(3), jnp.zeros((2, 5, 4)))
     with pytest.raises(jaxtyping.TypeCheckError, match="mask"):

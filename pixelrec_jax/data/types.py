@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-Array = jax.Array | Any  # numpy arrays on the host, jax arrays on the device
+Array = jax.Array | np.ndarray  # numpy arrays on the host, jax arrays on the device
 
 # The axes of fields, checked where arrays enter the model; "..." is any further axes. Annotations
 # cannot say them, since the fields of the same structs hold shardings and shapes as well.
@@ -138,7 +138,7 @@ def check_shapes(arrays: dict[str, tuple[Array, str]]) -> None:
                 raise ValueError(expected + said)
 
 
-def gather_slots(item: jax.Array, *slots: jax.Array) -> list[jax.Array]:
+def gather_slots(item: Array, *slots: Array) -> list[jax.Array]:
     """Returns, for each array of slots int32[G, ...], the vectors [G, ..., E] of `item` [G, U, E].
 
     Slots index within a shard, so that no shard reads the items of another. One gather serves all

@@ -31,6 +31,9 @@ from pixelrec_jax.parallel.tables import take_rows
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.users.encoder import dot_product
 
+# The ids and scores of the top k, and the place of the target.
+_TopAndRank = tuple[Int[Array, "Q k"], Float[Array, "Q k"], Int[Array, " Q"]]
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -80,7 +83,9 @@ class Evaluator:
         )
         self.source = self.catalog.source
 
-        def rank(variables: dict, catalog: Float[Array, "G R E"], queries: Queries):
+        def rank(
+            variables: dict, catalog: Float[jax.Array, "G R E"], queries: Queries
+        ) -> _TopAndRank:
             flat = catalog.reshape(-1, catalog.shape[-1])
             vector = take_rows(flat, queries.history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
             history = History(
@@ -96,7 +101,7 @@ class Evaluator:
 
         def rank_by_counts(
             counts: Float[Array, "G R 1"], seen: Int[Array, "Q S"], target: Int[Array, " Q"]
-        ):
+        ) -> _TopAndRank:
             query = jnp.ones((len(target), 1))
             return self._top_and_rank(dot_product, query, counts, seen, target)
 
@@ -116,7 +121,7 @@ class Evaluator:
         catalog: Float[Array, "G R E"],
         seen: Int[Array, "Q S"],
         target: Int[Array, " Q"],
-    ) -> tuple[Int[Array, "Q k"], Float[Array, "Q k"], Int[Array, " Q"]]:
+    ) -> _TopAndRank:
         sizes = {"num_items": self.num_items, "mesh": self.mesh, "chunk": self.config.eval.chunk}
         ids, scores = retrieve(score, query, catalog, seen, self.k, **sizes)
         return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)

@@ -1,7 +1,7 @@
 """Exact top k, and the rank of a target, over a row-sharded catalogue that is scored in chunks."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from pixelrec_jax.parallel.tables import own_rows
 
 UNRANKED = np.iinfo(np.int32).max  # the rank of a target that is in no list, beyond every k
 Score = Callable[[Float[Array, "Q D"], Float[Array, "C E"]], Float[Array, "Q C"]]
+
+_Result = TypeVar("_Result")
 
 
 def retrieve(
@@ -189,7 +191,7 @@ class _Chunks:
         inside = (own >= index * self.size) & (own < start + self.size)
         return jnp.where(inside, own - start, self.size)
 
-    def _start(self, index: Int[Array, ""]) -> Int[Array, ""]:
+    def _start(self, index: Int[Array, ""]) -> Int[jax.Array, ""]:
         return jnp.minimum(index * self.size, self.rows - self.size)
 
 
@@ -201,8 +203,11 @@ def _top(
 
 
 def _map_shards(
-    shard: Callable, mesh: Mesh, catalog: Float[Array, "G R E"], *replicated: Shaped[Array, "Q ..."]
-):
+    shard: Callable[..., _Result],
+    mesh: Mesh,
+    catalog: Float[Array, "G R E"],
+    *replicated: Shaped[Array, "Q ..."],
+) -> _Result:
     """Returns the result, equal on all devices, of a function of each device's rows."""
     return jax.shard_map(
         shard,

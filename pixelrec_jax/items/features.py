@@ -57,7 +57,7 @@ class DenseFeatures(FeatureEncoder):
     """
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns an item's vector, E = D, float32."""
         x = _feature_of(items)
         if self.has_ids:
@@ -76,7 +76,7 @@ class BiasedFeatures(FeatureEncoder):
     """
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width+1}"]:
         """Returns an item's vector, E = D + 1, float32; the features of locations are averaged."""
         feature = mean_over_locations(_feature_of(items))
         width = self.width // 2 if self.has_ids else self.width
@@ -129,7 +129,7 @@ class SemanticIds(nn.Module):
     weight_init: str = "normal"
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns an item's vector, E = D, float32."""
         codes = _feature_of(items)
         positions = codes.shape[-1]
@@ -153,9 +153,9 @@ def with_mask_vector(
     return jnp.where((items.id == mask_item)[:, None], mask[None], vector)
 
 
-def mean_over_locations(feature: Float[Array, "M *locations C"]) -> Float[Array, "M C"]:
+def mean_over_locations(feature: Float[Array, "M *locations C"]) -> Float[jax.Array, "M C"]:
     """Returns the mean of each item's features over the locations of its image."""
-    return feature.reshape(len(feature), -1, feature.shape[-1]).mean(axis=1)
+    return jnp.mean(feature.reshape(len(feature), -1, feature.shape[-1]), axis=1)
 
 
 FEATURE_HEADS: dict[str, type[FeatureEncoder]] = {

@@ -38,7 +38,7 @@ class IdEncoder(nn.Module):
     init_std: float = 0.02
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M D"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns the items' rows of the table, float32."""
         shape = (self.num_items, self.width)
         initializer = TABLE_INITS[self.table_init](*shape, self.init_std)

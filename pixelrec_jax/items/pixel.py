@@ -41,7 +41,7 @@ class PixelEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M D"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns the items' vectors, float32."""
         context = Context(train=train, item=items.id, weight=items.weight)
         x = self.backbone(self.normalise(items), context)

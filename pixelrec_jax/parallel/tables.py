@@ -14,6 +14,7 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.parallel.sharding import (
     BATCH_SPEC,
     REPLICATED,
@@ -50,7 +51,7 @@ class EmbeddingLookup(NamedTuple):
       unique_ids: whether no id except PAD repeats. At most one of repeated PADs has a gradient.
     """
 
-    ids: jax.Array
+    ids: Array
     unique_ids: bool
 
 
@@ -58,7 +59,7 @@ Lookups = Mapping[Path, EmbeddingLookup]  # by the path of the table in the para
 
 
 def embedding_lookup(
-    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: Shape, ids: jax.Array
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: Shape, ids: Array
 ) -> jax.Array:
     """Returns the rows float32[..., D] with ids int32[...] of a module's table.
 
@@ -128,7 +129,7 @@ def _slices(rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh)
     If a row was read several times, its gradients are summed.
     """
     values = replicate(rows.reshape(-1, rows.shape[-1]), mesh)
-    ids = replicate(lookup.ids.reshape(-1), mesh)
+    ids = replicate(jnp.reshape(lookup.ids, -1), mesh)
     if lookup.unique_ids:
         return IndexedSlices(ids, values)
     ids, place = jnp.unique(ids, return_inverse=True, size=ids.size, fill_value=num_rows)
@@ -152,7 +153,7 @@ def _map_tables(change: Callable[[jax.Array], jax.Array], params: dict) -> dict:
     )
 
 
-def own_rows(ids: jax.Array, count: int, rows: PartitionSpec) -> jax.Array:
+def own_rows(ids: Array, count: int, rows: PartitionSpec) -> jax.Array:
     """Returns the indices of ids in this device's shard of `count` rows; `count` for other ids.
 
     Called within `shard_map`, for an array sharded by `rows`. The index for other ids is not
@@ -163,7 +164,7 @@ def own_rows(ids: jax.Array, count: int, rows: PartitionSpec) -> jax.Array:
 
 
 def take_rows(
-    table: jax.Array, ids: jax.Array, mesh: Mesh, *, rows: PartitionSpec, batch: PartitionSpec
+    table: jax.Array, ids: Array, mesh: Mesh, *, rows: PartitionSpec, batch: PartitionSpec
 ) -> jax.Array:
     """Returns rows of a sharded table, without an all-gather of the table.
 
@@ -184,7 +185,7 @@ def take_rows(
     asking = tuple(axis for axis in rows[0] if axis in batch[0])
     alike = tuple(axis for axis in rows[0] if axis not in batch[0])
 
-    def shard(table: jax.Array, ids: jax.Array) -> jax.Array:
+    def shard(table: jax.Array, ids: Array) -> jax.Array:
         ids = jax.lax.all_gather(ids, asking, tiled=True) if asking else ids
         vector = table.at[own_rows(ids, len(table), rows)].get(mode="fill", fill_value=0)
         vector = jax.lax.psum(vector, alike) if alike else vector

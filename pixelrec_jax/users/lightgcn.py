@@ -15,7 +15,7 @@ from pixelrec_jax.users.mf import MF
 _CHUNK = 8192
 
 # The tables of users and of items.
-Tables = tuple[Float[Array, "users D"], Float[Array, "N D"]]
+Tables = tuple[Float[jax.Array, "users D"], Float[jax.Array, "N D"]]
 
 
 class LightGCN(MF):

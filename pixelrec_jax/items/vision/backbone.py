@@ -28,7 +28,7 @@ class Step(NamedTuple):
     takes_context: bool = False
 
 
-def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def settled(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns `x` with the bits that it would have as the result of a program.
 
     A compiler that fuses the next step with this one may sum in another order, or keep more bits
@@ -37,7 +37,7 @@ def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     barrier = jax.lax.optimization_barrier
 
-    def choose(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def choose(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jax.lax.cond(barrier(False), jnp.negative, lambda x: x, x)
 
     return jax.lax.platform_dependent(x, cpu=choose, default=barrier)

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from pixelrec_jax.data.types import Array
-
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -43,7 +41,7 @@ class Depthwise(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M H2 W2 C"]:
+    def __call__(self, x: Float[jax.Array, "M H W C"]) -> Float[jax.Array, "M H2 W2 C"]:
         """Returns the convolution of x, of `dtype`."""
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
@@ -53,8 +51,8 @@ class Depthwise(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(
-    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
-) -> Float[Array, "M H2 W2 C"]:
+    x: Float[jax.Array, "M H W C"], kernel: Float[jax.Array, "k k 1 C"], stride: int, sides: Pads
+) -> Float[jax.Array, "M H2 W2 C"]:
     """Returns the convolution of each channel of x with its own filter.
 
     XLA's CPU backend has no fast convolution with groups. There we sum shifted images, which is
@@ -69,8 +67,8 @@ def depthwise(
 
 
 def grouped(
-    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
-) -> Float[Array, "M H2 W2 C"]:
+    x: Float[jax.Array, "M H W C"], kernel: Float[jax.Array, "k k 1 C"], stride: int, sides: Pads
+) -> Float[jax.Array, "M H2 W2 C"]:
     """Returns the result of `depthwise` by XLA's convolution with one group per channel."""
     return jax.lax.conv_general_dilated(
         x,
@@ -83,19 +81,19 @@ def grouped(
 
 
 def grouped_gradients(
-    x: Float[Array, "M H W C"],
-    kernel: Float[Array, "k k 1 C"],
-    out: Float[Array, "M H2 W2 C"],
+    x: Float[jax.Array, "M H W C"],
+    kernel: Float[jax.Array, "k k 1 C"],
+    out: Float[jax.Array, "M H2 W2 C"],
     stride: int,
     sides: Pads,
-) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
+) -> tuple[Float[jax.Array, "M H W C"], Float[jax.Array, "k k 1 C"]]:
     """Returns the gradients of x and kernel, by XLA; `out` is the gradient of the result."""
     return jax.vjp(partial(grouped, stride=stride, sides=sides), x, kernel)[1](out)
 
 
 def shifted(
-    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
-) -> Float[Array, "M H2 W2 C"]:
+    x: Float[jax.Array, "M H W C"], kernel: Float[jax.Array, "k k 1 C"], stride: int, sides: Pads
+) -> Float[jax.Array, "M H2 W2 C"]:
     """Returns the result of `depthwise` as a sum of shifted images, one per kernel element.
 
     XLA compiles the sum to one loop.
@@ -113,12 +111,12 @@ def shifted(
 
 
 def shifted_gradients(
-    x: Float[Array, "M H W C"],
-    kernel: Float[Array, "k k 1 C"],
-    out: Float[Array, "M H2 W2 C"],
+    x: Float[jax.Array, "M H W C"],
+    kernel: Float[jax.Array, "k k 1 C"],
+    out: Float[jax.Array, "M H2 W2 C"],
     stride: int,
     sides: Pads,
-) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
+) -> tuple[Float[jax.Array, "M H W C"], Float[jax.Array, "k k 1 C"]]:
     """Returns the gradients of x and kernel, fast on CPU; `out` is the gradient of the result.
 
     Each element of the kernel's gradient is a sum over all pixels. All elements are summed together
@@ -130,11 +128,13 @@ def shifted_gradients(
     zeros = [jnp.float32(0)] * side**2
 
     def add(
-        sums: Sequence[Float[Array, "*shape"]], terms: Sequence[Float[Array, "*shape"]]
-    ) -> list[Float[Array, "*shape"]]:
+        sums: Sequence[Float[jax.Array, "*shape"]], terms: Sequence[Float[jax.Array, "*shape"]]
+    ) -> list[Float[jax.Array, "*shape"]]:
         return [total + term for total, term in zip(sums, terms, strict=True)]
 
-    def add_row(row: Int[Array, ""], sums: list[Float[Array, "M C"]]) -> list[Float[Array, "M C"]]:
+    def add_row(
+        row: Int[jax.Array, ""], sums: list[Float[jax.Array, "M C"]]
+    ) -> list[Float[jax.Array, "M C"]]:
         window = jax.lax.dynamic_slice_in_dim(padded, row * stride, side, axis=1)
         gradient = jax.lax.dynamic_index_in_dim(out, row, axis=1, keepdims=False)
         gradient = gradient.astype(jnp.float32)
@@ -152,17 +152,19 @@ def shifted_gradients(
 
 
 def _forward(
-    x: Float[Array, "M H W C"], kernel: Float[Array, "k k 1 C"], stride: int, sides: Pads
-) -> tuple[Float[Array, "M H2 W2 C"], tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]]:
+    x: Float[jax.Array, "M H W C"], kernel: Float[jax.Array, "k k 1 C"], stride: int, sides: Pads
+) -> tuple[
+    Float[jax.Array, "M H2 W2 C"], tuple[Float[jax.Array, "M H W C"], Float[jax.Array, "k k 1 C"]]
+]:
     return depthwise(x, kernel, stride, sides), (x, kernel)
 
 
 def _backward(
     stride: int,
     sides: Pads,
-    inputs: tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]],
-    out: Float[Array, "M H2 W2 C"],
-) -> tuple[Float[Array, "M H W C"], Float[Array, "k k 1 C"]]:
+    inputs: tuple[Float[jax.Array, "M H W C"], Float[jax.Array, "k k 1 C"]],
+    out: Float[jax.Array, "M H2 W2 C"],
+) -> tuple[Float[jax.Array, "M H W C"], Float[jax.Array, "k k 1 C"]]:
     settings = {"stride": stride, "sides": sides}
     return jax.lax.platform_dependent(
         *inputs,
