@@ -98,7 +98,7 @@ def test_tables_sharded_by_columns_are_propagated_without_communication(graph, t
         assert collective not in compiled.as_text()
     actual = compiled(*spread)
     assert all(x.sharding.is_equivalent_to(columns, 2) for x in actual)
-    jax.tree.map(np.testing.assert_array_equal, actual, propagate(2, tables, graph))
+    jax.tree.map(np.testing.assert_array_equal, actual, propagate(2, jax.device_put(tables), graph))
 
 
 @pytest.mark.numerical
