@@ -78,7 +78,7 @@ def _statistics(
     x = x.astype(jnp.float32)
     weight = jnp.ones(len(x)) if weight is None else weight
     pixels = tuple(range(1, x.ndim - 1))
-    count = weight.sum() * x[0, ..., 0].size
+    count = jnp.sum(weight) * x[0, ..., 0].size
 
     def total(values: Float[Array, "M *map C"]) -> Float[Array, " C"]:
         # Each image is summed first: on CPU that is twice as fast as one sum over all.
