@@ -17,6 +17,7 @@ from pixelrec_jax.system.options import (
     Whole,
     Wholes,
     check_options,
+    check_present,
     options_of,
 )
 
@@ -157,11 +158,7 @@ def check_values(config: ConfigDict) -> None:
       UserError: a key is unknown, or a value is out of its range.
     """
     values = flatten(config.to_dict())
-    if missing := [key for key in flatten(KEYS) if key not in values]:
-        raise UserError(
-            f"the config lacks {', '.join(missing)}; it may come from another version: make it "
-            "anew with --config=pixelrec:words, in a new workdir"
-        )
+    check_present(values, flatten(KEYS))
     check_options(values, _options(config))
     _check_loss(config.loss)
     metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.eval.ks]

@@ -22,6 +22,7 @@ from pixelrec_jax.system.options import (
     Whole,
     Wholes,
     check_options,
+    check_present,
 )
 
 FEATURES = ("features", "id+features", "semantic_ids")
@@ -166,11 +167,7 @@ def _feature_encoder(
 def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Module:
     vision = VISION_ENCODERS[item.name]
     options = {key: value for key, value in item.items() if key not in _PIXEL_OPTIONS}
-    if missing := [f"item.{key}" for key in _PIXEL_OPTIONS if key not in item]:
-        raise UserError(
-            f"the config lacks {', '.join(missing)}; it may come from another version: make it "
-            "anew with --config=pixelrec:words, in a new workdir"
-        )
+    check_present(flatten(item.to_dict(), "item."), flatten(_PIXEL_OPTIONS, "item."))
     if item.image_size % vision.multiple:
         possible = max(1, round(item.image_size / vision.multiple)) * vision.multiple
         raise UserError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pixelrec_jax.system.errors import UserError, nearest
@@ -147,3 +147,12 @@ def check_options(values: Mapping[str, Any], options: Mapping[str, Option]) -> N
         allowed = options[key].range
         if allowed is not None and (fault := allowed.fault(value)):
             raise UserError(f"{key}{fault}")
+
+
+def check_present(values: Mapping[str, Any], needed: Iterable[str]) -> None:
+    """Raises `UserError` if values of a config by dotted key lack a key that they need."""
+    if missing := [key for key in needed if key not in values]:
+        raise UserError(
+            f"the config lacks {', '.join(missing)}; it may come from another version: make it "
+            "anew with --config=pixelrec:words, in a new workdir"
+        )
