@@ -28,6 +28,7 @@ install_import_hook(PACKAGES, "tests.checker.checked")  # before they are import
 from pixelrec_jax.ingest import toy  # noqa: E402
 from pixelrec_jax.ingest.prepare import prepare  # noqa: E402
 from tests import double, subprocesses  # noqa: E402
+from tests.prepared import HEADER, ROWS, draw, lines  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -68,6 +69,15 @@ def toy_dataset(tmp_path_factory) -> Path:
     toy.generate(folder / "raw", seed=0, users=60, items=100, image_size=16)
     prepare(folder / "raw" / "interactions.csv", folder / "raw" / "images", folder / "prepared")
     return folder / "prepared"
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with x.csv (ROWS) and images/ of the items a, c, d, e."""
+    (tmp_path / "x.csv").write_text(HEADER + lines(ROWS))
+    for number, item_id in enumerate("acde"):
+        draw(tmp_path / "images", item_id, (60 * number, 0, 0))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def draw_state(experiment: Experiment) -> TrainState:
 
     No compiled program makes it: most of a model's first compilation is that of random numbers.
     That all meshes start alike shows in the first losses of
-    `test_train.test_losses_are_those_of_one_device`.
+    `test_train_step.test_losses_are_those_of_one_device`.
     """
     rng = np.random.default_rng(0)
 

@@ -87,6 +87,11 @@ def tiny_config(words: str, dataset: Path | str = "") -> ConfigDict:
     return config
 
 
+def num_targets(config: ConfigDict) -> int:
+    """Returns T for histories of 10."""
+    return 10 if config.task.name in ("next_item", "cloze") else 1
+
+
 def use_tiny_encoders(monkeypatch):
     """Puts the small siblings in the place of the vision encoders."""
     for name, tiny in TINY.items():

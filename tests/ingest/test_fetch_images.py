@@ -1,4 +1,3 @@
-import asyncio
 import contextlib
 import csv
 import os
@@ -14,6 +13,7 @@ from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
 from tests.conftest import ROOT
 from tests.ingest.badserver import BadServer, picture
+from tests.ingest.clock import FakeClock
 
 NAMES = {
     "images.example": ["127.0.0.1"],
@@ -27,23 +27,6 @@ NAMES = {
 def server():
     with BadServer() as server:
         yield server
-
-
-class FakeClock:
-    """Time that passes by waiting only."""
-
-    def __init__(self):
-        self.time, self.waits = 0.0, []
-
-    def now(self):
-        return self.time
-
-    async def sleep(self, seconds):
-        until = self.time + seconds
-        if seconds:
-            self.waits.append(round(seconds, 3))
-        await asyncio.sleep(0)
-        self.time = max(self.time, until)
 
 
 def fetcher(clock=None, **limits):
@@ -176,40 +159,6 @@ def test_retry_after_holds_back_the_whole_host(tmp_path, server):
     assert run(tmp_path, server, paths, clock=clock, concurrency=1) == {}
     assert clock.time == pytest.approx(7, abs=1e-3)
     assert clock.waits[:2] == [1, 6]
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("120", 120),
-        (" 0 ", 0),
-        ("", 0),
-        ("soon", 0),
-        ("-5", 0),
-        ("²", 0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),  # past
-        ("Thu, 01 Jan 2099 00:00:00 +99999999999999", 0),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(header, seconds):
-    assert web._seconds(header) == seconds
-
-
-def test_every_host_has_its_own_pace():
-    clock = FakeClock()
-    pace = web.Pace(4.0, web.Clock(clock.now, clock.sleep))
-    starts = {"a": [], "b": []}
-
-    async def request(host):
-        await pace.turn(host)
-        starts[host].append(clock.now())
-
-    async def requests():
-        for host in "aaaaabbb":
-            await request(host)
-
-    asyncio.run(requests())
-    assert starts == {"a": [0, 0.25, 0.5, 0.75, 1.0], "b": [1.0, 1.25, 1.5]}
 
 
 def test_requests_at_once_keep_the_pace_too(tmp_path, server):

@@ -64,7 +64,7 @@ def _wide_resnets(monkeypatch):
 def test_losses_over_all_axes_are_those_of_one_device(user, item):
     """Every encoder on a mesh with all three axes above one, each parameter split by its rule.
 
-    A pixel model of two encoders is that of `test_train.test_losses_are_those_of_one_device`.
+    A pixel model of two encoders is that of `test_train_step.test_losses_are_those_of_one_device`.
     """
     config = tiny_config(f"user={user},item={item},dataset=custom")
     if "dropout" in config.user:

@@ -17,7 +17,7 @@ from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from tests.tiny import random_store, tiny_config, use_tiny_encoders
-from tests.training.test_train import _assert_equal_runs, _dying_iterate, _KilledError, _run
+from tests.training.runs import KilledError, assert_equal_runs, dying_iterate, finish_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,13 +111,13 @@ def test_a_killed_run_goes_on_without_its_source(sources, target_dataset, tmp_pa
     shutil.copytree(sources(words), source)
     config = _config(words, target_dataset, run=str(source))
     config.train.epochs = 1
-    whole = _run(config, tmp_path / "whole")
+    whole = finish_run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "iterate", _dying_iterate(1))
-        with pytest.raises(_KilledError):
+        patch.setattr(train, "iterate", dying_iterate(1))
+        with pytest.raises(KilledError):
             train.train_and_evaluate(config, tmp_path / "killed")
     shutil.rmtree(source)
-    _assert_equal_runs(_run(config, tmp_path / "killed"), whole)
+    assert_equal_runs(finish_run(config, tmp_path / "killed"), whole)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""Loading a prepared dataset: all of it, or one line that says what is wrong."""
+
+import json
+import pickle
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pixelrec_jax.data import interactions
+from pixelrec_jax.system.errors import UserError
+from tests.prepared import run
+
+
+def test_a_manifest_without_a_unit_is_damaged(place):
+    manifest = run(place)
+    del manifest["timestamp_unit"]
+    (place / "out" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"damaged: manifest.json has no timestamp_unit"):
+        interactions.load(place / "out")
+
+
+def test_load_refuses_what_is_not_whole(place):
+    with pytest.raises(UserError, match=r"is not a prepared dataset.*run pixelrec prepare"):
+        interactions.load(place)
+    run(place)
+    out = place / "out"
+    items = (out / "items.npy").read_bytes()
+    (out / "items.npy").write_bytes(items[:-4])
+    with pytest.raises(UserError, match=r"damaged: items.npy has 152 bytes, .* says 156 bytes"):
+        interactions.load(out)
+    (out / "items.npy").unlink()
+    with pytest.raises(UserError, match=r"damaged: items.npy is missing"):
+        interactions.load(out)
+    (out / "items.npy").write_bytes(items)
+    manifest = json.loads((out / "manifest.json").read_text())
+    changed = {**manifest, "counts": {**manifest["counts"], "users": 5}}
+    (out / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"offsets.npy holds int64\[4\], .*says int64\[7\]"):
+        interactions.load(out)
+    (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
+    with pytest.raises(UserError, match="has schema version 1, but this program reads version 3"):
+        interactions.load(out)
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest.json cannot be read"):
+        interactions.load(out)
+
+
+@pytest.mark.parametrize("name", ["offsets", "items", "timestamps", "image_rows"])
+def test_load_compares_what_cannot_be_checked_otherwise(place, name):
+    run(place)
+    path = place / "out" / f"{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"damaged: {name}.npy has other content"):
+        interactions.load(place / "out")
+
+
+def test_interactions_travel_to_other_processes_as_a_path(place):
+    run(place)
+    stored = interactions.load(place / "out")
+    pickled = pickle.dumps(stored)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    np.testing.assert_array_equal(again.items, stored.items)
+
+
+def test_ids_are_readable_arrow_files(place):
+    run(place)
+    frame = pl.read_ipc(place / "out" / "user_ids.arrow")
+    assert frame.to_dict(as_series=False) == {"user_id": ["b", "a"]}

@@ -1,0 +1,137 @@
+"""The train step: same losses on any mesh, frozen blocks, clipping, rows that only fill up."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training import train
+from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.initialize import init_state
+from tests.steps import draw_state, place_state, run_steps
+from tests.tiny import use_tiny_encoders
+from tests.training.runs import MODELS, run_config
+
+
+def _losses(config, devices, steps):
+    return run_steps(build_experiment(config, devices=devices), steps)[0]
+
+
+def _on_one_device(config):
+    """An experiment on one device, and a state there and on the host."""
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    start = draw_state(experiment)
+    return experiment, place_state(start, experiment), start
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("words", MODELS)
+def test_losses_are_those_of_one_device(toy_dataset, words):
+    config = run_config(words, toy_dataset)
+    config.user.dropout = 0.1  # the same random numbers must fall on the same rows
+    one = _losses(config, jax.devices()[:1], steps=20)
+    assert one[-5:].mean() < one[:5].mean()
+    for axes in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        config.mesh.update(axes)
+        np.testing.assert_allclose(_losses(config, jax.devices(), steps=20), one, rtol=1e-5)
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("item", ["swin_t", "efficientnet_lite0"])
+def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
+    toy_dataset, monkeypatch, item
+):
+    """Drop path and batch statistics are those of one device, with repeats on several devices."""
+    use_tiny_encoders(monkeypatch)
+    config = run_config(f"user=mf,item={item},dataset=toy", toy_dataset)
+    config.item.update({"weights": "", "trainable": "all"})
+    if item == "swin_t":
+        config.item.drop_path = 0.5
+    start, results = None, []
+    for devices in (jax.devices()[:1], jax.devices()):
+        experiment = build_experiment(config, devices=devices)
+        start = draw_state(experiment) if start is None else start
+        first, state = run_steps(experiment, 1, place_state(start, experiment))
+        # After one step: from then on Adam turns the rounding of gradients that are zero into
+        # steps, such as that of a batch norm's bias ahead of a convolution and another batch norm.
+        statistics = jax.device_get(state.model_state)
+        further, _ = run_steps(experiment, 5, state)
+        results.append(([*first, *further], statistics))
+    (one, one_statistics), (many, many_statistics) = results
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, many_statistics, one_statistics)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_dataset, monkeypatch):
+    use_tiny_encoders(monkeypatch)
+    config = run_config("user=mf,item=efficientnet_lite0,dataset=toy", toy_dataset)
+    config.item.update({"weights": "", "trainable": "last:1"})
+
+    def changed_blocks():
+        experiment, state, before = _on_one_device(config)
+        before = before.model_state["batch_stats"]["item_encoder"]["backbone"]
+        _, state = run_steps(experiment, 1, state)
+        after = state.model_state["batch_stats"]["item_encoder"]["backbone"]
+        differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+        return {name for name, tree in differ.items() if any(jax.tree.leaves(tree))}
+
+    assert changed_blocks() == {"head"}
+    config.item.frozen_in_train_mode = True
+    assert changed_blocks() == {"stem", "stage_0", "stage_1", "head"}
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):
+    config = run_config(MODELS[0], toy_dataset)
+    config.mesh.update({"data": 3, "fsdp": 2})
+    with pytest.raises(UserError, match="their product must be 8"):
+        build_experiment(config)
+
+
+def test_frozen_blocks_stay_and_have_no_moments(toy_dataset):
+    config = run_config(MODELS[1], toy_dataset)
+    config.item.trainable = "last:1"
+    experiment, state, before = _on_one_device(config)
+    assert set(before.frozen["item_encoder"]["backbone"]) == {"stem", "block_0"}
+    assert set(before.trainable["item_encoder"]["backbone"]) == {"block_1", "norm"}
+    moments = [x for x in jax.tree.leaves(before.opt_state) if x.ndim]
+    trainable = sum(x.size for x in jax.tree.leaves(before.trainable))
+    assert sum(x.size for x in moments) == 2 * trainable
+    _, after = run_steps(experiment, 3, state)
+    jax.tree.map(np.testing.assert_array_equal, before.frozen, jax.device_get(after.frozen))
+    for old, new in zip(
+        jax.tree.leaves(before.trainable), jax.tree.leaves(after.trainable), strict=True
+    ):
+        assert not np.array_equal(old, new)
+
+
+def test_gradients_are_clipped(toy_dataset):
+    # Clipped to next to nothing, Adam's epsilon leaves no step; the decay is off.
+    config = run_config(MODELS[0], toy_dataset)
+    config.optim.update({"clip_norm": 1e-12, "weight_decay": 0.0, "visual_weight_decay": 0.0})
+    experiment, state, before = _on_one_device(config)
+    _, after = run_steps(experiment, 2, state)
+    close = partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, before.params, jax.device_get(after.params))
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
+    """The loss of a partly empty batch is that of its real rows alone."""
+    config = run_config(MODELS[0], toy_dataset)
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    batch = experiment.batches[experiment.batches.steps_per_epoch - 1]
+    real = int((batch.user > 0).sum())
+    assert 0 < real < config.train.batch_size
+    rows = {
+        name: getattr(batch, name)[:, :real]
+        for name in ("user", "history", "positive", "negative", "weight")
+    }
+    step = train.make_train_step(experiment)
+    every = make_global_arrays(batch, experiment.mesh, BATCH_SPEC)
+    _, whole = step(init_state(experiment), every, experiment.resident)
+    alone = make_global_arrays(batch.replace(**rows), experiment.mesh, BATCH_SPEC)
+    _, alone = step(init_state(experiment), alone, experiment.resident)
+    np.testing.assert_allclose(whole["loss"], alone["loss"], rtol=1e-6)
