@@ -30,7 +30,7 @@ from benchmarks.timing import seconds_per_call
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.recommender import Recommender, build, trainable_filter
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.system.files import replaced_file
@@ -132,7 +132,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("trainable", "", "blocks to train, as item.trainable")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
     flags.DEFINE_bool("pytorch", False, "compare with PyTorch on CPU")
-    flags.DEFINE_string("csv", None, "file that also gets the table")
+    program.define_path("csv", None, "file that also gets the table")
 
 
 def main(_: Sequence[str]) -> None:
@@ -185,4 +185,4 @@ def _compare(row: dict[str, Any], *, batch: int, calls: int) -> dict[str, float]
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

@@ -31,12 +31,12 @@ from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.sources import open_source
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 
-_IMAGES = flags.DEFINE_string("images", "", "Folder, tar or zip of images; default generated ones.")
+_IMAGES = program.define_path("images", "", "Folder, tar or zip of images; default generated ones.")
 _COUNT = flags.DEFINE_integer("count", 1024, "Images to use at most.", lower_bound=64)
 _SIZE = flags.DEFINE_integer("size", 224, "Pixels per side.", lower_bound=8)
 _WORKERS = flags.DEFINE_multi_integer(
@@ -175,4 +175,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    program.run(main)

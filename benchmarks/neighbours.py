@@ -26,8 +26,8 @@ from pixelrec_jax.data.types import Items
 from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.runs import vision_encoder
-from pixelrec_jax.system import errors
-from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system import program
+from pixelrec_jax.system.errors import UserError, nearest, reason
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
 _BATCH = 16
@@ -80,7 +80,7 @@ def read_labels(
         file = open_csv(table)
         frame = file.scan().filter(~pl.all_horizontal(pl.all().is_null())).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"--labels={table}: {errors.reason(error)}") from None
+        raise UserError(f"--labels={table}: {reason(error)}") from None
     for name in ("item_id", column):
         if name not in frame.columns:
             raise UserError(f"{table} has no column {name!r}{nearest(name, frame.columns)}")
@@ -113,11 +113,11 @@ def read_photos(source: ImageSource, item_ids: Sequence[str], size: int) -> np.n
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("images", None, "folder, tar or zip of <item_id>.jpg", required=True)
-    flags.DEFINE_string("labels", None, "CSV with the columns item_id and label", required=True)
+    program.define_path("images", None, "folder, tar or zip of <item_id>.jpg", required=True)
+    program.define_path("labels", None, "CSV with the columns item_id and label", required=True)
     flags.DEFINE_string("label", "label", "name of the column of labels")
     flags.DEFINE_string("item", None, "vision encoder", required=True)
-    flags.DEFINE_string("weights", None, "as item.weights; default those of the config")
+    program.define_path("weights", None, "as item.weights; default those of the config")
     flags.DEFINE_integer(
         "limit", 1200, "most photos to use; their pixels are in memory", lower_bound=2
     )
@@ -147,4 +147,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

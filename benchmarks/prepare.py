@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pixelrec_jax.launch.dryrun.programs import random_items
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
+from pixelrec_jax.system.errors import UserError
 
-_DIR = flags.DEFINE_string("dir", None, "Folder of the generated file.", required=True)
+_DIR = program.define_path("dir", None, "Folder of the generated file.", required=True)
 _USERS = flags.DEFINE_integer("users", 30_000_000, "Users.", lower_bound=1)
 _ITEMS = flags.DEFINE_integer("items", 408_374, "Items.", lower_bound=1)
 _INTERACTIONS = flags.DEFINE_integer("interactions", 200_000_000, "Interactions.", lower_bound=6)
@@ -77,7 +78,7 @@ def _measure(command: Sequence[str]) -> tuple[float, float]:
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise errors.UserError(f"{' '.join(command[:4])} ended with status {status}")
+        raise UserError(f"{' '.join(command[:4])} ended with status {status}")
     return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
 
 
@@ -104,4 +105,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    program.run(main)

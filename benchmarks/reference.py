@@ -37,7 +37,7 @@ from benchmarks.timing import Epoch
 from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.runs.progress import Speed, TrainingProgress
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
@@ -205,4 +205,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    program.run(main)

@@ -23,7 +23,7 @@ from rich.table import Table
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 from pixelrec_jax.parallel.sharding import AXES
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 from pixelrec_jax.system.chips import CHIPS
 from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.console import render
@@ -69,4 +69,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    program.run(main)

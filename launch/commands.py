@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from absl import flags
 
-from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.program import run as run_program
 
 _END = "END"
 
@@ -78,7 +78,7 @@ def program(main: Callable[[Sequence[str]], None]) -> None:
         except flags.UnrecognizedFlagError as error:
             raise UserError(f"{error}; flags of the run come after --") from None
 
-    errors.run(lambda _: main(of_run), parse_flags=parse)
+    run_program(lambda _: main(of_run), parse_flags=parse)
 
 
 def define_extra_flag(of: str, example: str) -> None:

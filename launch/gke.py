@@ -1,4 +1,4 @@
-"""Runs on TPU slices of a GKE cluster, as JobSets; a sweep is a JobSet for each encoder.
+r"""Runs on TPU slices of a GKE cluster, as JobSets; a sweep is a JobSet for each encoder.
 
 pixelrec launch gke --name=first --topology=v5e:4x4 --image=HOST/PROJECT/... -- \
     --config=pixelrec:user=sasrec,dataset=pixel200k \

@@ -1,4 +1,4 @@
-"""Trains on all devices of this machine; the encoders of a sweep are trained one after another.
+r"""Trains on all devices of this machine; the encoders of a sweep are trained one after another.
 
 pixelrec launch local --sweep=figure9 -- \
     --config=pixelrec:user=sasrec,dataset=pixel200k --workdir=runs/figure9

@@ -1,4 +1,4 @@
-"""Submits runs to a Slurm cluster of GPUs; a sweep is a job array.
+r"""Submits runs to a Slurm cluster of GPUs; a sweep is a job array.
 
 pixelrec launch slurm --nodes=2 --gpus_per_node=8 --partition=gpu -- \
     --config=pixelrec:user=sasrec,dataset=pixel200k --workdir=/shared/runs/first
@@ -23,6 +23,7 @@ from pixelrec_jax.launch.commands import (
     program,
 )
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.program import define_path
 
 _NOTICE = 120  # seconds before the time limit, for one step and one save
 _RESTARTS = 20  # after so many, a failing run is not queued again
@@ -106,7 +107,7 @@ def define_flags() -> None:
     flags.DEFINE_string("time", "24:00:00", "time limit; then a run is queued again and continues")
     flags.DEFINE_string("partition", "", "partition; default that of the cluster")
     define_extra_flag("sbatch", "--extra=--account=me")
-    flags.DEFINE_string("python", sys.executable, "Python on the nodes, with this package")
+    define_path("python", sys.executable, "Python on the nodes, with this package")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs on TPU VMs, which are queued resources of Cloud TPU; a sweep has one for each encoder.
+r"""Runs on TPU VMs, which are queued resources of Cloud TPU; a sweep has one for each encoder.
 
 pixelrec launch tpu --do=create --name=first --project=P --zone=Z \
     --topology=v5e:4x4 -- \

@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 
 from pixelrec_jax.system.errors import nearest
+from pixelrec_jax.system.program import one_line_errors
 
 
 class Program(NamedTuple):
@@ -41,7 +42,11 @@ PROGRAMS = {
 
 def main() -> None:
     """Runs the program that the command line names, or prints the list of programs."""
-    words = sys.argv[1:]
+    with one_line_errors():
+        _main(sys.argv[1:])
+
+
+def _main(words: list[str]) -> None:
     length = 2 if words[:1] == ["launch"] else 1
     name = " ".join(words[:length])
     if words[length - 1 : length] in ([], ["--help"], ["-h"], ["help"]):

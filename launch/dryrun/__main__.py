@@ -1,4 +1,4 @@
-"""Estimates the cost of a run on a TPU pod, and whether it fits, on a machine without TPUs.
+r"""Estimates the cost of a run on a TPU pod, and whether it fits, on a machine without TPUs.
 
 pixelrec dryrun --topology=v5e:16x16 --sequences_per_chip=64 [--num_slices=2] [--json=FILE] \
     --config=pixelrec:user=sasrec,item=clip_vit_b32,dataset=pixel200k
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 from pixelrec_jax.system.config import parse_flags
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import write_json
@@ -48,9 +48,8 @@ def _define_flags() -> None:
         "train.batch_size is used",
         lower_bound=0,
     )
-    flags.DEFINE_string("json", "", "file for the same result in JSON")
+    program.define_path("json", "", "file for the same result in JSON")
 
 
 if __name__ == "__main__":
-    _define_flags()
-    errors.run(main, parse_flags=parse_flags)
+    program.run(main, define_flags=_define_flags, parse_flags=parse_flags)

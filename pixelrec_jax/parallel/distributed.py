@@ -25,8 +25,8 @@ from jax._src.distributed import global_state  # the only way to the client; orb
 from jax.experimental import multihost_utils
 
 from pixelrec_jax.parallel import preemption
-from pixelrec_jax.system import errors
-from pixelrec_jax.system.errors import TransientError, UserError
+from pixelrec_jax.system import faults
+from pixelrec_jax.system.errors import TransientError, UserError, reason
 
 JOIN_SECONDS = 300  # within which all processes must join
 LOST_SECONDS = 60  # without a heartbeat, as a virtual machine may pause; then a process is lost
@@ -78,8 +78,7 @@ def joined(address: str, resume_hint: Callable[[], str]) -> Generator[None]:
         # The name of a machine that is still being created cannot be resolved yet.
         kind = TransientError if isinstance(error, RuntimeError) else UserError
         raise kind(
-            f"--distributed={address} failed ({errors.reason(error)}); give "
-            "HOST:PORT,PROCESS,PROCESSES"
+            f"--distributed={address} failed ({reason(error)}); give HOST:PORT,PROCESS,PROCESSES"
         ) from None
     jax.devices()  # first: a device's library may change the handlers of signals
     preemption.take_from_jax()
@@ -142,7 +141,7 @@ def _client() -> Any:
 
 def _fail(error: BaseException, failing: threading.Event) -> None:
     """Ends this process because of an error, and tells the others the reason."""
-    ending = errors.ending(error)
+    ending = faults.ending(error)
     if ending is None and _STATUS.match(str(error)):
         # Probably the effect of another process's end. Then that process reports its error within
         # this time, and `_end_with_others` ends this process.
@@ -150,7 +149,7 @@ def _fail(error: BaseException, failing: threading.Event) -> None:
     failing.set()
     if ending is None:
         traceback.print_exception(error)
-        ending = errors.reason(error), 1
+        ending = reason(error), 1
     client = _client()
     with suppress(RuntimeError):  # another process was faster
         client.key_value_set(_FAILURE, json.dumps([jax.process_index(), *ending]))

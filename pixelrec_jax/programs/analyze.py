@@ -9,11 +9,11 @@ from pathlib import Path
 
 from absl import flags
 
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("out", None, "folder to write; for one dataset DIR it is DIR/analysis")
+    program.define_path("out", None, "folder to write; for one dataset DIR it is DIR/analysis")
     flags.DEFINE_bool("json", False, "print analysis.json instead of the table")
 
 
@@ -32,4 +32,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main, arguments="DIR [DIR ...]")
+    program.run(main, arguments="DIR [DIR ...]")

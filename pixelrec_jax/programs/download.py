@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from pixelrec_jax.ingest.download import DATASETS, GoogleDrive, download
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
     flags.DEFINE_enum("dataset", None, list(DATASETS), "what to download", required=True)
-    flags.DEFINE_string("out", None, "folder to download to", required=True)
+    program.define_path("out", None, "folder to download to", required=True)
     flags.DEFINE_list("parts", [], "some of interactions, items, covers; by default all")
 
 
@@ -31,4 +31,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

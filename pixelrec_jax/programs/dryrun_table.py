@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 from pixelrec_jax.system.errors import UserError, nearest
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("study", "encoders", "which cases: encoders or mf_pixel8m")
-    flags.DEFINE_string("results", None, "file of results, which is extended", required=True)
+    program.define_path("results", None, "file of results, which is extended", required=True)
     flags.DEFINE_bool("compile", True, "whether to compile missing cases")
 
 
@@ -43,4 +43,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

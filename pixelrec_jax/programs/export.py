@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "folder of the trained run", required=True)
-    flags.DEFINE_string("out", None, "safetensors file to write", required=True)
+    program.define_path("workdir", None, "folder of the trained run", required=True)
+    program.define_path("out", None, "safetensors file to write", required=True)
     flags.DEFINE_string("names", None, "origin of the names: huggingface, torchvision, openai, ...")
 
 
@@ -30,4 +30,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

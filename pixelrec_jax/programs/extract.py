@@ -13,18 +13,18 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 from pixelrec_jax.system.config import SHIPPED
 
 _SETTINGS = ("weights", "image_size", "pool", "normalisation")  # of --item
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("data", None, "folder of the prepared dataset", required=True)
+    program.define_path("data", None, "folder of the prepared dataset", required=True)
     flags.DEFINE_string("item", None, "a vision encoder with published weights; or give --workdir")
-    flags.DEFINE_string("workdir", None, "folder of a trained run, to take its encoder")
-    flags.DEFINE_string("config", SHIPPED, "config with the settings of --item; or a file, FILE.py")
-    flags.DEFINE_string("weights", None, "as item.weights; default those of the config")
+    program.define_path("workdir", None, "folder of a trained run, to take its encoder")
+    program.define_path("config", SHIPPED, "config with the settings of --item; or a file, FILE.py")
+    program.define_path("weights", None, "as item.weights; default those of the config")
     flags.DEFINE_integer(
         "image_size", None, "default that of the dataset, or else of the encoder", lower_bound=1
     )
@@ -34,7 +34,7 @@ def _define_flags() -> None:
         "layer", None, "a block of the backbone, or vector; default the backbone's end"
     )
     flags.DEFINE_boolean("average", False, "take the mean over tokens or pixels")
-    flags.DEFINE_string("out", None, "file to write; default features.npy in --data")
+    program.define_path("out", None, "file to write; default features.npy in --data")
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "of the file")
     flags.DEFINE_integer("batch_size", 64, "images at once on each device", lower_bound=1)
     flags.DEFINE_boolean("overwrite", False, "replace the file if it exists")
@@ -80,4 +80,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from absl import flags
 
 from pixelrec_jax.ingest.web import Fetcher, Limits
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
     limits = Limits()
-    flags.DEFINE_string("urls", None, "CSV: item_id,url", required=True)
-    flags.DEFINE_string("out", None, "folder of the images", required=True)
+    program.define_path("urls", None, "CSV: item_id,url", required=True)
+    program.define_path("out", None, "folder of the images", required=True)
     flags.DEFINE_integer(
         "concurrency", limits.concurrency, "requests at once", lower_bound=1, upper_bound=512
     )
-    flags.DEFINE_float("rate", limits.rate, "requests a second to each host", lower_bound=0.01)
+    program.define_number("rate", limits.rate, "requests a second to each host", lower_bound=0.01)
     flags.DEFINE_integer("retries", limits.retries, "further tries", lower_bound=0, upper_bound=20)
-    flags.DEFINE_float("timeout", limits.timeout, "seconds for one request", lower_bound=0.1)
+    program.define_number("timeout", limits.timeout, "seconds for one request", lower_bound=0.1)
     flags.DEFINE_integer("max_bytes", limits.max_bytes, "limit of an image file", lower_bound=1)
     flags.DEFINE_list(
         "allow_hosts", [], "your own servers: hosts that may have private addresses and any port"
@@ -56,4 +56,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from pixelrec_jax.ingest.options import CHOICES, IMAGE_SIZE
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
-    flags.DEFINE_string("images", None, "folder, tar, zip, LMDB or TFDS dataset; default none")
-    flags.DEFINE_string("item_info", None, "CSV: item_id and any attributes of items")
-    flags.DEFINE_string("out", None, "folder to create", required=True)
+    program.define_path("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
+    program.define_path("images", None, "folder, tar, zip, LMDB or TFDS dataset; default none")
+    program.define_path("item_info", None, "CSV: item_id and any attributes of items")
+    program.define_path("out", None, "folder to create", required=True)
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
     flags.DEFINE_string("sample", "", "number of random users, or pixel200k, pixel1m, pixel8m")
     flags.DEFINE_integer("seed", 0, "seed of --sample")
@@ -66,4 +66,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

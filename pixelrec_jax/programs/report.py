@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
@@ -34,4 +34,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main, arguments="WORKDIR [WORKDIR ...]")
+    program.run(main, arguments="WORKDIR [WORKDIR ...]")

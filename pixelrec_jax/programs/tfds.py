@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pixelrec_jax.system import errors
+from pixelrec_jax.system import program
 
 
 def _define_flags() -> None:
@@ -18,10 +18,10 @@ def _define_flags() -> None:
         "own_items or own_interactions, or a config of PixelRec such as pixel200k_items",
         required=True,
     )
-    flags.DEFINE_string("out", None, "folder of TFDS datasets", required=True)
-    flags.DEFINE_string("interactions", None, "CSV: item_id,user_id,timestamp")
-    flags.DEFINE_string("images", None, "folder of <item_id>.jpg")
-    flags.DEFINE_string("item_info", None, "CSV of attributes by item_id")
+    program.define_path("out", None, "folder of TFDS datasets", required=True)
+    program.define_path("interactions", None, "CSV: item_id,user_id,timestamp")
+    program.define_path("images", None, "folder of <item_id>.jpg")
+    program.define_path("item_info", None, "CSV of attributes by item_id")
     flags.DEFINE_enum("missing", "error", ["error", "drop"], "for items without a usable image")
     flags.DEFINE_string("beam_runner", None, "DirectRunner, DataflowRunner, FlinkRunner, ...")
     flags.DEFINE_list("beam_options", [], "options of the runner: project=P,region=R,...")
@@ -55,4 +55,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("out", None, "folder to write, new or empty", required=True)
+    program.define_path("out", None, "folder to write, new or empty", required=True)
     flags.DEFINE_integer("seed", 0, "seed of everything that is drawn")
     flags.DEFINE_integer("users", 2500, "number of users")
     flags.DEFINE_integer("items", 1200, "number of items")
@@ -31,4 +31,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    program.run(main)

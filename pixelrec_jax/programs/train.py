@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from pixelrec_jax.system import errors, storage
+from pixelrec_jax.system import program, storage
 from pixelrec_jax.system.config import parse_flags
+from pixelrec_jax.system.errors import UserError
 
 
 def _define_flags() -> None:
@@ -21,7 +22,7 @@ def _define_flags() -> None:
         "config of your own; any key can be overridden, as in --config.optim.lr=1e-3. Default: the "
         "config that --workdir holds.",
     )
-    flags.DEFINE_string("workdir", None, "Folder of the run; a started run is continued.")
+    program.define_path("workdir", None, "Folder of the run; a started run is continued.")
     flags.DEFINE_enum(
         "mode",
         "train",
@@ -51,7 +52,7 @@ def main(_: Sequence[str]) -> None:
 
     values = flags.FLAGS
     if not values.workdir and (values.mode != "describe" or values.config is None):
-        raise errors.UserError("--workdir is missing; give the folder of the run")
+        raise UserError("--workdir is missing; give the folder of the run")
     workdir = storage.path(values.workdir or "")
     if values.mode == "describe":
         config = run_folder.read_config(workdir) if values.config is None else values.config
@@ -68,5 +69,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    errors.run(main, parse_flags=parse_flags)
+    program.run(main, define_flags=_define_flags, parse_flags=parse_flags)

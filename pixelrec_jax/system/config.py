@@ -8,7 +8,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.system.errors import UserError, nearest, reason
+from pixelrec_jax.system.errors import UserError, nearest_key, reason
+from pixelrec_jax.system.storage import expand_user
 
 SHIPPED = "pixelrec"  # the name of this package's own config, instead of a file
 EXAMPLE = f"{SHIPPED}:user=sasrec,item=id,dataset=toy"
@@ -26,8 +27,10 @@ def load_config(name: str) -> ConfigDict:
     Raises:
       UserError: the file does not exist or is not a config, or the config refuses the words.
     """
+    if not name:
+        raise UserError(f"--config is empty; give {SHIPPED}:words, as in {EXAMPLE}, or FILE.py")
     values = flags.FlagValues()
-    file = name.partition(":")[0]
+    file = expand_user(name).partition(":")[0]
     try:
         # Not named "config", as ml_collections would then read overrides from the command line.
         # A file that cannot be opened raises at `holder.value`.
@@ -55,7 +58,7 @@ def load_config(name: str) -> ConfigDict:
 
 def as_file(name: str) -> str:
     """Returns the name "FILE.py:words" of a config that may be named "pixelrec:words"."""
-    file, colon, words = name.partition(":")
+    file, colon, words = expand_user(name).partition(":")
     if file == SHIPPED:
         file = resources.files("pixelrec_jax.configs") / "pixelrec.py"
     return f"{file}{colon}{words}"
@@ -68,8 +71,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       UserError: as `load_config`, or an override names an unknown key.
     """
     line = "\n".join(argv)
-    given = re.search(r"^--?config[=\n](.+)$", line, re.MULTILINE)
-    config = load_config(given[1]) if given else None
+    given = re.findall(r"^--?config[=\n](.*)$", line, re.MULTILINE)
+    config = load_config(given[-1]) if given else None
     try:
         return flags.FLAGS(with_files(argv))
     except flags.UnrecognizedFlagError as error:
@@ -79,10 +82,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                 f"--config={SHIPPED}:words or --config=FILE.py:words"
             ) from None
         raise
-    except AttributeError:  # ml_collections' error for an override of an unknown key
+    except (AttributeError, KeyError):  # of ml_collections, for an override of an unknown key
         if config is not None:
             known = flatten(config.to_dict())
-            check_keys(re.findall(r"^--?config\.([\w.]+)", line, re.MULTILINE), known)
+            check_keys(re.findall(r"^--?(?:no)?config\.([\w.]+)", line, re.MULTILINE), known)
         raise
 
 
@@ -102,7 +105,7 @@ def check_keys(keys: Iterable[str], known: Mapping[str, Any]) -> None:
     """Raises `UserError` for a dotted key that a config does not have."""
     for key in keys:
         if key not in known:
-            raise UserError(f"the config has no key {key!r}{nearest(key, known)}") from None
+            raise UserError(f"the config has no key {key!r}{nearest_key(key, known)}") from None
 
 
 def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int, int, int]:

@@ -1,12 +1,7 @@
 """Errors of users: a program ends on wrong input with one line and a non-zero exit code."""
 
 import difflib
-import errno
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
-
-from absl import app, flags, logging
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -36,68 +31,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(sorted(known))}"
 
 
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """Returns what to say about an unknown dotted key: the nearest one, and its own section."""
+    known = list(known)
+    section = key.rpartition(".")[0]
+    names = [full.removeprefix(f"{section}.") for full in known if full.startswith(f"{section}.")]
+    matches = nearest(key, known)
+    said = "" if "; known:" in matches else matches
+    if section and names:
+        return f"{said}; {section} has {', '.join(sorted(names))}"
+    sections = sorted({full.partition(".")[0] for full in known})
+    return said or f"; its sections and keys are {', '.join(sections)}"
+
+
 def reason(error: BaseException) -> str:
     """Returns the type and message of a library's error as one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def ending(error: BaseException) -> tuple[str, int] | None:
-    """Returns the message and exit code of an expected error, None for a fault of the program."""
-    match error:
-        case UserError():
-            return str(error).strip().splitlines()[0], error.exit_code
-        case KeyboardInterrupt():
-            return "interrupted; start the same command again to continue", 130
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return f"{error.strerror} ({error.filename}); free disk space and start again", 2
-    return None
-
-
-def run(
-    main: Callable[[Sequence[str]], Any],
-    *,
-    arguments: str | None = None,
-    parse_flags: Callable[[Sequence[str]], list[str]] = flags.FLAGS,
-) -> None:
-    """Runs an absl program; a `UserError` or a wrong flag prints one line and exits.
-
-    Args:
-      main: the program.
-      arguments: usage of its arguments beside flags, as in "DIR [DIR ...]", where at least one must
-        be given; None if it takes none.
-      parse_flags: parses the command line.
-    """
-
-    def guarded(argv: Sequence[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # libraries log every step of a checkpoint
-        try:
-            if arguments and len(argv) == 1:
-                raise UserError(f"{arguments} is missing; see --help")
-            if not arguments and len(argv) > 1:
-                raise UserError(
-                    f"unexpected argument {argv[1]!r}; options are given as --name=value"
-                )
-            main(argv)
-        except (Exception, KeyboardInterrupt) as error:
-            if (expected := ending(error)) is None:
-                raise
-            _exit(*expected)
-
-    def parse(argv: Sequence[str]) -> list[str]:
-        try:
-            return parse_flags(argv)
-        except flags.IllegalFlagValueError as error:
-            # absl says "flag --out=None: Flag --out must have a value other than None."
-            name, _, reason = str(error).partition("=None: ")
-            missing = reason.endswith("must have a value other than None.")
-            _exit(f"{name.removeprefix('flag ')} is missing; see --help" if missing else str(error))
-        except (flags.Error, UserError) as error:
-            _exit(str(error))
-
-    app.run(guarded, flags_parser=parse)
-
-
-def _exit(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {message.strip().splitlines()[0]}", file=sys.stderr)
-    sys.exit(code)

@@ -5,7 +5,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.errors import UserError, nearest_key
+
+_INT32 = 2**31 - 1  # steps, sizes and ids on the devices
+_FLOAT32 = 3.4028234663852886e38  # the largest finite float32
 
 
 class Range(Protocol):
@@ -17,12 +20,14 @@ class Range(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Whole numbers of `least` or more."""
+    """Whole numbers of `least` or more that the devices can count with, in int32."""
 
     least: int = 1
 
     def fault(self, value: Any) -> str:
         """See `Range`."""
+        if type(value) is int and value > _INT32:
+            return f"={value!r}; expected at most {_INT32}"
         if type(value) is int and value >= self.least:  # a bool is an int in Python
             return ""
         return f"={value!r}; expected {self.least} or more (a whole number)"
@@ -30,7 +35,7 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """Finite numbers of at least `least`, above `above` and below `below`."""
+    """Numbers within float32, of at least `least`, above `above` and below `below`."""
 
     least: float | None = None
     above: float | None = None
@@ -40,6 +45,8 @@ class Number:
         """See `Range`."""
         if type(value) not in (int, float) or not math.isfinite(value):
             return f"={value!r}; expected a finite number"
+        if abs(value) > _FLOAT32:
+            return f"={value!r}; expected at most {_FLOAT32:.1e}, the largest number of a device"
         if (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
@@ -143,7 +150,7 @@ def check_options(values: Mapping[str, Any], options: Mapping[str, Option]) -> N
     """
     for key, value in values.items():
         if key not in options:
-            raise UserError(f"the config has no key {key!r}{nearest(key, options)}")
+            raise UserError(f"the config has no key {key!r}{nearest_key(key, options)}")
         allowed = options[key].range
         if allowed is not None and (fault := allowed.fault(value)):
             raise UserError(f"{key}{fault}")

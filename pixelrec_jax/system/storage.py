@@ -29,6 +29,11 @@ def is_remote(name: str | Path) -> bool:
     return "://" in str(name)
 
 
+def expand_user(name: str) -> str:
+    """Returns a path with the folder of the user in the place of ~; shells leave it in --out=~."""
+    return os.path.expanduser(name)
+
+
 def local_only(name: str | None, option: str, *, written: bool) -> None:
     """Raises `UserError` if a flag names a URL but takes only local files or folders."""
     if name is None or not is_remote(name):

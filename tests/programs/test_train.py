@@ -201,15 +201,15 @@ def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
     program = """
 import os, signal, sys, time
 from pixelrec_jax.programs import train as program
-from pixelrec_jax.system import errors
 from pixelrec_jax.system.config import parse_flags
+from pixelrec_jax.system.program import run
 from pixelrec_jax.training import train
 def evaluate(*_):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 train.evaluate = evaluate
 program._define_flags()
-errors.run(program.main, parse_flags=parse_flags)
+run(program.main, parse_flags=parse_flags)
 """
     config = "--config=pixelrec:user=mf,item=id,dataset=toy"
     argv = [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"]
