@@ -94,6 +94,9 @@ def run(
             _exit(f"{name.removeprefix('flag ')} is missing; see --help" if missing else str(error))
         except (flags.Error, UserError) as error:
             _exit(str(error))
+        except KeyboardInterrupt as error:  # a config imports JAX, which takes seconds
+            if (expected := ending(error)) is not None:
+                _exit(*expected)
 
     app.run(guarded, flags_parser=parse)
 
