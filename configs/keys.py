@@ -1,42 +1,9 @@
 """The keys of a config, with default, meaning and range."""
 
-from dataclasses import dataclass
-from typing import Any
+from pixelrec_jax.system.options import Key, Number, OneOf, Option, Text, Whole, Wholes
 
-from ml_collections import ConfigDict
-
-from pixelrec_jax.system.config import check_keys, flatten
-from pixelrec_jax.system.errors import UserError, nearest
-from pixelrec_jax.system.options import (
-    Flag,
-    Number,
-    OneOf,
-    Option,
-    Range,
-    Text,
-    Whole,
-    Wholes,
-    check_options,
-    check_present,
-    options_of,
-)
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key that every config has.
-
-    Attributes:
-      default: the value that is the same for all models of the paper.
-      meaning, range: as in `Option`.
-    """
-
-    default: Any
-    meaning: str
-    range: Range | None
-
-
-# The sections of a config. Encoders and tasks declare further keys of `user`, `item` and `task`.
+# The keys of every config. Further keys of `user`, `item`, `task`, `negatives` and `loss` are
+# declared by the code that reads them.
 KEYS: dict[str, Key | dict[str, Key]] = {
     "seed": Key(2020, "seed of initial weights, order, negatives, masks and dropout", Whole(0)),
     "width": Key(512, "D, the number of entries of a query", Whole()),
@@ -58,18 +25,11 @@ KEYS: dict[str, Key | dict[str, Key]] = {
     },
     "negatives": {
         "name": Key("uniform", "how negatives are drawn: `NEGATIVES`", None),
-        "count": Key(1, "K, the number of negatives of each target", Whole()),
     },
     "user": {},
     "item": {},
     "loss": {
         "name": Key("bpr", "the loss that training minimises: `LOSSES`", None),
-        "epsilon": Key(
-            0.0, "in log(sigmoid(x) + epsilon); 0 is stable, the reference has 1e-8", Number(0)
-        ),
-        "single_row": Key(
-            False, "whether the loss reads only a batch's first row, as the reference's FM", Flag()
-        ),
     },
     "optim": {
         "lr": Key(1e-4, "learning rate of parameters that read no images or features", Number(0)),
@@ -120,7 +80,7 @@ KEYS: dict[str, Key | dict[str, Key]] = {
 }
 
 # Keys that only some words of a config add.
-_ADDED = {
+ADDED = {
     "user.name": Option("the user encoder: `USER_ENCODERS`", None),
     "dataset.split.name": Option("how interactions are split: `SPLITS`", None),
     "dataset.split.valid_from": Option(
@@ -128,87 +88,3 @@ _ADDED = {
     ),
     "dataset.split.test_from": Option("start of the test, in the same form", None),
 }
-
-
-def meaning(key: str) -> str:
-    """Returns the meaning of a dotted key such as "optim.lr", as one line.
-
-    Raises:
-      UserError: no config has this key.
-    """
-    from pixelrec_jax.data.tasks import TASKS
-    from pixelrec_jax.items import ITEM_ENCODERS, item_options
-    from pixelrec_jax.users import USER_ENCODERS
-
-    options = _shared_options()
-    for encoder in USER_ENCODERS.values():
-        options |= flatten(options_of(encoder), "user.")
-    for name in ITEM_ENCODERS:
-        options |= flatten(item_options(name), "item.")
-    for task in TASKS.values():
-        options |= flatten(task.options, "task.")
-    check_keys([key], options)
-    return options[key].meaning
-
-
-def check_values(config: ConfigDict) -> None:
-    """Checks the values of a config against their ranges.
-
-    Raises:
-      UserError: a key is unknown, or a value is out of its range.
-    """
-    values = flatten(config.to_dict())
-    check_present(values, flatten(KEYS))
-    check_options(values, _options(config))
-    _check_loss(config.loss)
-    metrics = [f"{name}@{k}" for name in ("recall", "ndcg") for k in config.eval.ks]
-    if config.eval.monitor not in metrics:
-        raise UserError(
-            f"eval.monitor={config.eval.monitor!r}; expected one of {', '.join(metrics)}, as "
-            f"eval.ks is {tuple(config.eval.ks)}"
-        )
-
-
-def _check_loss(loss: ConfigDict) -> None:
-    """Raises `UserError` for an option of another loss: it would be ignored."""
-    from pixelrec_jax.losses import loss_options
-
-    defaults = flatten(KEYS)
-    for key in set(loss) - {"name", *loss_options(loss.name)}:
-        if loss[key] != defaults[f"loss.{key}"].default:
-            raise UserError(
-                f"loss.{key}={loss[key]!r} is given, but loss.name={loss.name} does not take it; "
-                "leave it out or take the loss it belongs to"
-            )
-
-
-def _shared_options() -> dict[str, Option]:
-    return _ADDED | {key: Option(k.meaning, k.range) for key, k in flatten(KEYS).items()}
-
-
-def _options(config: ConfigDict) -> dict[str, Option]:
-    """Returns the options of the user encoder, item encoder and task of a config."""
-    # Imported here: encoders import JAX, which a launcher needs only to check a config.
-    from pixelrec_jax.data.tasks import TASKS, task_of
-    from pixelrec_jax.items import item_options
-    from pixelrec_jax.users import USER_ENCODERS
-
-    name = config.user.name
-    if name not in USER_ENCODERS:
-        raise UserError(f"unknown user encoder {name!r}{nearest(name, USER_ENCODERS)}")
-    needed = task_of(config).options
-    known = set().union(*(task.options for task in TASKS.values()))
-    given = {key for key in config.task if key in known}
-    problems = [f"needs task.{key}, which the config lacks" for key in set(needed) - given]
-    problems += [f"does not take task.{key}, which the config has" for key in given - set(needed)]
-    if problems:
-        raise UserError(
-            f"task.name={config.task.name!r} does not suit user={name}: it {problems[0]}; "
-            "take the task of configs/recommenders.py"
-        )
-    return {
-        **_shared_options(),
-        **flatten(options_of(USER_ENCODERS[name]), "user."),
-        **flatten(item_options(config.item.name), "item."),
-        **flatten(needed, "task."),
-    }

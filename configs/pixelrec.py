@@ -9,23 +9,11 @@ ranks the future.
 
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.base import base
 from pixelrec_jax.configs.datasets import DATASETS
 from pixelrec_jax.configs.encoders import ENCODERS, EncoderSettings
-from pixelrec_jax.configs.keys import KEYS, Key
 from pixelrec_jax.configs.recommenders import RECOMMENDERS, Hyperparameters
 from pixelrec_jax.system.errors import UserError, nearest
-
-
-def base() -> ConfigDict:
-    """Returns the settings that all models of the paper share, the defaults of `KEYS`."""
-    config = ConfigDict()
-    for section, keys in KEYS.items():
-        config[section] = (
-            keys.default
-            if isinstance(keys, Key)
-            else ConfigDict({name: key.default for name, key in keys.items()})
-        )
-    return config
 
 
 def _set_user(config: ConfigDict, name: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.configs.keys import check_values
 from pixelrec_jax.system.config import (
     SHIPPED,
     check_batch_size,
@@ -201,6 +200,9 @@ def _parse(of_run: Sequence[str]) -> dict[str, str]:
 
 
 def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
+    # Imported here: encoders import JAX, which --help does not need.
+    from pixelrec_jax.training.options import check_values
+
     file = given["config"].partition(":")[0]
     config = _config(of_run, given)
     check_values(config)

@@ -1,9 +1,8 @@
 """Training losses, in float32: functions of queries, item vectors and a batch."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import PAD, Array, Batch, gather_slots
-from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.options import Flag, Number, Option, keys_of_chosen
 
 Score = Callable[
     [Float[Array, "*#batch D"], Float[Array, "*#batch R E"]], Float[Array, "*#batch R"]
@@ -44,8 +43,14 @@ def bpr(
     item: Float[Array, "G U E"],
     batch: Batch,
     *,
-    epsilon: float,
-    single_row: bool,
+    epsilon: Annotated[
+        float,
+        Option("in log(sigmoid(x) + epsilon); 0 is stable, the reference has 1e-8", Number(0)),
+    ] = 0.0,
+    single_row: Annotated[
+        bool,
+        Option("whether the loss reads only a batch's first row, as the reference's FM", Flag()),
+    ] = False,
 ) -> Float[jax.Array, ""]:
     """Bayesian personalised ranking (Rendle et al. 2012), summed over targets, mean over rows.
 
@@ -80,20 +85,8 @@ def _only_first_row(batch: Batch) -> Batch:
     )
 
 
-# Each is a `Loss` that takes its options as keyword arguments.
+# Each is a `Loss`; keyword arguments that are annotated with an `Option` are keys of `config.loss`.
 LOSSES: dict[str, Callable[..., jax.Array]] = {"bpr": bpr}
-
-
-def loss_options(name: str) -> tuple[str, ...]:
-    """Returns the keys of `config.loss` that a loss takes: its keyword arguments.
-
-    Raises:
-      UserError: no loss has this name.
-    """
-    if name not in LOSSES:
-        raise UserError(f"unknown loss.name={name!r}{nearest(name, LOSSES)}")
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
-    return tuple(x.name for x in parameters if x.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def build_loss(loss: ConfigDict) -> Loss:
@@ -102,7 +95,7 @@ def build_loss(loss: ConfigDict) -> Loss:
     Raises:
       UserError: no loss has this name.
     """
-    options = {key: loss[key] for key in loss_options(loss.name)}
+    options = {key: loss[key] for key in keys_of_chosen("loss", loss.name, LOSSES)}
     return partial(_checked, LOSSES[loss.name], **options)
 
 

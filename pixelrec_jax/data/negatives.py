@@ -1,14 +1,15 @@
 """Sources of negatives: the items that a loss compares each positive with."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.rows import Rows
 from pixelrec_jax.data.tasks import Task
-from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.options import Option, Whole, keys_of_chosen
 
 
 class Negatives(Protocol):
@@ -26,7 +27,12 @@ class Uniform:
     target may have the same negative twice.
     """
 
-    def __init__(self, task: Task, *, count: int):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        count: Annotated[int, Option("K, the number of negatives of each target", Whole())] = 1,
+    ):
         """Builds the source of K = `count` negatives for the rows of a task.
 
         Raises:
@@ -55,6 +61,8 @@ class Uniform:
             flat[pending] = rng.integers(1, self.num_items, size=pending.size, dtype=np.int32)
 
 
+# Each is built from a task; keyword arguments that are annotated with an `Option` are keys of
+# `config.negatives`.
 NEGATIVES: dict[str, Callable[..., Negatives]] = {"uniform": Uniform}
 
 
@@ -64,8 +72,6 @@ def build_negatives(config: ConfigDict, task: Task) -> Negatives:
     Raises:
       UserError: the name is unknown, or the source cannot serve the task.
     """
-    options = config.negatives.to_dict()
-    name = options.pop("name")
-    if name not in NEGATIVES:
-        raise UserError(f"unknown negatives.name={name!r}{nearest(name, NEGATIVES)}")
-    return NEGATIVES[name](task, **options)
+    given = config.negatives
+    options = {key: given[key] for key in keys_of_chosen("negatives", given.name, NEGATIVES)}
+    return NEGATIVES[given.name](task, **options)

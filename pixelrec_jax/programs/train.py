@@ -41,8 +41,6 @@ def _define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Trains, evaluates or describes, as --mode says."""
-    # Until a step can be saved, SIGTERM ends the run as Ctrl-C does; see `stop_request`.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     import jax
 
     from pixelrec_jax.parallel import distributed
@@ -69,4 +67,6 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Until a step can be saved, SIGTERM ends the run as Ctrl-C does; see `stop_request`.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     program.run(main, define_flags=_define_flags, parse_flags=parse_flags)

@@ -1,11 +1,12 @@
 """Options of a config: each is declared beside the code that reads it, with meaning and range."""
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from pixelrec_jax.system.errors import UserError, nearest_key
+from pixelrec_jax.system.errors import UserError, nearest, nearest_key
 
 _INT32 = 2**31 - 1  # steps, sizes and ids on the devices
 _FLOAT32 = 3.4028234663852886e38  # the largest finite float32
@@ -79,8 +80,11 @@ class Wholes:
         return ""
 
 
+@dataclasses.dataclass(init=False)
 class OneOf:
     """One of the given words."""
+
+    words: tuple[str, ...]
 
     def __init__(self, *words: str):
         self.words = words
@@ -94,6 +98,7 @@ class OneOf:
         return f"={value!r}; expected {choice}"
 
 
+@dataclasses.dataclass(frozen=True)
 class Flag:
     """True or False."""
 
@@ -102,6 +107,7 @@ class Flag:
         return "" if isinstance(value, bool) else f"={value!r}; expected True or False"
 
 
+@dataclasses.dataclass(frozen=True)
 class Text:
     """Any text, including the empty one."""
 
@@ -127,6 +133,20 @@ class Option:
         return dataclasses.field(default=default, metadata={"option": self})
 
 
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of a config that has a default.
+
+    Attributes:
+      default: the value that is the same for all models of the paper.
+      meaning, range: as in `Option`.
+    """
+
+    default: Any
+    meaning: str
+    range: Range | None
+
+
 DTYPE = Option(
     "type of activations; parameters and losses are float32", OneOf("float32", "bfloat16")
 )
@@ -140,6 +160,35 @@ def options_of(declaring: type) -> dict[str, Option]:
         for field in dataclasses.fields(declaring)
         if "option" in field.metadata
     }
+
+
+def keys_of(taker: Callable[..., Any]) -> dict[str, Key]:
+    """Returns the keys that a function or class takes: its keyword-only arguments, by name.
+
+    Each is annotated with its option and has a default, as `count: Annotated[int, Option(..)] = 1`.
+    """
+    keys = {}
+    for argument in inspect.signature(taker).parameters.values():
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY:
+            notes = getattr(argument.annotation, "__metadata__", ())
+            options = [note for note in notes if isinstance(note, Option)]
+            assert options, f"{taker} takes {argument.name}, which is not annotated with an Option"
+            assert argument.default is not argument.empty, f"{taker}: {argument.name}: no default"
+            keys[argument.name] = Key(argument.default, options[0].meaning, options[0].range)
+    return keys
+
+
+def keys_of_chosen(
+    section: str, name: str, registry: Mapping[str, Callable[..., Any]]
+) -> dict[str, Key]:
+    """Returns the keys that the entry of a registry takes that `section.name` of a config names.
+
+    Raises:
+      UserError: the registry does not have the name.
+    """
+    if name not in registry:
+        raise UserError(f"unknown {section}.name={name!r}{nearest(name, registry)}")
+    return keys_of(registry[name])
 
 
 def check_options(values: Mapping[str, Any], options: Mapping[str, Option]) -> None:

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.options import meaning
 from pixelrec_jax.training.state import count_parameters
 
 
@@ -16,8 +17,6 @@ def describe_config(config: ConfigDict) -> str:
     Raises:
       UserError: a run with this config could not start.
     """
-    from pixelrec_jax.configs.keys import meaning
-
     experiment = build_experiment(config)
     values = {key: repr(value) for key, value in flatten(config.to_dict()).items()}
     width = max(len(f"{key} = {value}") for key, value in values.items())

@@ -9,7 +9,6 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pixelrec_jax.configs.keys import check_values
 from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
@@ -30,6 +29,7 @@ from pixelrec_jax.parallel.sharding import (
 )
 from pixelrec_jax.recommender import Recommender, build
 from pixelrec_jax.training.optim import build_optimizer
+from pixelrec_jax.training.options import check_values
 
 _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 

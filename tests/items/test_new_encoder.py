@@ -10,7 +10,6 @@ import pytest
 from pixelrec_jax import items
 from pixelrec_jax.configs import pixelrec
 from pixelrec_jax.configs.encoders import ENCODERS, EncoderSettings
-from pixelrec_jax.configs.keys import meaning
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import POOL
@@ -19,6 +18,7 @@ from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option
 from pixelrec_jax.training import train
+from pixelrec_jax.training.options import meaning
 from tests.tiny import tiny_config
 
 

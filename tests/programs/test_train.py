@@ -8,12 +8,12 @@ import sys
 import polars as pl
 import pytest
 
-from pixelrec_jax.configs.keys import meaning
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.runs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.errors import UserError, nearest
+from pixelrec_jax.training.options import meaning
 from tests import subprocesses
 from tests.tiny import ROOT
 
@@ -197,19 +197,22 @@ def test_describe_prints_the_config_and_stops(finished, toy_dataset, from_workdi
     assert sorted(workdir.rglob("*")) == files
 
 
-def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path):
-    program = """
-import os, signal, sys, time
-from pixelrec_jax.programs import train as program
-from pixelrec_jax.system.config import parse_flags
-from pixelrec_jax.system.program import run
-from pixelrec_jax.training import train
-def evaluate(*_):
+@pytest.mark.parametrize(
+    ("module", "name", "function"),
+    [
+        ("pixelrec_jax.training", "train", "evaluate"),
+        ("pixelrec_jax.system", "config", "load_config"),  # while the flags are parsed
+    ],
+)
+def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path, module, name, function):
+    program = f"""
+import os, runpy, signal, time
+from {module} import {name}
+def ended(*_):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
-train.evaluate = evaluate
-program._define_flags()
-run(program.main, parse_flags=parse_flags)
+{name}.{function} = ended
+runpy.run_module("pixelrec_jax.programs.train", run_name="__main__")
 """
     config = "--config=pixelrec:user=mf,item=id,dataset=toy"
     argv = [sys.executable, "-c", program, config, f"--workdir={tmp_path}", "--mode=evaluate"]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.configs import pixelrec
-from pixelrec_jax.configs.keys import KEYS, check_values, meaning
+from pixelrec_jax.configs.base import shared_keys
 from pixelrec_jax.data.tasks import TASKS
 from pixelrec_jax.items import ITEM_ENCODERS, item_options
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import options_of
 from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.options import check_values, meaning
 from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import interactions_of, items_of, tiny_config
 
@@ -113,9 +114,11 @@ def test_every_key_of_a_config_has_a_meaning(user, split):
 
 
 def test_every_default_is_in_its_range():
-    ranges = {key: value.range for key, value in flatten(KEYS).items()}
-    for key, value in flatten(pixelrec.base().to_dict()).items():
-        assert ranges[key] is None or not ranges[key].fault(value), key
+    defaults = flatten(pixelrec.base().to_dict())
+    assert defaults.keys() == shared_keys().keys()
+    for name, key in shared_keys().items():
+        assert defaults[name] == key.default
+        assert key.range is None or not key.range.fault(key.default), name
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_an_unknown_key_is_one_line_with_the_nearest(key, message):
         meaning(key)
 
 
-@pytest.mark.parametrize("key", ["mesh.fsdp_min_size", "warm_start.run", "seed"])
+@pytest.mark.parametrize("key", ["mesh.fsdp_min_size", "warm_start.run", "seed", "loss.epsilon"])
 def test_a_config_of_another_version_is_one_line(key):
     config = pixelrec.get_config("user=sasrec,item=id").unlock()
     section, _, name = key.rpartition(".")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from pixelrec_jax.configs.keys import check_values
 from pixelrec_jax.ingest import toy
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.runs.checkpoint import best_variables
@@ -16,6 +15,7 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.options import check_values
 from tests.tiny import random_store, tiny_config, use_tiny_encoders
 from tests.training.runs import KilledError, assert_equal_runs, dying_iterate, finish_run
 
