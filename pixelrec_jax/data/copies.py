@@ -16,6 +16,7 @@ from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest, read_text, replaced_file
+from pixelrec_jax.system.foreign import visible
 
 _ORIGIN = "origin.txt"  # in a copy: the URL of the dataset
 _AT_ONCE = 8  # files that are copied at the same time, each by one thread
@@ -88,7 +89,8 @@ def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 "variable PIXELREC_CACHE, or mount the bucket and give the folder"
             )
         if names:
-            print(f"copying {size / 1e6:,.1f} MB of {url} to {folder}", file=sys.stderr)
+            line = f"copying {size / 1e6:,.1f} MB of {url} to {folder}"
+            print(visible(line), file=sys.stderr)
         executor = ThreadPoolExecutor(_AT_ONCE)
         try:
             with progress_bar("Copying", total=size) as advance:

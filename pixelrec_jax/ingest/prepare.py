@@ -23,6 +23,7 @@ from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import LOCK, digest, locked, sync
+from pixelrec_jax.system.foreign import visible
 
 
 def prepare(
@@ -287,7 +288,7 @@ def summary(manifest: dict[str, Any], out: str) -> str:
         lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
     if source["official"]:
         lines.append(f"  {source['official']}")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _how_known(manifest: dict[str, Any]) -> str:

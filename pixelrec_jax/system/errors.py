@@ -8,11 +8,19 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from pixelrec_jax.system.foreign import clean_line, one_line
+
 
 class UserError(Exception):
-    """Wrong input; the message says what was given, what was expected and what to do."""
+    """Wrong input; the message says what was given, what was expected and what to do.
+
+    The message may hold foreign text: it is made one visible line of bounded length.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class TransientError(UserError):
@@ -38,18 +46,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """Returns the type and message of a library's error as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {clean_line(str(error), width=300)}"
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
     """Returns the message and exit code of an expected error, None for a fault of the program."""
     match error:
         case UserError():
-            return str(error).strip().splitlines()[0], error.exit_code
+            return str(error), error.exit_code
         case KeyboardInterrupt():
             return "interrupted; start the same command again to continue", 130
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return f"{error.strerror} ({error.filename}); free disk space and start again", 2
+            where = clean_line(str(error.filename), width=300)
+            return f"{error.strerror} ({where}); free disk space and start again", 2
     return None
 
 
@@ -99,5 +108,5 @@ def run(
 
 
 def _exit(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {message.strip().splitlines()[0]}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

@@ -16,6 +16,7 @@ from typing import Any
 
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.foreign import csv_cell
 
 LOCK = ".lock"
 _KINDS = {
@@ -50,14 +51,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Writes a CSV file, complete or not at all."""
+    """Writes a CSV file, complete or not at all; its cells go through `csv_cell`."""
     with (
         replaced_file(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(map(csv_cell, row) for row in rows)
 
 
 def check_regular(path: str | Path) -> None:
