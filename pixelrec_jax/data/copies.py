@@ -118,11 +118,10 @@ def _copy(url: str, folder: Path, name: str, file: Mapping[str, Any]) -> None:
         )
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    unchecked = target.with_name(target.name + ".part")
-    storage.download(f"{url}/{name}", unchecked)
-    if digest(unchecked) != file["sha256"]:
-        unchecked.unlink()
-        raise UserError(
-            f"{url}/{name} has other content than its manifest says; copy the dataset there again"
-        )
-    unchecked.replace(target)
+    with replaced_file(target) as unchecked:
+        storage.download(f"{url}/{name}", unchecked)
+        if digest(unchecked) != file["sha256"]:
+            raise UserError(
+                f"{url}/{name} has other content than its manifest says; copy the dataset there "
+                "again"
+            )

@@ -1,6 +1,8 @@
 """Output of the statistics of prepared datasets: a text table, JSON and pictures."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from pixelrec_jax.ingest.statistics import Statistics, analyze
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import write_json
+from pixelrec_jax.system.files import replaced_file
 from pixelrec_jax.system.foreign import clean_line
+from pixelrec_jax.system.temporary import remove_leftovers
 
 _NAME = 30  # characters shown of a name
 
@@ -44,8 +47,15 @@ def write(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        plots.draw(datasets, out)
-        write_json(out / "analysis.json", {name: d.facts for name, d in datasets.items()})
+        remove_leftovers(out)
+        with ExitStack() as stack:  # all files are replaced at its end, or none
+
+            def place(name: str) -> Path:
+                return stack.enter_context(replaced_file(out / name))
+
+            plots.draw(datasets, place)
+            facts = {name: dataset.facts for name, dataset in datasets.items()}
+            place("analysis.json").write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write {str(out)!r} ({error.strerror}); name another folder with --out=DIR"

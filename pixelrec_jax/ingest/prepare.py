@@ -22,7 +22,7 @@ from pixelrec_jax.ingest.columns import Table
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import LOCK, digest, locked, sync
+from pixelrec_jax.system.files import LOCK, digest, sync, work_folder
 from pixelrec_jax.system.foreign import visible
 
 
@@ -117,17 +117,8 @@ def prepare(
 @contextmanager
 def _partial(out: Path) -> Generator[Path]:
     """Yields the folder that becomes `out`; after an error it stays only if it has images."""
-    work = out.with_name(f"{out.name}.partial")
-    if work.exists() and not (work / LOCK).exists():
-        raise UserError(
-            f"{work} is needed for unfinished work, but holds something else; rename it"
-        )
-    busy = f"another process is preparing --out={out}; wait for it or choose another folder"
-    with locked(work, option="out", busy=busy):
+    with work_folder(out, keep=FOLDER) as work:
         try:
-            for path in work.iterdir():  # files of an interrupted run
-                if path.name not in (FOLDER, LOCK):
-                    path.unlink()
             yield work
         except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
             if message := _disk_failure(error, out, work):
