@@ -16,6 +16,7 @@ from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest, read_text, replaced_file
+from pixelrec_jax.system.foreign import visible
 
 _ORIGIN = "origin.txt"  # in a copy: the URL of the dataset
 _AT_ONCE = 8  # files that are copied at the same time, each by one thread
@@ -88,7 +89,8 @@ def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 "variable PIXELREC_CACHE, or mount the bucket and give the folder"
             )
         if names:
-            print(f"copying {size / 1e6:,.1f} MB of {url} to {folder}", file=sys.stderr)
+            line = f"copying {size / 1e6:,.1f} MB of {url} to {folder}"
+            print(visible(line), file=sys.stderr)
         executor = ThreadPoolExecutor(_AT_ONCE)
         try:
             with progress_bar("Copying", total=size) as advance:
@@ -116,11 +118,10 @@ def _copy(url: str, folder: Path, name: str, file: Mapping[str, Any]) -> None:
         )
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    unchecked = target.with_name(target.name + ".part")
-    storage.download(f"{url}/{name}", unchecked)
-    if digest(unchecked) != file["sha256"]:
-        unchecked.unlink()
-        raise UserError(
-            f"{url}/{name} has other content than its manifest says; copy the dataset there again"
-        )
-    unchecked.replace(target)
+    with replaced_file(target) as unchecked:
+        storage.download(f"{url}/{name}", unchecked)
+        if digest(unchecked) != file["sha256"]:
+            raise UserError(
+                f"{url}/{name} has other content than its manifest says; copy the dataset there "
+                "again"
+            )

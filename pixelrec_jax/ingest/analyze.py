@@ -1,6 +1,8 @@
 """Output of the statistics of prepared datasets: a text table, JSON and pictures."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ from pixelrec_jax.data import interactions
 from pixelrec_jax.ingest import plots
 from pixelrec_jax.ingest.statistics import Statistics, analyze
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.console import clean_line, render
+from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import write_json
+from pixelrec_jax.system.files import replaced_file
+from pixelrec_jax.system.foreign import clean_line
+from pixelrec_jax.system.temporary import remove_leftovers
+
+_NAME = 30  # characters shown of a name
 
 
 def write(
@@ -41,8 +47,15 @@ def write(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        plots.draw(datasets, out)
-        write_json(out / "analysis.json", {name: d.facts for name, d in datasets.items()})
+        remove_leftovers(out)
+        with ExitStack() as stack:  # all files are replaced at its end, or none
+
+            def place(name: str) -> Path:
+                return stack.enter_context(replaced_file(out / name))
+
+            plots.draw(datasets, place)
+            facts = {name: dataset.facts for name, dataset in datasets.items()}
+            place("analysis.json").write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write {str(out)!r} ({error.strerror}); name another folder with --out=DIR"
@@ -56,7 +69,7 @@ def table(datasets: Mapping[str, Statistics]) -> str:
     grid.add_column("")
     columns = []
     for name, dataset in datasets.items():
-        grid.add_column(name, justify="right")
+        grid.add_column(clean_line(name, width=_NAME), justify="right")
         columns.append(_figures(dataset.facts))
     labels = dict.fromkeys(label for column in columns for label in column)
     for label in labels:
@@ -67,7 +80,7 @@ def table(datasets: Mapping[str, Statistics]) -> str:
 def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
     """Returns the cells of a dataset by label."""
     sessions, items, times = facts["session_length"], facts["popularity"], facts["timestamps"]
-    most_popular = clean_line(items["most_popular_item"], width=30)
+    most_popular = clean_line(items["most_popular_item"], width=_NAME)
     if times["dates"]:
         first, last = (date[:10] for date in times["dates"])
     else:
@@ -94,13 +107,13 @@ def _figures(facts: Mapping[str, Any]) -> dict[str, str]:
     }
     if info := facts["item_information"]:
         for name, count in info["items_with"].items():
-            figures[f"items with {name}"] = f"{count:,}"
+            figures[f"items with {clean_line(name, width=_NAME)}"] = f"{count:,}"
         for name, total in info["totals"].items():
             figures[f"sum of {name}"] = f"{total:,}"
         if "tags" in info:
             figures["tags"] = f"{info['tags']:,}"
             for place, tag in enumerate(info["most_frequent_tags"][:3], start=1):
-                name = clean_line(tag["tag"], width=30)
+                name = clean_line(tag["tag"], width=_NAME)
                 figures[f"tag {place}"] = f"{name} ({tag['items']:,} items)"
     return figures
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Generator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixelrec_jax.ingest.official import OFFICIAL
@@ -199,6 +199,13 @@ def _files(drive: GoogleDrive, source: Source) -> list[tuple[str, str]]:
     if not source.is_folder:
         return [(source.drive_id, "")]
     found = drive.list_folder(source)
+    for _, path in found:
+        place = PurePosixPath(path)
+        if not path.isprintable() or place.is_absolute() or ".." in place.parts:
+            raise UserError(
+                f"{source.url} holds a file named {path!r}, which is not the name of a file below "
+                "--out; look into it in a browser, and put what you need into --out"
+            )
     word = re.compile(rf"(?<![a-z0-9]){source.word}(?![a-z0-9])", re.IGNORECASE)
     named = [(drive_id, path) for drive_id, path in found if word.search(path) or not source.word]
     if not named:

@@ -22,6 +22,7 @@ from pixelrec_jax.ingest.web import Fetcher
 from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.temporary import remove_leftovers
 
 COLUMNS = ("item_id", "url")
 # A valid file name on every system, and never a path to another folder.
@@ -75,6 +76,7 @@ def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]
     frame = read_urls(Path(urls))
     try:
         out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
         names = [os.path.splitext(name) for name in os.listdir(out)]
     except OSError as error:
         raise UserError(

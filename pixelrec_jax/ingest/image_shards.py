@@ -153,6 +153,7 @@ class _Shard:
     def write(self) -> dict[str, str]:
         """Writes and reads back all records, then writes the sidecar; returns reasons by index."""
         self.sidecar.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)  # it may be a link, which the writer would follow
         reasons, checksums, unreadable = {}, [], False
         writer = array_record_module.ArrayRecordWriter(str(self.path), _WRITER_OPTIONS)
         try:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixelrec_jax.system.console import clean_line
 from pixelrec_jax.system.files import write_csv
+from pixelrec_jax.system.foreign import clean_line
 
 
 def of_failure(out: Path) -> Path:

@@ -1,6 +1,6 @@
 """Pictures of datasets as in PixelRec: sizes, popularity, session lengths (Figures 4-6)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.ingest.statistics import Statistics
-from pixelrec_jax.system.files import replaced_file
 
 _SHOWN = 0.99  # share of sessions in the histogram; the longest ones would flatten it
 _AREA = 40  # of a circle, in square points for each factor of ten of interactions
 
 
-def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
-    """Writes sizes.png, popularity.png and session_length.png of datasets, given by name."""
+def draw(datasets: Mapping[str, Statistics], place: Callable[[str], Path]) -> None:
+    """Writes sizes.png, popularity.png and session_length.png of datasets, given by name.
+
+    `place` returns the path to write for the name of a file.
+    """
     datasets = {_literal(name): dataset for name, dataset in datasets.items()}
     plots = {"sizes": _sizes, "popularity": _popularity, "session_length": _session_length}
     for name, plot in plots.items():
@@ -29,8 +31,7 @@ def draw(datasets: Mapping[str, Statistics], directory: Path) -> None:
         axes.grid(color="0.92", linewidth=0.6)
         axes.set_axisbelow(True)
         plot(axes, datasets)
-        with replaced_file(directory / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png")
+        figure.savefig(place(f"{name}.png"), format="png")
 
 
 def _literal(name: str) -> str:

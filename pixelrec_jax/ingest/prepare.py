@@ -22,7 +22,8 @@ from pixelrec_jax.ingest.columns import Table
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import LOCK, digest, locked, sync
+from pixelrec_jax.system.files import LOCK, digest, sync, work_folder
+from pixelrec_jax.system.foreign import visible
 
 
 def prepare(
@@ -116,17 +117,8 @@ def prepare(
 @contextmanager
 def _partial(out: Path) -> Generator[Path]:
     """Yields the folder that becomes `out`; after an error it stays only if it has images."""
-    work = out.with_name(f"{out.name}.partial")
-    if work.exists() and not (work / LOCK).exists():
-        raise UserError(
-            f"{work} is needed for unfinished work, but holds something else; rename it"
-        )
-    busy = f"another process is preparing --out={out}; wait for it or choose another folder"
-    with locked(work, option="out", busy=busy):
+    with work_folder(out, keep=FOLDER) as work:
         try:
-            for path in work.iterdir():  # files of an interrupted run
-                if path.name not in (FOLDER, LOCK):
-                    path.unlink()
             yield work
         except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
             if message := _disk_failure(error, out, work):
@@ -287,7 +279,7 @@ def summary(manifest: dict[str, Any], out: str) -> str:
         lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
     if source["official"]:
         lines.append(f"  {source['official']}")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _how_known(manifest: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ ids cannot.
 """
 
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import polars as pl
 from PIL import Image
 
 from pixelrec_jax.system import errors
+from pixelrec_jax.system.files import LOCK, work_folder
 
 # The two tones of a background, on a circle of hues; a user's taste moves along the circle.
 PALETTES = {
@@ -141,27 +141,28 @@ def generate(
     catalog_rng, user_rng, cover_rng = np.random.default_rng(seed).spawn(3)
     catalog = draw_catalog(catalog_rng, items)
     interactions = draw_interactions(user_rng, catalog, users)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        (partial / "images").mkdir(parents=True)
-        interactions.write_csv(partial / "interactions.csv")
-        named = catalog.drop("weight")
-        for kind, known in ({"category": CATEGORIES} | ATTRIBUTES).items():
-            named = named.with_columns(pl.col(kind).replace_strict(dict(enumerate(known))))
-        named.write_csv(partial / "items.csv")
-        for chunk in catalog.iter_slices(max(1, 2**20 // image_size**2)):  # bounds the memory
-            covers = draw_covers(cover_rng, chunk, image_size)
-            for item_id, cover in zip(chunk["item_id"], covers, strict=True):
-                # Chroma subsampling would blur the edges of such small covers.
-                path = partial / "images" / f"{item_id}.jpg"
-                Image.fromarray(cover).save(path, quality=90, subsampling=0)
-        partial.rename(out)
-    except OSError as error:
-        raise errors.UserError(
-            f"cannot write {out}: {error}; mend this, or give another --out"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with work_folder(out) as work:
+        try:
+            (work / "images").mkdir()
+            interactions.write_csv(work / "interactions.csv")
+            named = catalog.drop("weight")
+            for kind, known in ({"category": CATEGORIES} | ATTRIBUTES).items():
+                named = named.with_columns(pl.col(kind).replace_strict(dict(enumerate(known))))
+            named.write_csv(work / "items.csv")
+            for chunk in catalog.iter_slices(max(1, 2**20 // image_size**2)):  # bounds the memory
+                covers = draw_covers(cover_rng, chunk, image_size)
+                for item_id, cover in zip(chunk["item_id"], covers, strict=True):
+                    # Chroma subsampling would blur the edges of such small covers.
+                    path = work / "images" / f"{item_id}.jpg"
+                    Image.fromarray(cover).save(path, quality=90, subsampling=0)
+            work.rename(out)
+            (out / LOCK).unlink()
+        except OSError as error:
+            raise errors.UserError(
+                f"cannot write {out}: {error}; mend this, or give another --out"
+            ) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def draw_catalog(rng: np.random.Generator, items: int) -> pl.DataFrame:

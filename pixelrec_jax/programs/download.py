@@ -12,6 +12,7 @@ from absl import flags
 
 from pixelrec_jax.ingest.download import DATASETS, GoogleDrive, download
 from pixelrec_jax.system import program, storage
+from pixelrec_jax.system.foreign import visible
 
 
 def _define_flags() -> None:
@@ -26,7 +27,8 @@ def main(_: Sequence[str]) -> None:
     storage.local_only(values.out, "out", written=True)
     found = download(values.dataset, values.out, parts=values.parts, drive=GoogleDrive())
     for name, facts in found.items():
-        print(f"{facts['sha256']}  {facts['bytes'] / 1e6:>10,.1f} MB  {values.out}/{name}")
+        size = f"{facts['bytes'] / 1e6:>10,.1f} MB"
+        print(f"{visible(facts['sha256'])}  {size}  {values.out}/{visible(name)}")
 
 
 if __name__ == "__main__":

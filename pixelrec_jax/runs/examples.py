@@ -12,11 +12,13 @@ from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.split import build_split
 from pixelrec_jax.runs.run_folder import read_config
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.console import clean_line, render
+from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.foreign import clean_line
 from pixelrec_jax.system.frames import scan_parquet
 
 _HISTORY = 8  # latest items shown
+_ID = 60  # characters shown of an id
 _TEXTS = {"title": 60, "tag": 20}  # item information shown, with widths in characters
 
 
@@ -54,14 +56,15 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
 
     grids = []
     for name, before, chosen in zip(names, history, target, strict=True):
-        grid = Table(title=f"user {name}", title_justify="left", box=box.SIMPLE_HEAD)
+        user = clean_line(name, width=_ID)
+        grid = Table(title=f"user {user}", title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("", "item", "score", *shown):
             grid.add_column(column, justify="right" if column == "score" else "left")
 
         def add(label: str, item: str, score: str = "", grid: Table = grid) -> None:
             found = zip(shown, texts.get(item, ()), strict=False)
             about = [clean_line(text, width=_TEXTS[column]) for column, text in found]
-            grid.add_row(label, item, score, *about)
+            grid.add_row(label, clean_line(item, width=_ID), score, *about)
 
         for item in before:
             add("history", item)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
 )
 
 from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.system.console import PlainConsole
 
 
 class TrainingProgress:
@@ -25,12 +25,12 @@ class TrainingProgress:
     def __init__(self, *, start: int, total: int):
         """Prepares the display; the first `start` steps of `total` are done already."""
         # All processes know the same, so only process 0 prints.
-        self._console = Console(file=sys.stderr, highlight=False, quiet=jax.process_index() > 0)
+        self._console = PlainConsole(file=sys.stderr, quiet=jax.process_index() > 0)
         self._live = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(elapsed_when_finished=True),

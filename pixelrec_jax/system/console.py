@@ -4,32 +4,44 @@ import io
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
+
+from pixelrec_jax.system.foreign import visible
+
+
+class PlainConsole(Console):
+    """A console that prints text as it is, without markup, and foreign text without harm.
+
+    Every text goes through `visible`: lines, and the titles, headers and cells of tables.
+    """
+
+    def __init__(self, **options: Any):
+        """Takes the options of `rich.console.Console`."""
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Returns what rich prints for a text."""
+        return super().render_str(visible(text), **options)
 
 
 def render(tables: Iterable[Table]) -> str:
     """Returns tables as plain text, as wide as they need to be and without markup."""
     text = io.StringIO()
-    console = Console(file=text, width=1000, markup=False, emoji=False, highlight=False)
+    console = PlainConsole(file=text, width=1000)
     for table in tables:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def clean_line(value: str | None, *, width: int) -> str:
-    """Returns a foreign text as one line of at most `width`, without control characters."""
-    visible = "".join(c if c.isprintable() else " " for c in value or "")
-    line = " ".join(visible.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
 @contextmanager
 def progress_bar(what: str, total: int) -> Generator[Callable[[int], None]]:
     """Yields a function that advances a bar by a count; without a terminal nothing is shown."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

@@ -3,11 +3,19 @@
 import difflib
 from collections.abc import Iterable
 
+from pixelrec_jax.system.foreign import clean_line, one_line
+
 
 class UserError(Exception):
-    """Wrong input; the message says what was given, what was expected and what to do."""
+    """Wrong input; the message says what was given, what was expected and what to do.
+
+    The message may hold foreign text: it is made one visible line of bounded length.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class TransientError(UserError):
@@ -46,4 +54,4 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """Returns the type and message of a library's error as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {clean_line(str(error), width=300)}"

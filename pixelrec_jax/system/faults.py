@@ -60,7 +60,7 @@ def ending(
     """
     match error:
         case UserError():
-            return str(error).strip().splitlines()[0], error.exit_code
+            return str(error), error.exit_code
         case KeyboardInterrupt():
             return "interrupted; start the same command again to continue", 130
     if is_out_of_memory(error):

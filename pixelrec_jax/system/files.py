@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.foreign import csv_cell
+from pixelrec_jax.system.temporary import open_lock, remove_leftovers, temporary_file
 
 LOCK = ".lock"
 _KINDS = {
@@ -35,12 +38,9 @@ def replaced_file(path: Path) -> Generator[Path]:
             yield temporary
             storage.upload(temporary, path)
         return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with temporary_file(path.parent) as temporary:
         yield temporary
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -50,14 +50,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Writes a CSV file, complete or not at all."""
+    """Writes a CSV file, complete or not at all; its cells go through `csv_cell`."""
     with (
         replaced_file(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(map(csv_cell, row) for row in rows)
 
 
 def check_regular(path: str | Path) -> None:
@@ -135,6 +135,8 @@ def sync(path: Path) -> None:
 def locked(folder: Path, *, option: str, busy: str) -> Generator[None]:
     """Holds the lock of a folder, which is created if it does not exist; the lock file stays.
 
+    Temporary files of processes that were killed are removed.
+
     Object storage does not have locks that end with their process, so nothing is locked there.
 
     Args:
@@ -150,7 +152,7 @@ def locked(folder: Path, *, option: str, busy: str) -> Generator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        lock = open_lock(folder / LOCK)
     except OSError as error:
         raise UserError(
             f"--{option}={folder} cannot be written ({error.strerror}); give another folder"
@@ -160,4 +162,36 @@ def locked(folder: Path, *, option: str, busy: str) -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(busy) from None
+        remove_leftovers(folder)
         yield
+
+
+@contextmanager
+def work_folder(out: Path, *, keep: str = "") -> Generator[Path]:
+    """Yields `<out>.partial`, locked, in which a program builds the folder `out`.
+
+    It is empty but for the folder `keep` of an interrupted run. The caller renames or removes it.
+
+    Raises:
+      UserError: the folder holds something else, cannot be written, or is in use.
+    """
+    work = out.with_name(f"{out.name}.partial")
+    if work.is_symlink() or (work.exists() and not (work / LOCK).exists()):
+        raise UserError(
+            f"{work} is needed for unfinished work, but holds something else; rename it"
+        )
+    busy = f"another process is preparing --out={out}; wait for it or choose another folder"
+    with locked(work, option="out", busy=busy):
+        try:
+            for path in work.iterdir():  # of an interrupted run
+                if path.is_symlink() or not path.is_dir():
+                    if path.name != LOCK:
+                        path.unlink()
+                elif path.name != keep:
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} of an interrupted run cannot be removed ({error.strerror}); "
+                f"remove {work}"
+            ) from None
+        yield work

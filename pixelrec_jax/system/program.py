@@ -16,6 +16,7 @@ from absl import app, flags, logging
 
 from pixelrec_jax.system import faults
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.foreign import one_line
 from pixelrec_jax.system.storage import expand_user
 
 flags.disclaim_key_flags()  # what the functions below define belongs to the program that calls them
@@ -203,5 +204,5 @@ def _exit(message: str, code: int = 2) -> NoReturn:
         _flush()
     except OSError:  # it would be reported once more
         _abandon(*_streams()[:1])
-    print(f"error: {message.strip().splitlines()[0]}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pixelrec_jax.system.errors import TransientError, UserError, reason
+from pixelrec_jax.system.temporary import open_lock, remove_leftovers, temporary_file
 
 # If TensorFlow is installed, epath would use it for gs://, with other credentials and errors. It
 # reads this variable when it opens its first path.
@@ -122,13 +123,10 @@ def read(url: str, *, missing: str) -> bytes:
 
 def download(url: str, target: Path) -> None:
     """Copies a URL to a local file, complete or not at all."""
-    temporary = target.with_name(target.name + ".tmp")
-    try:
+    with temporary_file(target.parent) as temporary:
         with _one_line_errors(url, missing=_NO_FILE):
             filesystem(url).get_file(url, str(temporary))
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def local_file(name: str | Path, *, beside: str | None = None) -> Path:
@@ -171,7 +169,7 @@ def exclusive(folder: Path) -> Generator[None]:
     """Creates a folder of the cache and locks it; waits while another process holds the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = open_lock(folder / ".lock")
     except OSError as error:
         raise UserError(
             f"the cache {folder} cannot be written ({error.strerror}); name another folder in the "
@@ -179,6 +177,7 @@ def exclusive(folder: Path) -> Generator[None]:
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_leftovers(folder)
         yield
 
 

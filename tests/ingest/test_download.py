@@ -226,3 +226,14 @@ def test_a_foreign_manifest_is_refused(tmp_path, google, text, reason):
 def test_unknown_parts_are_named(tmp_path, google):
     with pytest.raises(UserError, match="did you mean 'covers'"):
         run(tmp_path, "cover")
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mPixel200K.csv", "../Pixel200K.csv", "/a/Pixel200K.csv"])
+def test_names_that_are_not_those_of_files_below_the_folder_are_refused(tmp_path, name):
+    class Drive:
+        def list_folder(self, source):
+            return [("id", name)]
+
+    with pytest.raises(UserError, match="not the name of a file below --out") as caught:
+        download.download("pixel200k", tmp_path, parts=["interactions"], drive=Drive())
+    assert str(caught.value).isprintable()

@@ -13,8 +13,8 @@ from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.evaluation.recommendations import write_recommendations
 from pixelrec_jax.runs import examples
 from pixelrec_jax.system import files
-from pixelrec_jax.system.console import clean_line
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.foreign import clean_line
 from tests.described import describe
 
 

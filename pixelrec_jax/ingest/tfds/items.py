@@ -16,6 +16,7 @@ from pixelrec_jax.ingest.tfds import pieces
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import read_bytes
+from pixelrec_jax.system.foreign import visible
 
 UNKNOWN = -1  # stands for an unknown number; an unknown text is empty
 MISSING = ("error", "drop")
@@ -78,7 +79,7 @@ def examples(
                 f"item {item_id!r} has no usable image in {folder!r}: {reason}; add it, or drop "
                 "such items with --missing=drop"
             ) from None
-        logging.warning("item %r is dropped, its image is unusable: %s", item_id, reason)
+        logging.warning("item %r is dropped, its image is unusable: %s", item_id, visible(reason))
         return
     yield item_id, {**row, "image": image}
 
