@@ -35,7 +35,7 @@ PROGRAMS = {
     "launch slurm": Program("pixelrec_jax.launch.slurm", "submits runs to a Slurm cluster"),
     "launch gke": Program("pixelrec_jax.launch.gke", "runs on TPU slices of a GKE cluster"),
     "launch tpu": Program("pixelrec_jax.launch.tpu", "runs on TPU VMs of Google Cloud"),
-    "dryrun": Program("pixelrec_jax.launch.dryrun", "says what a run needs on a TPU pod"),
+    "dryrun": Program("pixelrec_jax.programs.dryrun", "says what a run needs on a TPU pod"),
     "dryrun_table": Program("pixelrec_jax.programs.dryrun_table", "dry runs of many configs"),
 }
 

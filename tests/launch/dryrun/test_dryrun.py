@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_is_one_line_before_compiling(options, name, messa
 
 def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
     config = "pixelrec:user=mf,item=id,dataset=toy"
-    command = [sys.executable, "-m", "pixelrec_jax.launch.dryrun", f"--config={config}"]
+    command = [sys.executable, "-m", "pixelrec_jax", "dryrun", f"--config={config}"]
     command += [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
     command += ["--topology=v5p:2x2x1", f"--json={tmp_path}/out.json"]
     done = subprocesses.run(command, cwd=ROOT, check=True)
