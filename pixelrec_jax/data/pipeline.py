@@ -79,7 +79,7 @@ class TrainBatches:
         num_shards: int,
         local_shards: Sequence[int],
         slot_buckets: int,
-        time_unit: str | None = None,
+        needs_time: bool = False,
     ):
         """Builds the batches of a task.
 
@@ -94,17 +94,17 @@ class TrainBatches:
           num_shards: G of the global batch.
           local_shards: the shards that this process supplies.
           slot_buckets: how many different sizes U may have.
-          time_unit: unit of `Batch.time`; without it batches have no times.
+          needs_time: whether batches have times, in the unit of the task.
 
         Raises:
-          UserError: shards cannot share the batch, or the dataset has no times in this unit.
+          UserError: shards cannot share the batch, or the dataset has no times in that unit.
         """
         check_batch_size(batch_size, num_shards)
         self.task, self.store, self.num_items = task, store, num_items
         self.negatives = negatives
         self.time_offsets = None
-        if time_unit is not None:
-            self.time_offsets = TimeOffsets(task.split.interactions, time_unit)
+        if needs_time:
+            self.time_offsets = TimeOffsets(task.split.interactions, task.time_unit)
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self.slot_buckets = slot_buckets

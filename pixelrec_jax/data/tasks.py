@@ -29,12 +29,14 @@ class Task(Protocol):
       split: the split that the examples are made of.
       rows_per_example: R; some rows of an example may be padding.
       uses_mask_item: whether histories hold the mask item, which has the id N.
+      time_unit: the unit of `Batch.time`, a key of `data.time_units.UNITS`.
       most_excluded: S, the size of the largest exclusion set.
       options: the keys of `config.task` that this task takes and others do not.
     """
 
     split: Split
     uses_mask_item: ClassVar[bool]
+    time_unit: ClassVar[str]
     options: ClassVar[dict[str, Option]]
 
     @property
@@ -61,10 +63,11 @@ _HELD_OUT = (
 
 
 class _Task:
-    """The base of all tasks here: one row an example, without the mask item, without options."""
+    """The base of all tasks here: one row an example, times in seconds, no mask item or options."""
 
     rows_per_example = 1
     uses_mask_item: ClassVar[bool] = False
+    time_unit: ClassVar[str] = "seconds"
     options: ClassVar[dict[str, Option]] = {}
 
     def __getstate__(self) -> dict:

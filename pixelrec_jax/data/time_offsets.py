@@ -1,4 +1,4 @@
-"""Time offsets within a history, for models that read times.
+"""Time offsets within a history, for models that read times; the task chooses their unit.
 
 Timestamps stay int64 on the host, in the dataset's own unit. A device would wrap them silently, so
 it gets int32 offsets from the last event of the history.
@@ -14,7 +14,7 @@ _LARGEST = np.iinfo(np.int32).max
 
 
 class TimeOffsets:
-    """Computes how long before the last event of its history each event was, in a model's unit."""
+    """Computes how long before the last event of its history each event was, in a task's unit."""
 
     def __init__(self, interactions: Interactions, unit: str):
         """Prepares offsets in `unit`, which is one of `UNITS`.

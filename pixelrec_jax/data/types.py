@@ -93,7 +93,7 @@ class History(struct.PyTreeNode):
       item: int32[B, L], ids or slots; two are equal within a row if the items are. PAD at padding.
       user: int32[B], user indices.
       time: int32[B, L], how long before the last event of the history each event was: 0 to
-        2^31 - 1, 0 at padding. None unless `UserEncoder.needs_time` names a unit.
+        2^31 - 1, 0 at padding, in `Task.time_unit`. None unless the user encoder needs times.
     """
 
     item_embeddings: Array

@@ -77,7 +77,7 @@ class Evaluator:
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
         self._uses_mask_item = task_of(config).uses_mask_item
-        self._time_unit = model.user_encoder.needs_time
+        self._time_unit = task_of(config).time_unit if model.user_encoder.needs_time else None
         self.catalog = CatalogEncoder(
             model, store, config, mesh, num_items=self.num_items + self._uses_mask_item
         )

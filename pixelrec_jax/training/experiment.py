@@ -116,7 +116,7 @@ def build_experiment(
         num_shards=num_shards(mesh, BATCH_SPEC),
         local_shards=local_shards(mesh, BATCH_SPEC),
         slot_buckets=config.data.slot_buckets,
-        time_unit=model.user_encoder.needs_time,
+        needs_time=model.user_encoder.needs_time,
     )
     resident = Resident(training_graph(split) if model.user_encoder.uses_graph else None)
     resident = (shapes if compile_only else make_replicated_arrays)(resident, mesh)

@@ -44,8 +44,8 @@ class UserEncoder(nn.Module):
     why_not_others: ClassVar[str] = ""
     # The head that an item with features needs: a key of `FEATURE_HEADS`.
     feature_head: ClassVar[str] = "dense"
-    # The unit of `History.time`, one of `data.time_units.UNITS`; None reads no times.
-    needs_time: ClassVar[str | None] = None
+    # Whether it reads `History.time`, which is in the unit that the task chooses.
+    needs_time: ClassVar[bool] = False
 
     @classmethod
     def check_item(cls, item: ConfigDict) -> None:

@@ -122,7 +122,7 @@ def test_times_belong_to_the_items_of_every_task(name):
     for user in range(1, interactions.num_users):
         for row in range(*interactions.offsets[user : user + 2]):
             time_of[user, int(interactions.items[row])] = int(interactions.timestamps[row])
-    batches = make_batches(name, interactions, time_unit="seconds")
+    batches = make_batches(name, interactions, needs_time=True)
     seen = 0
     for step in range(len(batches)):
         batch = batches[step]
@@ -143,6 +143,18 @@ def test_times_belong_to_the_items_of_every_task(name):
     assert seen > 100 if name != "pairs" else seen == 0  # whose histories are empty
 
 
+def test_a_task_chooses_the_unit(monkeypatch):
+    in_seconds = make_batches("next_item", distinct_items(), needs_time=True)[0].time
+    monkeypatch.setattr(TASKS["next_item"], "time_unit", "minutes")
+    in_minutes = make_batches("next_item", distinct_items(), needs_time=True)[0].time
+    np.testing.assert_array_equal(in_minutes, in_seconds // 60)
+    assert in_minutes.max() > 0
+
+
+def test_the_unit_of_every_task_is_known():
+    assert {task.time_unit for task in TASKS.values()} <= set(UNITS)
+
+
 class Untouchable:
     """Timestamps that must not be read."""
 
@@ -157,16 +169,16 @@ class Untouchable:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_without_a_unit_no_timestamp_is_read_and_no_leaf_is_added(name):
-    with_unit = make_batches(name, distinct_items(), time_unit="seconds")[0]
+def test_unless_asked_no_timestamp_is_read_and_no_leaf_is_added(name):
+    with_times = make_batches(name, distinct_items(), needs_time=True)[0]
     interactions = dataclasses.replace(distinct_items(), timestamps=Untouchable())
     batch = make_batches(name, interactions)[0]
     assert batch.time is None
-    assert len(jax.tree.leaves(batch)) == len(jax.tree.leaves(with_unit)) - 1
-    same = with_unit.replace(time=None)
+    assert len(jax.tree.leaves(batch)) == len(jax.tree.leaves(with_times)) - 1
+    same = with_times.replace(time=None)
     jax.tree.map(np.testing.assert_array_equal, batch, same)
     with pytest.raises(AssertionError, match="timestamps were read"):
-        make_batches(name, interactions, time_unit="seconds")[0]
+        make_batches(name, interactions, needs_time=True)[0]
 
 
 def test_queries_carry_times_when_asked():
@@ -201,12 +213,20 @@ def test_a_user_encoder_asks_for_times(toy_dataset, monkeypatch):
 
     def build():
         experiment = build_experiment(config, devices=jax.devices()[:1])
-        return experiment.batches[0].time, experiment.data_fingerprint
+        evaluator = experiment.evaluator
+        queries, _ = next(evaluator._queries("valid"))
+        return experiment.batches[0].time, queries.time, experiment.data_fingerprint
 
-    time, without_times = build()
+    time, query_time, without_times = build()
     assert time is None
-    monkeypatch.setattr(SASRec, "needs_time", "hours")
-    time, with_times = build()
+    assert query_time is None
+    monkeypatch.setattr(SASRec, "needs_time", True)
+    time, query_time, with_times = build()
+    monkeypatch.setattr(TASKS[config.task.name], "time_unit", "hours")
+    in_hours, query_in_hours, _ = build()
+    np.testing.assert_array_equal(in_hours, time // 3600)
+    np.testing.assert_array_equal(query_in_hours, query_time // 3600)
+    assert query_in_hours.max() > 0
     assert time.shape[-1] == config.task.history_length
     assert time.max() > 0
     assert with_times != without_times
