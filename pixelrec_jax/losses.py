@@ -9,12 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.types import PAD, Array, Batch, gather_slots
+from pixelrec_jax.data.types import PAD, Array, Batch, Score, gather_slots
 from pixelrec_jax.system.options import Flag, Number, Option, keys_of_chosen
-
-Score = Callable[
-    [Float[Array, "*#batch D"], Float[Array, "*#batch R E"]], Float[Array, "*#batch R"]
-]
 
 
 class Loss(Protocol):

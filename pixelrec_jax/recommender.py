@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Array, Batch, History, Items, gather_slots
-from pixelrec_jax.items import build_item_encoder, id_table
+from pixelrec_jax.items import build_item_encoder
+from pixelrec_jax.items.encoder import ItemEncoder
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.parallel.tables import EmbeddingLookup, Lookups, split_by_columns
 from pixelrec_jax.system.errors import UserError, nearest
@@ -28,7 +29,7 @@ class Recommender(nn.Module):
       user_encoder: maps histories to queries and scores items for them.
     """
 
-    item_encoder: nn.Module
+    item_encoder: ItemEncoder
     user_encoder: UserEncoder
 
     def propagate(self, variables: dict, resident: Resident, mesh: Mesh) -> dict:
@@ -49,7 +50,7 @@ class Recommender(nn.Module):
         if self.user_encoder.uses_graph:
             return {}  # every row may reach any other
         found: dict[tuple[str, ...], EmbeddingLookup] = {}
-        path = id_table(self.item_encoder)
+        path = self.item_encoder.id_table
         if items is not None and path is not None:
             # The slots of a shard are distinct items; shards may share some.
             found["item_encoder", *path] = EmbeddingLookup(items.id, unique_ids=len(items.id) == 1)

@@ -2,8 +2,11 @@
 
 import ast
 import importlib
+import inspect
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +15,19 @@ import pytest
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import Batch, History, Items
+from pixelrec_jax.items.features import FEATURE_HEADS, SemanticIds
+from pixelrec_jax.items.id import IdEncoder
+from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.items.vision.layers import prepend_token
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.recommender import Recommender
+from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import dot_product
+from pixelrec_jax.users.gru4rec import GRU4Rec
+from pixelrec_jax.users.nextitnet import NextItNet
+from pixelrec_jax.users.pooled import DSSM, FM
 from pixelrec_jax.users.sasrec import SASRec
+from pixelrec_jax.users.srgnn import SRGNN
 from tests.checker import PACKAGES
 from tests.tiny import ROOT
 
@@ -108,6 +119,24 @@ def test_wrong_shapes_are_refused_while_tests_run():
         prepend_token(jnp.zeros(3), jnp.zeros((2, 5, 4)))
     with pytest.raises(jaxtyping.TypeCheckError, match="mask"):
         SASRec(num_users=2, width=4, dtype=jnp.float32).visible(jnp.zeros((2, 3)))  # not of bool
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    {*USER_ENCODERS.values(), *FEATURE_HEADS.values(), IdEncoder, PixelEncoder, SemanticIds},
+    ids=lambda encoder: encoder.__name__,
+)
+def test_the_width_of_what_an_encoder_returns_is_bound(encoder):
+    for hint in get_args(inspect.signature(encoder.__call__).return_annotation):
+        assert hint.dim_str.split()[-1].startswith("{")
+
+
+@pytest.mark.parametrize("encoder", [SASRec, GRU4Rec, NextItNet, SRGNN, FM, DSSM])
+def test_a_query_of_another_width_is_refused_at_its_encoder(encoder):
+    model = encoder(num_users=2, width=8, dtype=jnp.float32)
+    history = History(jnp.zeros((1, 3, 4)), item=jnp.ones((1, 3), int), user=jnp.ones(1, int))
+    with pytest.raises(jaxtyping.TypeCheckError, match="return"):
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), history)
 
 
 def _batch() -> Batch:

@@ -6,14 +6,21 @@ item vector (D unless its encoder says otherwise), N catalogue size with the pad
 Q queries, S longest list of seen items, M any flat batch of items.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float
 
 Array = jax.Array | np.ndarray  # numpy arrays on the host, jax arrays on the device
+
+# Returns the scores of R items for each query, float32.
+Score = Callable[
+    [Float[Array, "*#batch D"], Float[Array, "*#batch R E"]], Float[Array, "*#batch R"]
+]
 
 # The axes of fields, checked where arrays enter the model; "..." is any further axes. Annotations
 # cannot say them, since the fields of the same structs hold shardings and shapes as well.

@@ -17,10 +17,10 @@ from pixelrec_jax.data.pipeline import ItemStore
 from pixelrec_jax.data.queries import Queries, ranking_queries
 from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
-from pixelrec_jax.data.types import Array, History
+from pixelrec_jax.data.types import Array, History, Score
 from pixelrec_jax.evaluation import metrics
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
-from pixelrec_jax.evaluation.retrieval import Score, retrieve, target_rank
+from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
     make_global_arrays,

@@ -9,12 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
-from pixelrec_jax.data.types import PAD, Array
+from pixelrec_jax.data.types import PAD, Array, Score
 from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC, REPLICATED
 from pixelrec_jax.parallel.tables import own_rows
 
 UNRANKED = np.iinfo(np.int32).max  # the rank of a target that is in no list, beyond every k
-Score = Callable[[Float[Array, "Q D"], Float[Array, "C E"]], Float[Array, "Q C"]]
 
 _Result = TypeVar("_Result")
 

@@ -1,10 +1,10 @@
 """Item encoders: an item is its id, frozen features, semantic ids or its image."""
 
-import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from pixelrec_jax.items.features import FEATURE_HEADS, FeatureEncoder, SemanticIds
+from pixelrec_jax.items.encoder import ItemEncoder
+from pixelrec_jax.items.features import FEATURE_HEADS, SemanticIds
 from pixelrec_jax.items.id import TABLE_INITS, IdEncoder
 from pixelrec_jax.items.pixel import NORMALISATIONS, PixelEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS
@@ -27,8 +27,6 @@ from pixelrec_jax.system.options import (
 
 FEATURES = ("features", "id+features", "semantic_ids")
 ITEM_ENCODERS = ("id", *FEATURES, *VISION_ENCODERS)
-
-# An item encoder maps Items with leading axis M to vectors float32[M, E].
 
 _NAME = Option("what an item is: an id, features, codes, or an image", None)
 _INITIALIZER = "how tables and dense layers start"
@@ -105,18 +103,9 @@ def uses_features(item: ConfigDict) -> bool:
     return item.name in FEATURES
 
 
-def id_table(encoder: nn.Module) -> tuple[str, ...] | None:
-    """Returns the path of an item encoder's table with a row for every item, if it has one."""
-    if isinstance(encoder, IdEncoder):
-        return ("table",)
-    if isinstance(encoder, FeatureEncoder) and encoder.has_ids:
-        return ("ids", "table")
-    return None
-
-
 def build_item_encoder(
     item: ConfigDict, *, num_items: int, has_mask: bool, width: int
-) -> nn.Module:
+) -> ItemEncoder:
     """Returns the item encoder that `config.item` describes.
 
     Args:
@@ -142,7 +131,7 @@ def build_item_encoder(
 
 def _feature_encoder(
     item: ConfigDict, num_items: int, mask_item: int | None, width: int
-) -> nn.Module:
+) -> ItemEncoder:
     encoder, has_ids = FEATURE_HEADS[item.feature_head], item.name == "id+features"
     if encoder.ids_needed and not has_ids:
         raise UserError(
@@ -164,7 +153,7 @@ def _feature_encoder(
     )
 
 
-def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> nn.Module:
+def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> ItemEncoder:
     vision = VISION_ENCODERS[item.name]
     options = {key: value for key, value in item.items() if key not in _PIXEL_OPTIONS}
     check_present(flatten(item.to_dict(), "item."), flatten(_PIXEL_OPTIONS, "item."))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from pixelrec_jax.data.types import PAD, Array, Items
+from pixelrec_jax.items.encoder import ItemEncoder
 from pixelrec_jax.items.id import IdEncoder
 from pixelrec_jax.items.projection import KERNEL_INITS, project
 
@@ -17,7 +18,7 @@ def _feature_of(items: Items) -> Shaped[Array, "M ..."]:
     return items.feature
 
 
-class FeatureEncoder(nn.Module):
+class FeatureEncoder(ItemEncoder):
     """The base of item encoders that read features.
 
     Attributes:
@@ -37,6 +38,11 @@ class FeatureEncoder(nn.Module):
     weight_init: str = "normal"
 
     ids_needed: ClassVar[bool] = False
+
+    @property
+    def id_table(self) -> tuple[str, ...] | None:
+        """See `ItemEncoder`."""
+        return ("ids", "table") if self.has_ids else None
 
     def id_vector(self, items: Items, width: int) -> Float[Array, "M {width}"]:
         """Returns the items' rows of a trainable table, float32."""
@@ -95,7 +101,9 @@ class FeatureComponents(FeatureEncoder):
     ids_needed = True
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(
+        self, items: Items, *, train: bool
+    ) -> Float[Array, "M {self.width*(1+items.feature[0].size//items.feature.shape[-1])}"]:
         """Returns an item's vector, E = (1 + S) D for S locations, float32."""
         feature = _feature_of(items)
         feature = feature.reshape(len(items.id), -1, feature.shape[-1])
@@ -108,14 +116,14 @@ class RawFeatures(FeatureEncoder):
     """f / |f|, without parameters, so that dot products are cosines (VisRank)."""
 
     @nn.compact
-    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M E"]:
+    def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {items.feature.shape[-1]}"]:
         """Returns an item's vector, E = C, float32; zeros where f is zero."""
         feature = mean_over_locations(_feature_of(items))
         length = jnp.linalg.norm(feature, axis=-1, keepdims=True)
         return feature / jnp.where(length > 0, length, 1)
 
 
-class SemanticIds(nn.Module):
+class SemanticIds(ItemEncoder):
     """The mean of the trainable vectors of an item's codes (the reference's semantic ids).
 
     Attributes:

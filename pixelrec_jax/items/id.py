@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from pixelrec_jax.data.types import PAD, Array, Items
 from pixelrec_jax.initializers import symmetric_uniform
+from pixelrec_jax.items.encoder import ItemEncoder
 from pixelrec_jax.parallel.tables import embedding_lookup
 
 # How tables [N, D] start in the reference's recommenders; only "normal" reads the deviation.
@@ -21,7 +22,7 @@ TABLE_INITS: dict[str, Callable[[int, int, float], nn.initializers.Initializer]]
 }
 
 
-class IdEncoder(nn.Module):
+class IdEncoder(ItemEncoder):
     """Looks up item ids in a table.
 
     Attributes:
@@ -36,6 +37,11 @@ class IdEncoder(nn.Module):
     width: int
     table_init: str = "normal"
     init_std: float = 0.02
+
+    @property
+    def id_table(self) -> tuple[str, ...]:
+        """See `ItemEncoder`."""
+        return ("table",)
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import PAD, Array, Items
+from pixelrec_jax.items.encoder import ItemEncoder
 from pixelrec_jax.items.projection import project
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.items.vision.layers import Context
@@ -17,7 +18,7 @@ NORMALISATIONS = {
 }
 
 
-class PixelEncoder(nn.Module):
+class PixelEncoder(ItemEncoder):
     """Normalises the image, runs the backbone and projects to the width of the recommender.
 
     Attributes:

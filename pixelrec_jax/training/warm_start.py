@@ -4,7 +4,6 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from pixelrec_jax.items import id_table
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import best_variables
@@ -45,7 +44,7 @@ def read_source(config: ConfigDict, model: Recommender, template: dict) -> dict:
       UserError: the folder does not hold a finished run, the run has another model, or the model
         has no parameters to start from.
     """
-    if id_table(model.item_encoder) is not None:
+    if model.item_encoder.id_table is not None:
         raise UserError(
             f"warm_start.run cannot start item={config.item.name}: ids are not those of another "
             "catalogue; use a vision encoder or features, or leave warm_start.run empty"

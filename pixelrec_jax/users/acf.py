@@ -23,7 +23,7 @@ class ACF(UserEncoder):
     feature_head = "components"
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 {self.width}"]:
         """Returns one query for each user, float32; item vectors are of `FeatureComponents`."""
         init = nn.initializers.kaiming_normal()
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.graph import Graph
 from pixelrec_jax.data.types import Array, History
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import DTYPE, Flag, Option
@@ -61,6 +62,10 @@ class UserEncoder(nn.Module):
                 f"item.feature_head={item.feature_head!r} does not suit {cls.__name__}; "
                 f"use item.feature_head={cls.feature_head}"
             )
+
+    def propagate(self, params: dict, graph: Graph) -> dict:
+        """Returns the parameters of the whole recommender, propagated; if `uses_graph`."""
+        raise NotImplementedError
 
     def __call__(self, history: History, *, train: bool) -> Float[Array, "B S D"]:
         """Returns the queries."""

@@ -24,7 +24,7 @@ class GRU4Rec(UserEncoder):
     show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L {self.width}"]:
         """Returns float32 queries; query t has seen the items up to and including slot t."""
         x = visible_embeddings(history, show_padding=self.show_padding).astype(self.dtype)
         rows, _, width = x.shape

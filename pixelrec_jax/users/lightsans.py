@@ -104,7 +104,7 @@ class LightSANs(UserEncoder):
     show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 {self.width}"]:
         """Returns one query for each user, float32."""
         shape = history.item_embeddings.shape[-2:]
         position = self.param("position", normal_init(self.init_std), shape, jnp.float32)

@@ -14,7 +14,7 @@ class MF(UserEncoder):
     has_table = True
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 {self.width}"]:
         """Returns one query for each user, float32."""
         shape = (self.num_users, self.width)
         init = nn.initializers.xavier_normal()

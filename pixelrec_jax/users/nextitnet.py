@@ -87,7 +87,7 @@ class NextItNet(UserEncoder):
     show_padding: bool = SHOW_PADDING.field(False)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L {self.width}"]:
         """Returns float32 queries; query t has seen the items up to and including slot t."""
         visible = (history.mask | self.show_padding)[..., None]
         x = history.item_embeddings

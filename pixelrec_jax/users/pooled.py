@@ -15,7 +15,7 @@ class FM(UserEncoder):
     sum. As in the reference, there are no linear terms.
     """
 
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 {self.width}"]:
         """Returns one query for each user, float32."""
         return visible_embeddings(history, show_padding=False).sum(axis=1, keepdims=True)
 
@@ -23,7 +23,7 @@ class FM(UserEncoder):
 class DSSM(UserEncoder):
     """Two-tower model (Huang et al. 2013) without layers, as in the reference: a history's mean."""
 
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 {self.width}"]:
         """Returns one query for each user, float32."""
         total = visible_embeddings(history, show_padding=False).sum(axis=1, keepdims=True)
         count = history.mask.sum(axis=1)[:, None, None]

@@ -50,7 +50,7 @@ class SRGNN(UserEncoder):
     ).field(2)
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 {self.width}"]:
         """Returns one query for each user, float32."""
         width = history.item_embeddings.shape[-1]
         init = symmetric_uniform(width**-0.5)

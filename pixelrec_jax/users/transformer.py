@@ -130,7 +130,7 @@ class Transformer(UserEncoder):
         raise NotImplementedError
 
     @nn.compact
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L D"]:
+    def __call__(self, history: History, *, train: bool) -> Float[Array, "B L {self.width}"]:
         """Returns a query for every slot, float32."""
         shape = history.item_embeddings.shape[-2:]
         position = self.param("position", normal_init(self.init_std), shape, jnp.float32)

@@ -16,7 +16,9 @@ class VBPR(MF):
 
     feature_head = "biased"
 
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 E"]:
+    def __call__(
+        self, history: History, *, train: bool
+    ) -> Float[Array, "B 1 {history.item_embeddings.shape[-1]}"]:
         """Returns one query for each user, float32, as wide as an item's vector."""
         user = super().__call__(history, train=train)
         biases = history.item_embeddings.shape[-1] - self.width

@@ -23,7 +23,9 @@ class VisRank(UserEncoder):
     )
     feature_head = "raw"
 
-    def __call__(self, history: History, *, train: bool) -> Float[Array, "B 1 D"]:
+    def __call__(
+        self, history: History, *, train: bool
+    ) -> Float[Array, "B 1 {history.item_embeddings[0].size}"]:
         """Returns the history's vectors side by side, D = L * E; zeros at padding."""
         vector = visible_embeddings(history, show_padding=False)
         return vector.reshape(len(vector), 1, -1)
