@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import seconds_per_call
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.recommender import Recommender, build, trainable_filter
 from pixelrec_jax.system import program
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.system.files import replaced_file
 from pixelrec_jax.weights import partition

@@ -27,12 +27,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.pipeline import TrainBatches, iterate
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.system import program
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 

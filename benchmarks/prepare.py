@@ -36,7 +36,7 @@ _ROWS = 5_000_000  # written at once
 
 _OPEN = """
 from absl import flags
-from pixelrec_jax.system.config import load_config
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.training.experiment import build_experiment
 import sys
 flags.FLAGS.mark_as_parsed()

@@ -20,12 +20,12 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun.roofline import compile_and_count
 from pixelrec_jax.parallel.sharding import AXES
 from pixelrec_jax.system import program
 from pixelrec_jax.system.chips import CHIPS
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.console import render
 from pixelrec_jax.training.state import state_template
 

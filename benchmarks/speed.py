@@ -18,9 +18,9 @@ from absl import flags
 
 from benchmarks.synthetic import RandomImages, random_interactions
 from benchmarks.timing import seconds_per_call
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.system import program
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import make_train_step

@@ -9,15 +9,8 @@ from pathlib import Path, PurePosixPath
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.system.config import (
-    SHIPPED,
-    check_batch_size,
-    check_keys,
-    flatten,
-    load_config,
-    mesh_shape,
-    with_files,
-)
+from pixelrec_jax.configs.loading import SHIPPED, load_config, with_files
+from pixelrec_jax.system.config import check_batch_size, check_keys, flatten, mesh_shape
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.storage import check_protocol, is_remote
 

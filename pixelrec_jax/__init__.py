@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _MODULES = {  # the module of each public name
     "Run": "pixelrec_jax.api",
     "evaluate": "pixelrec_jax.api",
-    "load_config": "pixelrec_jax.system.config",
+    "load_config": "pixelrec_jax.configs.loading",
     "load_run": "pixelrec_jax.api",
     "prepare": "pixelrec_jax.ingest.prepare",
     "train": "pixelrec_jax.api",

@@ -7,13 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pixelrec_jax import recommender
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.runs.run_folder import read_config
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.training import train as training
 
 

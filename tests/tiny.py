@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.types import Batch, gather_slots
 from pixelrec_jax.items import ITEM_ENCODERS, vision
@@ -19,7 +20,6 @@ from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.items.vision.swin import Swin
 from pixelrec_jax.items.vision.vit import VisionTransformer
 from pixelrec_jax.recommender import Recommender
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.users import USER_ENCODERS
 
 ROOT = Path(__file__).parent.parent

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.loading import SHIPPED, load_config
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run
 from pixelrec_jax.launch.dryrun.roofline import CompilerError
 from pixelrec_jax.launch.slices import Slice
-from pixelrec_jax.system.config import SHIPPED, load_config
 from pixelrec_jax.system.errors import UserError, reason
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from pixelrec_jax.configs.loading import SHIPPED
 from pixelrec_jax.system import program, storage
-from pixelrec_jax.system.config import SHIPPED
 
 _SETTINGS = ("weights", "image_size", "pool", "normalisation")  # of --item
 

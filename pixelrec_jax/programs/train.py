@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from pixelrec_jax.configs.loading import parse_flags
 from pixelrec_jax.system import program, storage
-from pixelrec_jax.system.config import parse_flags
 from pixelrec_jax.system.errors import UserError
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.loading import SHIPPED
 from pixelrec_jax.data.features import item_ids_digest, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions
@@ -31,7 +32,6 @@ from pixelrec_jax.parallel.sharding import (
 from pixelrec_jax.runs import vision_encoder
 from pixelrec_jax.runs.vision_encoder import FrozenEncoder
 from pixelrec_jax.system import errors, storage
-from pixelrec_jax.system.config import SHIPPED
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import replaced_file

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items import build_item_encoder, uses_pixels
 from pixelrec_jax.items.features import mean_over_locations
@@ -16,7 +17,6 @@ from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.pretrained import read_backbone
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import best_variables
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError, nearest
 
 VECTOR = "vector"  # the layer after the projection: the item vector of a trained recommender

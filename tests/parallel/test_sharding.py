@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.items import FEATURES, vision
@@ -26,7 +27,6 @@ from pixelrec_jax.parallel.tables import add_rows, take_rows
 from pixelrec_jax.recommender import build
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.system.chips import CHIPS
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state

@@ -201,7 +201,7 @@ def test_describe_prints_the_config_and_stops(finished, toy_dataset, from_workdi
     ("module", "name", "function"),
     [
         ("pixelrec_jax.training", "train", "evaluate"),
-        ("pixelrec_jax.system", "config", "load_config"),  # while the flags are parsed
+        ("pixelrec_jax.configs", "loading", "load_config"),  # while the flags are parsed
     ],
 )
 def test_sigterm_outside_of_training_ends_as_an_interrupt(tmp_path, module, name, function):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
 from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run, report, table
 from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
 from pixelrec_jax.system.chips import chip_of
-from pixelrec_jax.system.config import load_config
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
