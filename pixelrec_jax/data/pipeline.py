@@ -8,9 +8,9 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import grain
 import numpy as np
@@ -22,13 +22,15 @@ from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.system.config import check_batch_size
 
+_Element = TypeVar("_Element", covariant=True)
 
-class Source(Protocol):
+
+class Source(Protocol[_Element]):
     """Random access to elements that are pure functions of their index."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> _Element: ...
 
 
 class ItemStore(Protocol):
@@ -209,7 +211,9 @@ class CatalogBatches:
 
 
 @contextmanager
-def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int, prefetch: int):
+def iterate(
+    source: Source[_Element], *, start: int, stop: int, workers: int, threads: int, prefetch: int
+) -> Generator[Iterator[_Element]]:
     """Yields an iterator over source[start:stop]; grain makes the batches ahead of time.
 
     Args:
@@ -220,18 +224,18 @@ def iterate(source: Source, *, start: int, stop: int, workers: int, threads: int
       threads: number of threads in each process.
       prefetch: how many batches each process may be ahead.
     """
-    dataset: Any = grain.MapDataset.source(source).slice(slice(start, stop))
-    dataset = dataset.to_iter_dataset(
+    dataset = grain.MapDataset.source(source).slice(slice(start, stop))
+    batches = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     )
     if workers:
         # Python's resource tracker frees batches that were not read, and would warn about each.
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-        dataset = dataset.mp_prefetch(
+        batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
             worker_init_fn=set_up_worker,
         )
-    iterator: Any = iter(dataset)
+    iterator = iter(batches)
     try:
         yield iterator
     finally:

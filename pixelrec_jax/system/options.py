@@ -129,7 +129,10 @@ class Option:
     range: Range | None
 
     def field(self, default: Any = dataclasses.MISSING) -> Any:
-        """Returns a dataclass field that declares this option, for example of a Flax module."""
+        """Returns a dataclass field that declares this option, for example of a Flax module.
+
+        Its type is that of the field's annotation, as for `dataclasses.field`.
+        """
         return dataclasses.field(default=default, metadata={"option": self})
 
 

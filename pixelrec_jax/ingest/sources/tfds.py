@@ -5,7 +5,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ except ImportError as error:
 _FEATURES = "features.json"  # the types of all features, of which TFDS imports the classes
 _CLASS_KEYS = ("type", "pythonClassName", "python_class_name")  # the names of a class in that file
 _KNOWN_CLASS = re.compile(r"tensorflow_datasets\.core\.features(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+_Examples = Sequence[Mapping[str, bytes]]  # not decoded, by feature
 
 
 class TfdsImages:
@@ -55,7 +56,7 @@ class TfdsImages:
 
     def _close(self) -> None:
         self._lock = threading.Lock()
-        self._source: Any = None
+        self._source: _Examples | None = None
         self._process = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class TfdsImages:
         vars(self).update(state)
         self._close()
 
-    def _open(self) -> Any:
+    def _open(self) -> _Examples:
         with self._lock:
             # A forked child must not use its parent's files, as they share file positions.
             if self._source is None or self._process != os.getpid():
@@ -142,7 +143,7 @@ def _class_names(content: Any) -> Iterator[str]:
         yield from _class_names(inner)
 
 
-def _check_shards(builder: Any, directory: str) -> None:
+def _check_shards(builder: tfds.core.DatasetBuilder, directory: str) -> None:
     """Raises `UserError` if dataset_info.json names files that are not in the folder."""
     for split in builder.info.splits.values():
         for path in split.filepaths:
@@ -154,7 +155,7 @@ def _check_shards(builder: Any, directory: str) -> None:
             files.check_regular(path)
 
 
-def _data_source(directory: str) -> Any:
+def _data_source(directory: str) -> _Examples:
     try:
         files.check_folder(Path(directory))
         _check_classes(directory)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,6 +20,12 @@ from pixelrec_jax.ingest.tfds.shards import ShardWriter
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import check_regular
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+    # Examples by key, or the Beam transform that makes them.
+    _Examples = Iterator[tuple[str, dict[str, Any]]] | beam.PTransform
 
 
 def _checked(path: str) -> str:
@@ -156,7 +162,9 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             )
         return path
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> "dict[str, _Examples]":
         split = self.builder_config.split
         if split == "users":
             sources = {"interactions": self._needed(dl_manager, "interactions.csv")}
@@ -172,14 +180,14 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(
         self, *, interactions: str | None, folder: str | None = None, item_info: str | None = None
-    ) -> Any:
+    ) -> "_Examples":
         """Returns the examples, or the Beam transform that makes them: of items in `folder`."""
         if folder is not None:
             return self._items(folder, item_info, interactions)
         assert interactions is not None, "_split_generators finds those of users or raises"
         return self._users(interactions)
 
-    def _items(self, folder: str, item_info: str | None, interactions: str | None) -> Any:
+    def _items(self, folder: str, item_info: str | None, interactions: str | None) -> "_Examples":
         sources = folder, item_info, interactions
         examples = functools.partial(items.examples, folder=folder, missing=self._missing)
         if not self._distributed:
@@ -194,7 +202,7 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
             | "Read images" >> beam.FlatMapTuple(examples)
         )
 
-    def _users(self, interactions: str) -> Any:
+    def _users(self, interactions: str) -> "_Examples":
         if not self._distributed:
             return histories.examples(interactions)
         import apache_beam as beam
