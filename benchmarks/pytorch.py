@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.items import oracles  # noqa: F401  (lets torchvision import beside a PyTorch for CPU)
+from benchmarks import torchvision_import  # noqa: F401  (lets torchvision import beside a PyTorch for CPU)
 
 
 def _transformers(name: str, **options: Any) -> torch.nn.Module:

@@ -46,19 +46,24 @@ def test_the_wheel_holds_every_file_and_nothing_beside_the_package(wheel):
     assert names == {f"{package.replace('.', '/')}/{path.name}" for package, path in _files()}
 
 
-def test_the_package_imports_neither_tests_nor_benchmarks():
-    imported = set()
-    for _, path in _files():
-        if path.suffix != ".py":
-            continue
+def _imports(paths):
+    """(path, the first part of a name that it imports)."""
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                imported |= {(path, alias.name.split(".")[0]) for alias in node.names}
+                yield from ((path, alias.name.split(".")[0]) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 assert not node.level, f"{path}: a relative import"
-                imported.add((path, node.module.split(".")[0]))
-    assert "jax" in {name for _, name in imported}
-    assert not {(path, name) for path, name in imported if name in ("benchmarks", "tests")}
+                yield path, node.module.split(".")[0]
+
+
+def test_the_package_imports_neither_tests_nor_benchmarks_and_these_no_tests():
+    package = set(_imports(path for _, path in _files() if path.suffix == ".py"))
+    assert "jax" in {name for _, name in package}
+    assert not {(path, name) for path, name in package if name in ("benchmarks", "tests")}
+    benchmarks = set(_imports((ROOT / "benchmarks").glob("*.py")))
+    assert "pixelrec_jax" in {name for _, name in benchmarks}
+    assert not {(path, name) for path, name in benchmarks if name == "tests"}
 
 
 def _run(installed, folder, *argv):

@@ -74,8 +74,8 @@ def test_evaluation_and_frozen_blocks_drop_nothing(name):
     parity.assert_close(this.backbone(image, drop_path=RATE), expected)
     item = np.arange(200)
     # BEiT's first block has a rate of zero.
-    live = ("stem", "block_0", "norm") if name == "beit" else ("stem", "norm")
-    output, kept = train(name, item, *live)
+    trained = ("stem", "block_0", "norm") if name == "beit" else ("stem", "norm")
+    output, kept = train(name, item, *trained)
     parity.assert_close(output, np.repeat(expected, len(item), axis=0))
     assert np.all(kept)
     assert np.abs(train(name, item)[0] - expected).max() > 0.01

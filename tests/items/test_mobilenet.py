@@ -17,7 +17,7 @@ def _lite0() -> list[torch.nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "inner", "total", "last"),
+    ("name", "make", "middle", "total", "last"),
     [
         (
             "mobilenet_v2",
@@ -35,12 +35,12 @@ def _lite0() -> list[torch.nn.Module]:
         ),
     ],
 )
-def test_sizes_are_the_published_ones(name, make, inner, total, last):
+def test_sizes_are_the_published_ones(name, make, middle, total, last):
     with torch.device("meta"):
         modules = make()
     backbone = VISION_ENCODERS[name].backbone()
     count = parity.parameters(backbone)
-    assert backbone.blocks == ("stem", *inner, "head")
+    assert backbone.blocks == ("stem", *middle, "head")
     for block, module in zip(backbone.blocks, modules, strict=True):
         assert count[block] == sum(x.numel() for x in module.parameters())
     assert sum(count.values()) == total

@@ -74,25 +74,25 @@ def test_a_training_step_equals_pytorchs(name):
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_only_blocks_in_train_mode_use_the_statistics_of_the_batch(name):
     this = loaded(name)
-    stem, live, after = this.case.backbone.blocks[:3]
+    stem, trained, after = this.case.backbone.blocks[:3]
     image = parity.random_image(this.case.size)
 
     @jax.jit
     def run(variables):
-        backbone = this.case.backbone.clone(train_mode_blocks=(live,))
+        backbone = this.case.backbone.clone(train_mode_blocks=(trained,))
         context = Context(train=True)
         apply = partial(backbone.apply, method="run", mutable="batch_stats")
         return apply(variables, image, 0, after, context)
 
     output, changed = run(this.backbone.variables)
     before, changed = (
-        {block: jax.tree.leaves(tree[block]) for block in (stem, live)}
+        {block: jax.tree.leaves(tree[block]) for block in (stem, trained)}
         for tree in (this.backbone.variables["batch_stats"], changed["batch_stats"])
     )
     assert all(map(np.array_equal, changed[stem], before[stem]))
-    assert not any(map(np.array_equal, changed[live], before[live]))
+    assert not any(map(np.array_equal, changed[trained], before[trained]))
     evaluated = this.backbone.evaluate(image, this.case.backbone.pool, *this.case.pools)[1]
-    assert np.abs(output - evaluated[live]).max() > 1e-3 * np.abs(output).max()
+    assert np.abs(output - evaluated[trained]).max() > 1e-3 * np.abs(output).max()
 
 
 @each_case

@@ -28,9 +28,9 @@ def test_a_map_smaller_than_the_window_is_one_window():
     module = this.case.module()
     for layer in module.encoder.layers[1].blocks:
         table = layer.attention.relative_position_bias.relative_position_bias_table
-        inner = table.reshape(7, 7, 2)[2:5, 2:5].reshape(9, 2)
+        centre = table.reshape(7, 7, 2)[2:5, 2:5].reshape(9, 2)
         layer.attention.relative_position_bias = SwinRelativePositionBias(2, (2, 2))
-        layer.attention.relative_position_bias.relative_position_bias_table.data = inner
+        layer.attention.relative_position_bias.relative_position_bias_table.data = centre
     parity.assert_close(this.backbone(image), module(parity.as_torch(image)).pooler_output)
 
 

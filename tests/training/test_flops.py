@@ -1,9 +1,14 @@
 """The counted operations of a step are the model's own, however the step is run."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
+from pixelrec_jax.items import vision
+from pixelrec_jax.items.vision.vit import VisionTransformer
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, shapes
 from pixelrec_jax.training import flops
 from pixelrec_jax.training.experiment import build_experiment
@@ -20,7 +25,7 @@ def _experiment(words, *, devices=1, **item):
     config.item.update(item)
     rng = np.random.default_rng(0)
     data = interactions_of([rng.integers(1, ITEMS, 9) for _ in range(60)], ITEMS)
-    store = random_store(config.item, ITEMS)
+    store = random_store(config.item, ITEMS, size=config.item.get("image_size", 0))
     return build_experiment(config, devices=jax.devices()[:devices], interactions=data, store=store)
 
 
@@ -32,10 +37,10 @@ def _flops(experiment):
     return StepFlops(experiment, make_train_step)(_batch(experiment))
 
 
-def _as_run(experiment):
+def _as_run(experiment, platform="cpu"):
     step, state = make_train_step(experiment), state_template(experiment)
-    lowered = step.lower(state, _batch(experiment), experiment.resident)
-    return lowered.cost_analysis()["flops"]
+    traced = step.trace(state, _batch(experiment), experiment.resident)
+    return traced.lower(lowering_platforms=(platform,)).cost_analysis()["flops"]
 
 
 def test_rematerialisation_is_not_counted(monkeypatch):
@@ -57,6 +62,38 @@ def test_a_vision_encoder_costs_what_its_matrix_products_do(monkeypatch):
     products = tokens * (4 * width * width + 2 * width * mlp) + 2 * tokens * tokens * width
     backward = 2 * 2 * images * depth * products  # to weights and to inputs, each as the forward
     assert backward < trained - frozen < 1.5 * backward  # norms, softmax and Adam beside it
+
+
+def test_attention_costs_what_its_plain_products_do(monkeypatch):
+    """What grows with the square of the tokens and not with the heads is six matrix products."""
+    side, width = 8, 16
+    tokens = np.array([1 + n * n for n in (1, 2, 4)])
+
+    def of_squares(heads):
+        """The coefficient of tokens squared, and the number of images, of three sizes of image."""
+        sizes = {"width": width, "depth": 1, "heads": heads, "patch": side, "mlp": 32}
+        backbone = partial(VisionTransformer, **sizes)
+        spec = replace(vision.VISION_ENCODERS["vit_toy"], backbone=backbone)
+        monkeypatch.setitem(vision.VISION_ENCODERS, "vit_toy", spec)
+        counted = []
+        for size in (side, 2 * side, 4 * side):
+            experiment = _experiment("user=mf,item=vit_toy", trainable="all", image_size=size)
+            counted.append(_flops(experiment))
+        return np.polyfit(tokens, counted, 2)[0], _batch(experiment).items.id.size
+
+    (one, images), (two, _) = of_squares(1), of_squares(2)
+    softmax = two - one  # of one more head, of as many numbers
+    # Scores and their use, and for each the gradients of both operands.
+    assert one - softmax == pytest.approx(images * 6 * 2 * width, rel=1e-3)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_step_counts_alike_on_every_platform(monkeypatch, platform):
+    """No platform has attention, or anything else, in a call whose operations are not seen."""
+    use_tiny_encoders(monkeypatch)
+    # Half of the work on 65 tokens is attention; random numbers are made otherwise elsewhere.
+    experiment = _experiment("user=mf,item=vit_toy", trainable="all", image_size=64)
+    assert _as_run(experiment, platform) == pytest.approx(_flops(experiment), rel=0.01)
 
 
 def test_every_round_of_a_loop_is_counted():

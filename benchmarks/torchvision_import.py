@@ -1,10 +1,10 @@
 """Lets torchvision, timm and open_clip import where torchvision's compiled operators do not load.
 
-The wheels on PyPI are built for CUDA. The operators are for object detection, which no test needs,
-but the import looks for them.
+The wheels on PyPI are built for CUDA. The operators are for object detection, which nothing here
+needs, but the import looks for them.
 """
 
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ _SCHEMAS = (
 )
 
 try:
-    for _library in Path(find_spec("torchvision").origin).parent.glob("_C*.so"):
+    _folder = Path(str(distribution("torchvision").locate_file("torchvision")))
+    for _library in _folder.glob("_C*.so"):
         torch.ops.load_library(_library)
     torch.ops.torchvision.nms  # noqa: B018 (raises AttributeError if it is not there)
 except (OSError, AttributeError):
