@@ -7,6 +7,7 @@ from pathlib import Path
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.item_info import FILE
 from pixelrec_jax.ingest import item_info
+from pixelrec_jax.system.files import digest
 
 
 def describe(dataset: Path, csv: Path, out: Path) -> Path:
@@ -16,6 +17,7 @@ def describe(dataset: Path, csv: Path, out: Path) -> Path:
     item_info.write(item_info.read_csv(csv), ids, out)
     path = out / interactions.MANIFEST
     manifest = json.loads(path.read_text())
-    manifest["files"][FILE] = {"bytes": (out / FILE).stat().st_size}
+    size, sha256 = (out / FILE).stat().st_size, digest(out / FILE)
+    manifest["files"][FILE] = {"sha256": sha256, "bytes": size}
     path.write_text(json.dumps(manifest))
     return out
