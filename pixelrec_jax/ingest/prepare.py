@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -110,7 +110,7 @@ def prepare(
             facts["with_item_info"] = information.write(info, table.item_ids, work)
         manifest: Manifest = {
             "schema_version": SCHEMA_VERSION,
-            "counts": Counts(**table.counts),
+            "counts": cast(Counts, table.counts),
             "timestamp_unit": timestamp_unit,
             "source": facts,
             "images": stored,
@@ -227,7 +227,7 @@ def _write_images(
 
 def _seal(work: Path) -> dict[str, File]:
     """Forces all files to the disk; returns their hashes and sizes by name."""
-    files = {}
+    files: dict[str, File] = {}
     for path in sorted(work.iterdir()):
         if path.is_dir():
             for name, file in image_shards.digests(path).items():

@@ -21,6 +21,7 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.weights.files import locate
 from tests import subprocesses
+from tests.described import made_from
 from tests.tiny import tiny_config
 
 
@@ -123,7 +124,7 @@ def test_features_lie_beside_a_remote_dataset_or_have_a_url(remote, tmp_path):
         matrix[1:] = value
         np.save(folder / name, matrix)
     here = features.provenance(folder / "features.npy")
-    here.write_text(json.dumps({"item_ids": features.item_ids_digest(dataset)}))
+    here.write_text(json.dumps(made_from(features.item_ids_digest(dataset))))
 
     beside = features.locate("features.npy", dataset.directory)
     assert features.FeatureStore(beside, dataset).load(np.array([5]))[0, 0] == 1
