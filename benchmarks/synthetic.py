@@ -1,10 +1,12 @@
 """Random data in memory, with the shape of PixelRec."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.manifest import Manifest
 from pixelrec_jax.launch.dryrun.programs import random_items
 
 
@@ -30,5 +32,5 @@ def random_interactions(users: int, items: int) -> Interactions:
     length = np.minimum(6 + rng.geometric(1 / 14, users), 434)
     ids = random_items(rng, int(length.sum()), items)
     offsets = np.concatenate([[0, 0], np.cumsum(length)]).astype(np.int64)
-    manifest = {"counts": {"items": items, "users": users}}
+    manifest = cast(Manifest, {"counts": {"items": items, "users": users}})  # of data in memory
     return Interactions(offsets, ids, np.arange(len(ids)), manifest, Path())

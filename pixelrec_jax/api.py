@@ -10,6 +10,7 @@ from pixelrec_jax import recommender
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.evaluation.result import Result
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.runs.run_folder import read_config
@@ -36,7 +37,7 @@ class Run:
     dataset: Interactions
 
 
-def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any]:
+def train(config: ConfigDict | str, workdir: str | Path) -> Result:
     """Trains from the latest checkpoint, if any, and evaluates; returns the content of result.json.
 
     Args:
@@ -50,7 +51,7 @@ def train(config: ConfigDict | str, workdir: str | Path) -> dict[str, Any]:
     return training.train_and_evaluate(config, storage.path(workdir))
 
 
-def evaluate(workdir: str | Path) -> dict[str, Any]:
+def evaluate(workdir: str | Path) -> Result:
     """Ranks the test split with the best checkpoint of a run; returns the content of result.json.
 
     Raises:

@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jax.stages import Lowered
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.manifest import Manifest
 from pixelrec_jax.data.split import leave_one_out
 from pixelrec_jax.data.tasks import build_task
 from pixelrec_jax.data.types import Batch
@@ -125,7 +126,8 @@ def official(name: str, *, with_items: bool = True) -> Interactions:
         items = np.broadcast_to(np.int32(1), total)
     offsets = np.concatenate([[0, 0], np.cumsum(length)])
     time = np.broadcast_to(np.int64(0), total)
-    return Interactions(offsets, items, time, {"counts": dict(counts)}, Path())
+    manifest = cast(Manifest, {"counts": dict(counts)})  # of data in memory
+    return Interactions(offsets, items, time, manifest, Path())
 
 
 def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> Experiment:

@@ -1,19 +1,42 @@
 """Frozen matrices with one row for each item: features of an encoder, or semantic ids."""
 
 import hashlib
-import json
 from functools import cached_property, partial
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.system import files, storage
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.schema import Count, Document, Sha256, record
 
 _BYTES_IN_FINGERPRINT = 1 << 26  # of a larger matrix, evenly spaced rows are hashed
+
+
+@record
+class Provenance(TypedDict):
+    """What a matrix of features was made from: the items, their images, and the encoder."""
+
+    item_ids: str
+    images: Sha256
+    encoder: str
+    weights: str
+    layer: str | None
+    average: bool
+    pool: str
+    image_size: Count
+    normalisation: str
+    shape: list[Count]
+    dtype: str
+
+
+PROVENANCE = Document(
+    "features.json", Provenance, "extract the features again, or remove it if they are your own"
+)
 
 
 def provenance(path: Path) -> Path:
@@ -131,11 +154,7 @@ class FeatureStore:
 
 
 def _check_items(path: Path, interactions: Interactions) -> None:
-    try:
-        made_from = json.loads(files.read_text(provenance(path)))["item_ids"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{provenance(path)} is damaged; extract the features again") from None
-    if made_from != item_ids_digest(interactions):
+    if PROVENANCE.read(provenance(path))["item_ids"] != item_ids_digest(interactions):
         raise UserError(
             f"{path} was made from another dataset, where items have other indices; extract the "
             f"features of {interactions.directory}"

@@ -15,7 +15,7 @@ from pixelrec_jax.data import interactions
 from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
-ROWS = "image_rows.npy"  # int32[items]: the record number of item i + 1, -1 for a grey image
+ROWS = interactions.IMAGE_ROWS  # int32[items]: the record number of item i + 1, -1 for a grey image
 RECORDS_PER_SHARD = 1024  # images in an image shard, which is an ArrayRecord file
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128

@@ -5,24 +5,28 @@ and items 1..N.
 """
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pixelrec_jax.data import copies
+from pixelrec_jax.data.manifest import (
+    ANY_VERSION,
+    DOCUMENT,
+    IMAGES,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+)
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import check_folder, digest, read_text
+from pixelrec_jax.system.files import check_folder, digest
 from pixelrec_jax.system.frames import scan_ipc
 
-SCHEMA_VERSION = 3
-MANIFEST = "manifest.json"
-IMAGES = "images"  # folder of the image shards
+IMAGE_ROWS = "image_rows.npy"
+_NEEDED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
 # Files whose damage training would not notice; the last is of datasets with images.
-_VERIFIED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
-_VERIFIED += ("image_rows.npy",)
+_VERIFIED = (*_NEEDED, IMAGE_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Interactions:
     offsets: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
-    manifest: dict[str, Any]
+    manifest: Manifest
     directory: Path
 
     @property
@@ -111,34 +115,34 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     return Interactions(**arrays, manifest=manifest, directory=directory)
 
 
-def read_manifest(directory: Path, *, images: bool = True) -> dict[str, Any]:
+def read_manifest(directory: Path, *, images: bool = True) -> Manifest:
     """Returns manifest.json, after a check of the schema version and of every file's size.
 
     A copy of a remote dataset is completed first. Without `images` the image shards are neither
     copied nor checked.
     """
+    path = directory / MANIFEST
     try:
-        manifest = json.loads(read_text(directory / MANIFEST))
+        version = ANY_VERSION.read(path)["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{str(directory)!r} has schema version {version}, but this program reads version "
+                f"{SCHEMA_VERSION}; prepare the dataset again"
+            )
+        manifest = DOCUMENT.read(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{str(directory)!r} is not a prepared dataset (no {MANIFEST}); run "
             f"pixelrec prepare --interactions=X.csv --images=DIR --out={directory}, or name "
             "another folder"
         ) from None
-    except (OSError, ValueError) as error:
-        raise damaged(directory, f"{MANIFEST} cannot be read ({error})") from None
     try:
         check_folder(directory)
     except OSError as error:
         raise damaged(directory, f"{error.filename}: {error.strerror}") from None
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{str(directory)!r} has schema version {version}, but this program reads version "
-            f"{SCHEMA_VERSION}; prepare the dataset again"
-        )
-    if missing := {"counts", "timestamp_unit", "files", "images"} - manifest.keys():
-        raise damaged(directory, f"{MANIFEST} has no {', '.join(sorted(missing))}")
+    for name in (*_NEEDED, *((IMAGE_ROWS,) if manifest["images"] else ())):
+        if name not in manifest["files"]:
+            raise DOCUMENT.damaged(path, f"has no field files[{name!r}]")
     files = {
         name: file
         for name, file in manifest["files"].items()

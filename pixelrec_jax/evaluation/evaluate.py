@@ -20,6 +20,7 @@ from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Array, History, Score
 from pixelrec_jax.evaluation import metrics
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
+from pixelrec_jax.evaluation.result import Groups, Report
 from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
@@ -200,7 +201,7 @@ class Evaluator:
         repeated = np.any(queries.seen == queries.target[:, None], axis=1)
         return np.where(repeated, 0, self.num_items - 1 - distinct)
 
-    def metrics(self, ranking: Ranking) -> dict[str, metrics.Metrics]:
+    def metrics(self, ranking: Ranking) -> Groups:
         """Returns the metrics over all users ("all") and over those with a cold target ("cold")."""
         cold = self._is_cold(ranking.target)
         return {
@@ -208,7 +209,7 @@ class Evaluator:
             "cold": metrics.ranking_metrics(ranking.rank[cold], self.config.eval.ks),
         }
 
-    def report(self, ranking: Ranking, holdout: Holdout) -> dict:
+    def report(self, ranking: Ranking, holdout: Holdout) -> Report:
         """Returns a model's metrics beside those of the rankings by popularity and by chance."""
         cold = self._is_cold(ranking.target)
         num_candidates, ks = ranking.num_candidates, self.config.eval.ks

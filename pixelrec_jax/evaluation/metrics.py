@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-Metrics = dict[str, dict[str, float | None]]  # name -> {"value", "low", "high"}
+from pixelrec_jax.evaluation.result import Estimate, Metrics
 
 
 def ranking_metrics(rank: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
@@ -18,7 +18,7 @@ def ranking_metrics(rank: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Metrics:
       ks: cut-offs.
     """
     gain = 1 / np.log2(rank.astype(np.float64) + 1)
-    metrics = {}
+    metrics: Metrics = {}
     for k in ks:
         hit = rank <= k
         metrics[f"recall@{k}"] = _estimate(hit.astype(np.float64))
@@ -34,7 +34,7 @@ def random_metrics(num_candidates: Int[np.ndarray, " Q"], ks: Sequence[int]) -> 
         target that no ranking can hit.
       ks: cut-offs.
     """
-    metrics = {}
+    metrics: Metrics = {}
     for k in ks:
         # Summed over the places that count: gains[n] is the sum over the first n.
         gains = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
@@ -44,11 +44,11 @@ def random_metrics(num_candidates: Int[np.ndarray, " Q"], ks: Sequence[int]) -> 
     return metrics
 
 
-def _expectation(values: Float[np.ndarray, " Q"]) -> dict[str, float | None]:
+def _expectation(values: Float[np.ndarray, " Q"]) -> Estimate:
     return {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
 
 
-def _estimate(values: Float[np.ndarray, " Q"]) -> dict[str, float | None]:
+def _estimate(values: Float[np.ndarray, " Q"]) -> Estimate:
     if not len(values):
         return {"value": None, "low": None, "high": None}
     mean = float(values.mean())

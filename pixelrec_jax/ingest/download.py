@@ -6,19 +6,35 @@ every file.
 
 import contextlib
 import dataclasses
-import json
 import re
 import shutil
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.schema import Count, Document, Sha256, record
 
 MANIFEST = "download.json"
+
+
+@record
+class Download(TypedDict):
+    """A downloaded file."""
+
+    drive_id: str
+    bytes: Count
+    sha256: Sha256
+
+
+DOWNLOADS = Document(
+    MANIFEST, dict[str, Download], "remove it and start again: downloaded files stay"
+)
+
 # Ids of Google Drive, from the README of github.com/westlake-repl/PixelRec.
 _INTERACTIONS = "1vR1lgQUZCy1cuhzPkM2q7AsdYRP43feQ"
 _ITEMS = "1rXBM-zi5sSdLHNshXWtGgVReWLuYNgDB"
@@ -140,7 +156,7 @@ class GoogleDrive:
 
 def download(
     dataset: str, out: str | Path, *, parts: Sequence[str] = (), drive: GoogleDrive
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Download]:
     """Downloads the missing files of a dataset and returns path -> drive_id, bytes, sha256.
 
     Args:
@@ -173,7 +189,7 @@ def download(
             if name not in manifest:
                 size = (out / name).stat().st_size
                 manifest[name] = {"drive_id": drive_id, "bytes": size, "sha256": sha256}
-                files.write_json(out / MANIFEST, manifest)
+                DOWNLOADS.write(out / MANIFEST, manifest)
             elif sha256 != manifest[name]["sha256"]:
                 wrong.append(f"{out / name} is not what was downloaded, by its SHA-256")
             if source.sha256 not in (None, sha256):
@@ -217,22 +233,14 @@ def _files(drive: GoogleDrive, source: Source) -> list[tuple[str, str]]:
     return named
 
 
-def _there(manifest: dict[str, dict[str, Any]], out: Path, drive_id: str, place: str) -> str | None:
+def _there(manifest: dict[str, Download], out: Path, drive_id: str, place: str) -> str | None:
     """Returns the name of a file that is there already: downloaded before, or put there."""
     names = [name for name, facts in manifest.items() if facts["drive_id"] == drive_id]
     return next((name for name in (*names, place) if (out / name).is_file()), None)
 
 
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+def _read_manifest(path: Path) -> dict[str, Download]:
     try:
-        manifest = json.loads(files.read_text(path))
-        for facts in manifest.values():
-            facts["drive_id"], facts["sha256"]
+        return DOWNLOADS.read(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a list of downloads ({errors.reason(error)}); remove it and start "
-            "again: downloaded files stay"
-        ) from None
-    return manifest

@@ -14,11 +14,14 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import PIL
 from array_record.python import array_record_module
 from PIL import Image
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from pixelrec_jax.data.images import (
     READER_OPTIONS,
@@ -27,15 +30,31 @@ from pixelrec_jax.data.images import (
     image_shard_name,
     resize,
 )
+from pixelrec_jax.data.manifest import File
 from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import digest, read_text, sync, write_json
+from pixelrec_jax.system.files import digest, sync
+from pixelrec_jax.system.schema import Count, Document, Sha256, record
 
 # With groups of one, a random read touches one image; images are not compressed again.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # Records depend on the images and on these: the version of this code, and Pillow, which resizes.
 _MAKER = [1, PIL.__version__]
+
+
+@record
+class Sidecar(TypedDict):
+    """What an image shard was made from, and which images are missing: reasons by place in it."""
+
+    fingerprint: Sha256
+    sha256: Sha256
+    bytes: Count
+    reasons: dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], str]
+    unreadable: bool
+
+
+SIDECAR = Document("*.array_record.json", Sidecar, "remove {folder} and prepare the dataset again")
 
 
 class _StoppedError(Exception):
@@ -106,11 +125,11 @@ def sidecars(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json"))
 
 
-def digests(folder: Path) -> dict[str, dict[str, int | str]]:
+def digests(folder: Path) -> dict[str, File]:
     """Returns file name -> sha256 and bytes of all image shards in a folder."""
-    files = {}
+    files: dict[str, File] = {}
     for path in sidecars(folder):
-        sidecar = json.loads(read_text(path))
+        sidecar = SIDECAR.read(path)
         files[path.stem] = {"sha256": sidecar["sha256"], "bytes": sidecar["bytes"]}
     return files
 
@@ -140,14 +159,14 @@ class _Shard:
         A shard with an image that could not be read is made again.
         """
         try:
-            sidecar = json.loads(read_text(self.sidecar))
+            sidecar = SIDECAR.read(self.sidecar)
             same = sidecar["fingerprint"] == self.fingerprint and sidecar["sha256"] == digest(
                 self.path
             )
             if same and not sidecar["unreadable"]:
                 return sidecar["reasons"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # the sidecar is missing or damaged
+        except (OSError, UserError):
+            pass  # the sidecar or the shard is missing or damaged
         return None
 
     def write(self) -> dict[str, str]:
@@ -171,7 +190,7 @@ class _Shard:
             writer.close()
         sync(self.path)
         self._check(checksums)
-        write_json(
+        SIDECAR.write(
             self.sidecar,
             {
                 "fingerprint": self.fingerprint,

@@ -7,13 +7,21 @@ import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 
 from pixelrec_jax.data.images import FOLDER, ROWS
-from pixelrec_jax.data.interactions import MANIFEST, SCHEMA_VERSION
+from pixelrec_jax.data.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Counts,
+    File,
+    Images,
+    Manifest,
+    Source,
+)
 from pixelrec_jax.data.time_units import OTHER
 from pixelrec_jax.ingest import columns, image_shards, missing_images, official, selection
 from pixelrec_jax.ingest import item_info as information
@@ -40,7 +48,7 @@ def prepare(
     image_size: int | None = None,
     repeats: str = "keep",
     timestamp_unit: str = "auto",
-) -> dict[str, Any]:
+) -> Manifest:
     """Writes the prepared dataset `out` and returns its manifest.
 
     Everything is built in `<out>.partial` and renamed at the end, so that `out` appears complete or
@@ -80,15 +88,17 @@ def prepare(
         work = stack.enter_context(_partial(out))
         table = columns.read_csv(source)
         sha256 = digest(source)
-        facts = {
+        dropped: selection.Dropped = {}
+        facts: Source = {
             "file": source.name,
             "sha256": sha256,
             "official": official.recognise(source.name, table.counts, sha256),
             "repeats": columns.count_repeats(table),
+            "options": options,
+            "dropped": dropped,
         }
         if timestamp_unit == "auto":
             timestamp_unit = columns.recognise_unit(table.timestamps)
-        dropped: selection.Dropped = {}
         table = selection.select(table, options, dropped)
         stored = None
         if pictures is None:
@@ -98,11 +108,11 @@ def prepare(
         columns.write_columns(table, work)
         if info is not None:
             facts["with_item_info"] = information.write(info, table.item_ids, work)
-        manifest = {
+        manifest: Manifest = {
             "schema_version": SCHEMA_VERSION,
-            "counts": table.counts,
+            "counts": cast(Counts, table.counts),
             "timestamp_unit": timestamp_unit,
-            "source": {**facts, "options": options, "dropped": dropped},
+            "source": facts,
             "images": stored,
             "files": _seal(work),
         }
@@ -181,7 +191,7 @@ def _write_images(
     table: Table,
     options: dict[str, Any],
     dropped: selection.Dropped,
-) -> tuple[Table, dict[str, Any]]:
+) -> tuple[Table, Images]:
     """Writes the images of all items; returns the table of the kept items, and facts on images."""
     missing, size = options["missing"], options["image_size"]
     ids = table.item_ids.to_list()
@@ -215,9 +225,9 @@ def _write_images(
     }
 
 
-def _seal(work: Path) -> dict[str, dict[str, Any]]:
+def _seal(work: Path) -> dict[str, File]:
     """Forces all files to the disk; returns their hashes and sizes by name."""
-    files = {}
+    files: dict[str, File] = {}
     for path in sorted(work.iterdir()):
         if path.is_dir():
             for name, file in image_shards.digests(path).items():
@@ -241,7 +251,7 @@ def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
     return message if isinstance(error, OSError) else None
 
 
-def summary(manifest: dict[str, Any], out: str) -> str:
+def summary(manifest: Manifest, out: str) -> str:
     """Returns the summary of a manifest as text, one line for each figure."""
     counts, source = manifest["counts"], manifest["source"]
     lines = [
@@ -282,7 +292,7 @@ def summary(manifest: dict[str, Any], out: str) -> str:
     return "\n".join(map(visible, lines))
 
 
-def _how_known(manifest: dict[str, Any]) -> str:
+def _how_known(manifest: Manifest) -> str:
     if manifest["source"]["options"]["timestamp_unit"] != "auto":
         return ""
     if manifest["timestamp_unit"] == OTHER:

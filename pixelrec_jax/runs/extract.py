@@ -4,7 +4,6 @@ The encoder has published weights or those of a trained run. `item=features` rea
 file, DATA/features.npy.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.configs.loading import SHIPPED
-from pixelrec_jax.data.features import item_ids_digest, provenance
+from pixelrec_jax.data.features import PROVENANCE, Provenance, item_ids_digest, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.pipeline import ItemStore, item_batch, iterate
@@ -51,7 +50,7 @@ def extract(
     dtype: str = "float32",
     batch_size: int = 64,
     devices: Sequence[jax.Device] | None = None,
-) -> dict[str, Any]:
+) -> Provenance:
     """Writes the features of all items, and a description beside them, which it returns.
 
     Args:
@@ -80,26 +79,22 @@ def extract(
     encode = partial(vision_encoder.features, encoder.module, layer=layer, average=average)
     rows = _rows(source, encode, encoder.variables, mesh, dtype)
     try:
-        with (
-            replaced_file(provenance(out)) as beside,
-            replaced_file(out) as temporary,
-            temporary.open("wb") as file,
-        ):
+        with replaced_file(out) as temporary, temporary.open("wb") as file:
             shape = _write(file, rows, interactions.num_items, np.dtype(dtype))
-            description = {
-                "item_ids": item_ids_digest(interactions),
-                "images": store.fingerprint,
-                "encoder": encoder.item.name,
-                "weights": encoder.origin,
-                "layer": layer,
-                "average": average,
-                "pool": encoder.item.pool,
-                "image_size": encoder.item.image_size,
-                "normalisation": encoder.module.normalisation,
-                "shape": shape,
-                "dtype": dtype,
-            }
-            beside.write_text(json.dumps(description, indent=2) + "\n")
+        description: Provenance = {
+            "item_ids": item_ids_digest(interactions),
+            "images": store.fingerprint,
+            "encoder": encoder.item.name,
+            "weights": encoder.origin,
+            "layer": layer,
+            "average": average,
+            "pool": encoder.item.pool,
+            "image_size": encoder.item.image_size,
+            "normalisation": encoder.module.normalisation,
+            "shape": list(shape),
+            "dtype": dtype,
+        }
+        PROVENANCE.write(provenance(out), description)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({errors.reason(error)}); give another place with --out"
@@ -225,7 +220,8 @@ def choose_encoder(
     assert item is not None, "one of the two is given"
     settings = vision_encoder.settings(config, item)
     settings.normalisation = "checkpoint"  # as frozen weights were trained
-    settings.image_size = interactions.manifest["images"]["size"] or settings.image_size
+    images = interactions.manifest["images"]
+    settings.image_size = (images and images["size"]) or settings.image_size
     settings.update(changes)
     if not settings.weights and "weights" not in changes:
         raise UserError(f"{item} has no published weights; give --weights=FILE, or --workdir=DIR")

@@ -1,41 +1,33 @@
 """The table of finished runs: their test metrics side by side, with their baselines."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 
 from pixelrec_jax.data.split import LEAVE_ONE_OUT
+from pixelrec_jax.evaluation.result import RESULT, Estimate, Result
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import read_text
 
-_GROUPS = {"all": "all test targets", "cold": "cold targets"}
+_GROUPS: dict[Literal["all", "cold"], str] = {"all": "all test targets", "cold": "cold targets"}
 
 
-def read_result(workdir: Path) -> dict:
+def read_result(workdir: Path) -> Result:
     """Returns the content of result.json.
 
     Raises:
-      UserError: the folder holds no finished run.
+      UserError: the folder holds no finished run, or a damaged result.
     """
     try:
-        result = json.loads(read_text(workdir / "result.json"))
-        _measured_on(result)  # raises KeyError where something is missing
-        return result
+        return RESULT.read(workdir / RESULT.name)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{workdir} holds no result.json; finish its run with pixelrec train "
+            f"{workdir} holds no {RESULT.name}; finish its run with pixelrec train "
             f"--workdir={workdir}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir}/result.json is not a result of this program ({error}); write it again with "
-            f"pixelrec train --mode=evaluate --workdir={workdir}"
         ) from None
 
 
@@ -50,7 +42,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     """
     runs = []
     for workdir in map(storage.path, workdirs):
-        there = not unfinished or (workdir / "result.json").exists()
+        there = not unfinished or (workdir / RESULT.name).exists()
         runs.append((workdir, read_result(workdir) if there else None))
     finished = [(workdir, result) for workdir, result in runs if result]
     if not finished:
@@ -98,7 +90,7 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
     return render(grids)
 
 
-def _split(result: dict) -> str:
+def _split(result: Result) -> str:
     settings = result["split"]
     if settings == LEAVE_ONE_OUT:
         return ""
@@ -106,16 +98,16 @@ def _split(result: dict) -> str:
     return f" split by {settings['name']} ({options})"
 
 
-def _measured_on(result: dict) -> tuple:
+def _measured_on(result: Result) -> tuple:
     test = result["test"]
     kept = ("users", "items", "cold_threshold")
     same = [test[key] for key in kept]
     return result["interactions"], _split(result), *same, *test["random"]["all"]
 
 
-def _cell(estimate: dict) -> str:
+def _cell(estimate: Estimate) -> str:
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
     if value is None:
         return "no users"
-    interval = "" if low is None else f" [{100 * low:5.2f}, {100 * high:5.2f}]"
+    interval = "" if low is None or high is None else f" [{100 * low:5.2f}, {100 * high:5.2f}]"
     return f"{100 * value:.2f}{interval}"

@@ -1,6 +1,5 @@
 """Writers of a run's scalars beside metrics.jsonl: TensorBoard, and experiment trackers."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +11,10 @@ from tensorboardX import SummaryWriter
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import TransientError, UserError, nearest, reason
-from pixelrec_jax.system.files import write_json
+from pixelrec_jax.system.schema import Document
 
 _IDS = "trackers.json"  # the id of this workdir's run in each tracker
+TRACKER_IDS = Document(_IDS, dict[str, str], "remove it: the trackers then begin new runs")
 
 
 class Writer(Protocol):
@@ -159,8 +159,8 @@ def _module(name: str) -> ModuleType:
 
 def _read_ids(workdir: Path) -> dict[str, str]:
     path = workdir / _IDS
-    return json.loads(path.read_text()) if path.exists() else {}
+    return TRACKER_IDS.read(path) if path.exists() else {}
 
 
 def _keep_id(workdir: Path, name: str, id_: str) -> None:
-    write_json(workdir / _IDS, {**_read_ids(workdir), name: id_})
+    TRACKER_IDS.write(workdir / _IDS, {**_read_ids(workdir), name: id_})

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.evaluation.recommendations import write_ranks, write_recommendations
+from pixelrec_jax.evaluation.result import RESULT, Result, SplitSettings
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
@@ -31,7 +33,6 @@ from pixelrec_jax.runs.profile import Profiler
 from pixelrec_jax.runs.progress import TrainingProgress, format_scalars
 from pixelrec_jax.runs.writers import check_writers
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import write_json
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
@@ -126,7 +127,7 @@ class EarlyStopping:
         return self.since_best > self.patience
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> Result:
     """Trains from the workdir's latest checkpoint, then ranks the test split with the best one.
 
     Returns:
@@ -150,7 +151,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict:
         return finish(experiment, checkpoints, workdir, seconds_per_epoch)
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict:
+def evaluate(config: ConfigDict, workdir: Path) -> Result:
     """Ranks the test split with the best checkpoint of a workdir that holds this config.
 
     Returns:
@@ -270,7 +271,7 @@ def finish(
     checkpoints: Checkpoints,
     workdir: Path,
     seconds_per_epoch: float | None = None,
-) -> dict:
+) -> Result:
     """Ranks the test split with the best checkpoint and writes the files of a finished run.
 
     Returns:
@@ -284,7 +285,7 @@ def finish(
     evaluator = experiment.evaluator
     ranking = evaluator.rank(state.variables, "test")
     total, trained = count_parameters(experiment)
-    result = {
+    result: Result = {
         "model": {
             "user": experiment.config.user.name,
             "item": experiment.config.item.name,
@@ -293,7 +294,7 @@ def finish(
         },
         "dataset": experiment.config.dataset.name,
         "interactions": experiment.interactions_fingerprint,
-        "split": dict(experiment.split.settings),
+        "split": cast(SplitSettings, dict(experiment.split.settings)),
         "best_step": int(state.step),
         "test": evaluator.report(ranking, "test"),
     }
@@ -301,7 +302,7 @@ def finish(
         write_recommendations(workdir, experiment.interactions, ranking)
         write_ranks(workdir, experiment.split, ranking)
         write_machine_record(workdir, seconds_per_epoch)
-        write_json(workdir / "result.json", result)
+        RESULT.write(workdir / RESULT.name, result)
     return result
 
 

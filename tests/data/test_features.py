@@ -11,6 +11,7 @@ import pytest
 from pixelrec_jax.data.features import FeatureStore, item_ids_digest, provenance
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.system.errors import UserError
+from tests.described import made_from
 from tests.tiny import interactions_of, random_features
 
 N = 12
@@ -134,12 +135,12 @@ def test_features_of_other_items_are_refused(tmp_path):
     ours = replace(INTERACTIONS, manifest={**INTERACTIONS.manifest, "files": files})
     assert item_ids_digest(ours) == "these"
     note = provenance(tmp_path / "x.npy")
-    note.write_text(json.dumps({"item_ids": "these"}))
+    note.write_text(json.dumps(made_from("these")))
     store_of(tmp_path, FEATURES, interactions=ours)
-    note.write_text(json.dumps({"item_ids": "others"}))
+    note.write_text(json.dumps(made_from("others")))
     with pytest.raises(UserError, match="made from another dataset, where items have other ind"):
         store_of(tmp_path, FEATURES, interactions=ours)
     for damaged in ("{", "[]", "{}"):
         note.write_text(damaged)
-        with pytest.raises(UserError, match=r"x.json is damaged; extract the features again"):
+        with pytest.raises(UserError, match=r"x.json .*; extract the features again"):
             store_of(tmp_path, FEATURES, interactions=ours)

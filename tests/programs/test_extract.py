@@ -78,7 +78,7 @@ def test_rows_are_what_the_backbone_and_its_layers_make_of_images(
         options = {"devices": jax.devices()[:1], "dtype": "float64"} | options
         description = extract(interactions, encoder, out, **options)
         matrix = np.load(out)
-        assert matrix.shape == description["shape"]
+        assert list(matrix.shape) == description["shape"]
         assert not matrix[0].any()
         return matrix[1:]
 

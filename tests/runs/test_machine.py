@@ -1,19 +1,18 @@
 """run.json: what depends on the machine."""
 
-import json
 
 import jax
 import numpy
 import pytest
 
-from pixelrec_jax.runs.machine import code_commit, write_machine_record
+from pixelrec_jax.runs.machine import RUN, code_commit, write_machine_record
 from tests import subprocesses
 from tests.tiny import ROOT
 
 
 def test_the_record_tells_time_devices_memory_and_versions(tmp_path):
     write_machine_record(tmp_path, 12.5)
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = RUN.read(tmp_path / "run.json")
     assert record["seconds_per_epoch"] == 12.5
     assert record["devices"]["count"] == jax.device_count()
     assert record["processes"] == 1
@@ -31,7 +30,7 @@ def test_the_record_tells_time_devices_memory_and_versions(tmp_path):
 def test_a_mere_evaluation_leaves_the_record_of_the_training(tmp_path):
     for seconds, expected in ((None, None), (3.0, 3.0), (None, 3.0), (4.0, 4.0)):
         write_machine_record(tmp_path, seconds)
-        record = json.loads((tmp_path / "run.json").read_text())
+        record = RUN.read(tmp_path / "run.json")
         assert record["seconds_per_epoch"] == expected
 
 
@@ -76,5 +75,5 @@ def test_the_peak_of_devices_is_the_largest_that_they_tell(peaks, monkeypatch, t
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(peak) for peak in peaks])
     write_machine_record(tmp_path)
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = RUN.read(tmp_path / "run.json")
     assert record["peak_memory"]["device"] == max((x for x in peaks if x), default=None)

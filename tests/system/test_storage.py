@@ -21,6 +21,7 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.weights.files import locate
 from tests import subprocesses
+from tests.described import made_from
 from tests.tiny import tiny_config
 
 
@@ -84,7 +85,7 @@ def test_another_content_is_another_copy(remote):
     url, folder = remote
     before = load(url).directory
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "note": 1}))
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
     assert load(url).directory != before
 
 
@@ -101,9 +102,9 @@ def test_content_that_is_not_the_manifests_is_refused(remote, cache):
 def test_a_manifest_cannot_write_outside_of_its_copy(remote, tmp_path):
     url, folder = remote
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["../../outside"] = {"bytes": 3, "sha256": ""}
+    manifest["files"]["../../outside"] = {"bytes": 3, "sha256": "0" * 64}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="outside of the dataset"):
+    with pytest.raises(UserError, match=r"manifest.json has files\['../../outside'\]"):
         load(url)
 
 
@@ -123,7 +124,7 @@ def test_features_lie_beside_a_remote_dataset_or_have_a_url(remote, tmp_path):
         matrix[1:] = value
         np.save(folder / name, matrix)
     here = features.provenance(folder / "features.npy")
-    here.write_text(json.dumps({"item_ids": features.item_ids_digest(dataset)}))
+    here.write_text(json.dumps(made_from(features.item_ids_digest(dataset))))
 
     beside = features.locate("features.npy", dataset.directory)
     assert features.FeatureStore(beside, dataset).load(np.array([5]))[0, 0] == 1

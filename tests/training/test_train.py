@@ -117,7 +117,7 @@ def test_another_config_or_dataset_does_not_continue_a_run(toy_dataset, tmp_path
     config.train.epochs = 2  # further
     assert train.train_and_evaluate(config, tmp_path)["best_step"]
     manifest = json.loads((tmp_path / "moved" / "manifest.json").read_text())
-    manifest["files"]["images/00000.array_record"]["sha256"] = "other pictures"
+    manifest["files"]["images/00000.array_record"]["sha256"] = "0" * 64  # other pictures
     (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest))
     for run in (train.train_and_evaluate, train.evaluate):
         with pytest.raises(UserError, match="was trained on other data"):
