@@ -31,6 +31,7 @@ from pixelrec_jax.data.images import (
     resize,
 )
 from pixelrec_jax.data.manifest import File
+from pixelrec_jax.ingest.sources.matching import MISSING
 from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
@@ -223,7 +224,7 @@ class _Shard:
 def _record(source: ImageSource, item_id: str, size: int | None) -> bytes:
     """Returns the record of an image after decoding all of it; raises `ValueError` if it fails."""
     if item_id not in source.ids:
-        raise ValueError("missing")
+        raise ValueError(MISSING)
     image = source.read(item_id)
     if isinstance(image, np.ndarray):
         rgb = Image.fromarray(image)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pixelrec_jax.ingest.sources.matching import MISSING
 from pixelrec_jax.system.files import write_csv
 from pixelrec_jax.system.foreign import clean_line
 
@@ -20,9 +21,9 @@ def write(path: Path, ids: Sequence[str], reasons: dict[int, str]) -> None:
 
 def describe(ids: Sequence[str], reasons: dict[int, str]) -> str:
     """Returns one line with the counts and the first examples."""
-    absent = sum(reason == "missing" for reason in reasons.values())
+    absent = sum(reason.startswith(MISSING) for reason in reasons.values())
     examples = [
-        f"{clean_line(ids[index], width=60)}: {clean_line(reasons[index], width=120)}"
+        f"{clean_line(ids[index], width=60)}: {clean_line(reasons[index], width=160)}"
         for index in sorted(reasons)[:3]
     ]
     more = "; ..." if len(reasons) > len(examples) else ""

@@ -28,6 +28,7 @@ from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest import options as choices
 from pixelrec_jax.ingest.columns import Table
 from pixelrec_jax.ingest.sources import ImageSource, open_source
+from pixelrec_jax.ingest.sources.matching import MISSING, MatchedImages
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import LOCK, digest, sync, work_folder
@@ -195,7 +196,12 @@ def _write_images(
     """Writes the images of all items; returns the table of the kept items, and facts on images."""
     missing, size = options["missing"], options["image_size"]
     ids = table.item_ids.to_list()
-    reasons = image_shards.write_shards(work / FOLDER, source, ids, size=size)
+    matched = MatchedImages(source, ids)
+    reasons = image_shards.write_shards(work / FOLDER, matched, ids, size=size)
+    reasons = {
+        index: matched.missing(ids[index]) if why == MISSING else why
+        for index, why in reasons.items()
+    }
     records = np.arange(len(ids), dtype=np.int32)
     if reasons:
         report = work / "missing_images.csv"

@@ -39,8 +39,13 @@ def replaced_file(path: Path) -> Generator[Path]:
             storage.upload(temporary, path)
         return
     with temporary_file(path.parent) as temporary:
-        yield temporary
-        temporary.replace(path)
+        try:
+            yield temporary
+            temporary.replace(path)
+        except OSError as error:
+            if error.filename == str(temporary):
+                error.filename, error.filename2 = str(path), None  # a name that means something
+            raise
 
 
 def write_json(path: Path, content: Any) -> None:

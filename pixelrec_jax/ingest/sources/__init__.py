@@ -39,8 +39,9 @@ def open_source(path: Path) -> ImageSource:
             )
         source = kind(path)
     except OSError as error:
+        within = str(error.filename) if str(error.filename).startswith(f"{path}/") else path
         raise UserError(
-            f"cannot read --images={path}: {error.strerror or error}; allow reading it, or give "
+            f"cannot read --images={within}: {error.strerror or error}; allow reading it, or give "
             "other images"
         ) from None
     if not len(source.ids) and not source.ambiguous:

@@ -6,15 +6,10 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
-from pixelrec_jax.ingest.sources.source import (
-    DamagedImageError,
-    by_item_id,
-    check_size,
-    is_image,
-)
+from pixelrec_jax.ingest.sources.source import DamagedImageError, check_size, index
 from pixelrec_jax.system.errors import UserError
 
 Member = TypeVar("Member")
@@ -26,22 +21,7 @@ class _Archive(Generic[Member]):
 
     def __init__(self, path: Path, members: dict[str, Member]):
         """Sorts members by path; an item with images in two folders is ambiguous."""
-        places: dict[str, PurePosixPath] = {}
-        self._ambiguous: dict[str, str] = {}
-        images = {name: place for name in members if is_image(place := PurePosixPath(name))}
-        for place in images.values():
-            other = places.setdefault(place.stem, place)
-            if other.parent != place.parent:
-                self._ambiguous[place.stem] = (
-                    f"--images={path} has '{other}' and '{place}', one item twice; keep one"
-                )
-        self._members = by_item_id(
-            {
-                place.name: members[name]
-                for name, place in images.items()
-                if place.stem not in self._ambiguous
-            }
-        )
+        self._members, self._ambiguous = index(members, path)
 
     @property
     def ids(self) -> Collection[str]:
@@ -120,7 +100,8 @@ class ZipImages(_Archive[zipfile.ZipInfo]):
             raise UserError(
                 f"--images={path} is not a complete zip ({error}); copy it again"
             ) from None
-        members = {m.filename: m for m in self._zip.infolist() if _is_file(m)}
+        # Zips of .NET have a backslash between folders.
+        members = {m.filename.replace("\\", "/"): m for m in self._zip.infolist() if _is_file(m)}
         super().__init__(path, members)
 
     def fingerprint(self, item_id: str) -> str:

@@ -1,7 +1,7 @@
 """The interface of image sources, and functions for sources of image files."""
 
 from collections.abc import Collection, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -53,7 +53,33 @@ class ImageSource(Protocol):
         ...
 
 
-def by_item_id(places: dict[str, Place]) -> dict[str, Place]:
+def index(
+    places: Mapping[str, Place], where: str | Path
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """Returns item id -> place, and a line on each item that has images in two folders.
+
+    Args:
+      places: what is read, by path below the root of a source. Only images are looked at.
+      where: the source, for the lines.
+    """
+    folders: dict[str, PurePosixPath] = {}
+    images: dict[str, Place] = {}
+    ambiguous: dict[str, str] = {}
+    for name, place in places.items():
+        path = PurePosixPath(name)
+        if not is_image(path):
+            continue
+        other = folders.setdefault(path.stem, path)
+        if other.parent != path.parent:
+            ambiguous[path.stem] = (
+                f"--images={where} has '{other}' and '{path}', one item twice; keep one"
+            )
+        images[path.name] = place
+    found = by_item_id(images)
+    return {item_id: x for item_id, x in found.items() if item_id not in ambiguous}, ambiguous
+
+
+def by_item_id(places: Mapping[str, Place]) -> dict[str, Place]:
     """Returns item id -> place from file name -> place; files that are not images are left out.
 
     If an item has files with several suffixes, the first of `SUFFIXES` is taken. The case of a
