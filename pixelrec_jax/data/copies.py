@@ -33,7 +33,7 @@ def local_folder(name: str | Path, manifest: str) -> Path:
       UserError: the URL has no dataset, or it cannot be reached.
     """
     if not storage.is_remote(name):
-        return Path(name)
+        return Path(storage.expand_user(name))
     url = str(name).rstrip("/")
     content = storage.read(
         f"{url}/{manifest}",

@@ -49,7 +49,7 @@ def locate(name: str, directory: Path) -> Path:
 
     A remote file is copied to the cache, together with its provenance.
     """
-    url = copies.origin(directory)
+    name, url = storage.expand_user(name), copies.origin(directory)
     if not storage.is_remote(name):
         within = url is not None and not Path(name).is_absolute()
         name = f"{url}/{name}" if within else str(directory / name)

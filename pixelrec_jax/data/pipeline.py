@@ -5,7 +5,9 @@ workers, threads or processes, and the position of an interrupted run is one int
 """
 
 import ctypes
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -21,6 +23,7 @@ from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.system.config import check_batch_size
+from pixelrec_jax.system.errors import TransientError, UserError
 
 _Element = TypeVar("_Element", covariant=True)
 
@@ -237,11 +240,49 @@ def iterate(
         )
     iterator = iter(batches)
     try:
-        yield iterator
+        yield _explained(iterator) if workers else iterator
     finally:
         iterator.close()  # ends workers now and not at some later garbage collection
 
 
+def _explained(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields what workers make; says why one ended and what to do.
+
+    Raises:
+      UserError: the memory that workers share is full.
+      TransientError: the system ended a worker.
+    """
+    full = (
+        "/dev/shm, through which workers pass their batches, is full; give the container more with "
+        "--shm-size=8g, or make the batches without workers, with data.workers=0"
+    )
+    try:
+        yield from batches
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            raise UserError(full) from None
+        raise
+    except RuntimeError as error:
+        ended = _ENDED.search(str(error))
+        if ended is None:
+            raise
+        number = -int(ended[1])
+        if number == signal.SIGBUS:
+            raise UserError(full) from None
+        raise TransientError(
+            f"a worker that makes batches was ended by the system ({_signal(number)}), most often "
+            "for lack of memory; start the same command again to continue, with a smaller "
+            "data.workers or data.prefetch"
+        ) from None
+
+
+def _signal(number: int) -> str:
+    known = {each.value for each in signal.Signals}
+    return signal.Signals(number).name if number in known else f"exit code {-number}"
+
+
+# Grain's error for a worker that did not end by itself; -9 is the exit code after SIGKILL.
+_ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -1,5 +1,6 @@
 """The catalogue as vectors: every item is encoded once, row-sharded over all devices."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -63,8 +64,13 @@ class CatalogEncoder:
         self._encode = jax.jit(encode, donate_argnums=1, out_shardings=rows)
         self._encode_items = encode_items
 
-    def encode(self, variables: dict) -> Float[Array, "G R E"]:
-        """Returns every item's vector, float32, row-sharded over all devices."""
+    def encode(
+        self, variables: dict, advance: Callable[[int], None] = lambda _: None
+    ) -> Float[Array, "G R E"]:
+        """Returns every item's vector, float32, row-sharded over all devices.
+
+        `advance` gets 1 after each step.
+        """
         source, data = self.source, self._data
         catalog = None
         # Threads are enough: encoding a catalogue is short, and processes start slowly.
@@ -81,6 +87,7 @@ class CatalogEncoder:
                 if catalog is None:
                     catalog = self._empty(variables, items)
                 catalog = self._encode(variables, catalog, items, step * source.chunk)
+                advance(1)
         assert catalog is not None, "a catalogue has at least one chunk: that of the padding item"
         return catalog
 

@@ -127,9 +127,11 @@ class Evaluator:
         ids, scores = retrieve(score, query, catalog, seen, self.k, **sizes)
         return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
 
-    def encode_catalog(self, variables: dict) -> Float[Array, "G R E"]:
+    def encode_catalog(
+        self, variables: dict, advance: Callable[[int], None] = lambda _: None
+    ) -> Float[Array, "G R E"]:
         """Returns every item's vector, float32, row-sharded over all devices."""
-        return self.catalog.encode(variables)
+        return self.catalog.encode(variables, advance)
 
     def lower(self, variables: dict) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """Returns two lowered programs: one encodes a chunk of the catalogue, one ranks a batch.
@@ -145,15 +147,21 @@ class Evaluator:
             self._rank.lower(variables, catalog, q),
         )
 
-    def rank(self, variables: dict, holdout: Holdout) -> Ranking:
-        """Returns the ranking of the whole catalogue for every user with a target in a holdout."""
+    def parts(self, holdout: Holdout) -> int:
+        """Returns in how many parts `rank` works, as it tells `advance`."""
+        return len(self.source) + -(-len(self.split.users(holdout)) // self.batch_size)
+
+    def rank(
+        self, variables: dict, holdout: Holdout, advance: Callable[[int], None] = lambda _: None
+    ) -> Ranking:
+        """Returns the ranking of the whole catalogue for every user with a target in a holdout.
+
+        `advance` gets 1 after each of its `parts`.
+        """
         if self.resident.graph is not None:
             variables = self._propagate(variables, self.resident)
-        catalog = self.encode_catalog(variables)
-        return self._collect(
-            holdout,
-            lambda q: self._rank(variables, catalog, q),
-        )
+        catalog = self.encode_catalog(variables, advance)
+        return self._collect(holdout, lambda q: self._rank(variables, catalog, q), advance)
 
     def rank_by_popularity(self, holdout: Holdout) -> Ranking:
         """Returns the ranking by popularity: the number of an item's training interactions."""
@@ -185,7 +193,12 @@ class Evaluator:
                     queries = queries.replace(time=np.pad(queries.time, ((0, 0), (0, 1))))
             yield queries, len(chosen)
 
-    def _collect(self, holdout: Holdout, rank_batch: Callable) -> Ranking:
+    def _collect(
+        self,
+        holdout: Holdout,
+        rank_batch: Callable,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> Ranking:
         batches = []
         for queries, real in self._queries(holdout):
             top_ids, top_scores, rank = jax.device_get(
@@ -194,6 +207,7 @@ class Evaluator:
             columns = (queries.user, queries.target, rank, top_ids, top_scores)
             columns += (self._count_candidates(queries),)
             batches.append([column[:real] for column in columns])
+            advance(1)
         return Ranking(*(np.concatenate(column) for column in zip(*batches, strict=True)))
 
     def _count_candidates(self, queries: Queries) -> Int[np.ndarray, " Q"]:

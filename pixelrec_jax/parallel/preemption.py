@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -58,10 +58,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request() -> Generator[StopRequest]:
+def stop_request(answer: Callable[[], None] = lambda: None) -> Generator[StopRequest]:
     """Yields a request that SIGINT and SIGTERM set, and that a loop reads between two steps.
 
     An exception in the middle of a step could be lost in a callback of a library.
+
+    Args:
+      answer: called at once for each signal, in another thread: Python's own handlers wait until
+        the main thread returns from a step or a compilation.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -70,7 +74,32 @@ def stop_request() -> Generator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     request.listen()
     try:
-        yield request
+        with _answered(answer):
+            yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _answered(answer: Callable[[], None]) -> Generator[None]:
+    """Calls `answer` in another thread as soon as one of the two signals comes."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while number := os.read(reading, 1)[0]:  # 0 is the end
+            if number in (signal.SIGINT, signal.SIGTERM):
+                answer()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writing, b"\0")
+        thread.join()
+        for pipe in (reading, writing):
+            os.close(pipe)

@@ -3,15 +3,22 @@
 pixelrec train --workdir=DIR --config=pixelrec:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 """
 
+import re
 import signal
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from pixelrec_jax.configs.loading import parse_flags
-from pixelrec_jax.system import program, storage
+from pixelrec_jax.configs.loading import SHIPPED, load_config, parse_flags
+from pixelrec_jax.system import faults, program, storage
+from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
+
+# The options that decide how much memory a run needs.
+_SIZES = re.compile(
+    r"width|(task|negatives|user|item|data)\.\w+|(train|eval)\.\w*batch_size|eval\.chunk"
+)
 
 
 def _define_flags() -> None:
@@ -61,9 +68,25 @@ def main(_: Sequence[str]) -> None:
         values.distributed, lambda: checkpoint.resume_hint(workdir / "checkpoints")
     ):
         config = run_folder.read_config(workdir) if values.config is None else values.config
-        run(config, workdir)
+        try:
+            run(config, workdir)
+        except Exception as error:
+            if faults.is_out_of_memory(error):
+                raise faults.out_of_memory(error, _sizes(config)) from None
+            raise
         if jax.process_index() == 0:
             print(report.table([workdir]))
+
+
+def _sizes(config: ConfigDict) -> dict[str, tuple[float, float]]:
+    """Returns the options that need memory, each with its value and that of the shipped config."""
+    words = f"{SHIPPED}:user={config.user.name},item={config.item.name}"
+    usual = flatten(load_config(words).to_dict())
+    return {
+        key: (value, usual[key])
+        for key, value in flatten(config.to_dict()).items()
+        if _SIZES.fullmatch(key) and type(value) is type(usual.get(key)) is int
+    }
 
 
 if __name__ == "__main__":

@@ -56,6 +56,25 @@ class Goodput:
                     return
             yield item
 
+    @property
+    def phase_now(self) -> str:
+        """The phase that the run is in."""
+        return self._phase
+
+    @property
+    def phase_seconds(self) -> float:
+        """How long the run has been in this phase."""
+        return time.perf_counter() - self._since
+
+    def seconds(self, name: str) -> float:
+        """Returns the seconds of a phase until now, without those of compilation."""
+        return self._seconds[name] + (self.phase_seconds if name == self._phase else 0.0)
+
+    @property
+    def trained(self) -> float:
+        """The seconds of input and steps until now."""
+        return self.seconds("input") + self.seconds("step")
+
     def scalars(self) -> dict[str, float]:
         """Returns the seconds by phase and in total since the run began, and each fraction."""
         self._switch(self._phase)

@@ -1,66 +1,175 @@
-"""The display of a run while it trains: a live line in a terminal, plain lines elsewhere."""
+"""The display of a run while it trains: one live line in a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import jax
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from pixelrec_jax.data.types import PAD, Batch
+from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.system.console import PlainConsole
+
+_DOING = {"input": "waiting for data", "evaluation": "evaluating", "save": "saving"}
+_AWAITED = {"evaluation": "the evaluation and the next step", "save": "the save and the next step"}
+_SHORTEST_BAR = 6
+_LONGEST_BAR = 40
+_TIMED = 20  # latest steps whose mean time predicts that of the others
+_TOLD = 2  # steps that are timed before the time of an epoch is told
 
 
 class TrainingProgress:
-    """Shows steps, loss, speed and estimated time left; use as a context manager."""
+    """Shows what a run does at every moment: what, how far, how long it took and will take."""
 
-    def __init__(self, *, start: int, total: int):
-        """Prepares the display; the first `start` steps of `total` are done already."""
+    def __init__(self, *, start: int, total: int, steps_per_epoch: int, eval_every: int):
+        """Prepares the display.
+
+        Args:
+          start: number of the steps that are done already.
+          total: number of all steps.
+          steps_per_epoch: number of the steps of an epoch.
+          eval_every: number of epochs between evaluations.
+        """
         # All processes know the same, so only process 0 prints.
         self._console = PlainConsole(file=sys.stderr, quiet=jax.process_index() > 0)
-        self._live = Progress(
-            TextColumn("epoch {task.fields[epoch]}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self._console,
-            disable=self._console.quiet or not self._console.is_terminal,
-        )
-        self._task = self._live.add_task(
-            "train", total=total, completed=start, epoch=0, status="compiling"
-        )
+        self._step, self._total = start, total
+        self._steps_per_epoch, self._eval_every = steps_per_epoch, eval_every
+        self._goodput: Goodput | None = None
+        self._began = time.monotonic()
+        self._shapes: set[Sequence[int]] = set()
+        self._compiling = self._stopping = False
+        self._evaluated = (0, 0)  # parts of the evaluation that are done, and of all
+        self._evaluation = 0.0  # seconds of the latest evaluation
+        self._trained = 0.0  # seconds of training at the latest step
+        self._durations: deque[float] = deque(maxlen=_TIMED)
+        self._timed = 0  # steps of this process so far
+        self._scalars: dict[str, float] = {}
 
-    def __enter__(self) -> "TrainingProgress":
-        self._live.start()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._live.stop()
-
-    def step(self, step: int, epoch: int) -> None:
-        """Advances to a step."""
-        self._live.update(self._task, completed=step, epoch=epoch)
-
-    def status(self, text: str) -> None:
-        """Shows the latest loss and speed after the bar; without a terminal it prints a line."""
-        self._live.update(self._task, status=text)
-        if not self._console.is_terminal:
-            self.say(text)
+    @contextmanager
+    def showing(self, goodput: Goodput) -> Generator[None]:
+        """Shows the live line, in a terminal only; `goodput` knows what the run does."""
+        self._goodput, self._trained = goodput, goodput.trained
+        if self._console.quiet or not self._console.is_terminal:
+            yield
+            return
+        get_line = self._line
+        with Live(
+            get_renderable=get_line, console=self._console, transient=True, refresh_per_second=4
+        ):
+            yield
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
         self._console.print(text, soft_wrap=True)
+
+    def shape(self, shape: Sequence[int]) -> None:
+        """Takes the shape of a batch before its step: the step is compiled for a new one."""
+        self._compiling = shape not in self._shapes
+        self._shapes.add(shape)
+
+    def step(self, step: int) -> None:
+        """Advances to a step that was given to the devices."""
+        assert self._goodput is not None
+        self._compiling, self._step = False, step
+        trained = self._goodput.trained
+        if self._timed:  # the time until the first step is not that of a step
+            self._durations.append(trained - self._trained)
+        self._trained, self._timed = trained, self._timed + 1
+        if self._timed == 1 + _TOLD:
+            self.say(self._forecast())
+
+    def status(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes the scalars of a step for the live line; without a terminal it prints a line."""
+        self._scalars = scalars
+        if not self._console.is_terminal:
+            self.say(format_scalars(step, scalars))
+
+    @contextmanager
+    def evaluation(self, parts: int) -> Generator[Callable[[int], None]]:
+        """Shows an evaluation; yields a function that advances it by a number of its parts."""
+        assert self._goodput is not None
+        self._evaluated, before = (0, parts), self._goodput.seconds("evaluation")
+        yield self._advance
+        self._evaluation = self._goodput.seconds("evaluation") - before
+
+    def stopping(self) -> None:
+        """Says at once, from any thread, what a run that was asked to stop waits for."""
+        if self._stopping or self._goodput is None:
+            return
+        self._stopping = True
+        awaited = _AWAITED.get(self._goodput.phase_now, "the step in progress")
+        awaited = "the compilation and the step" if self._compiling else awaited
+        self.say(
+            f"stopping: waits for {awaited}, then saves it; Ctrl-C again ends at once, without "
+            "the steps since the last save"
+        )
+
+    def _advance(self, count: int) -> None:
+        done, parts = self._evaluated
+        self._evaluated = (done + count, parts)
+
+    def _forecast(self) -> str:
+        epoch = self._mean() * self._steps_per_epoch
+        left = self._mean() * (self._total - self._step)
+        return (
+            f"an epoch of {self._steps_per_epoch:,} steps takes about {words_of(epoch)} and an "
+            f"evaluation; all {self._total - self._step:,} steps to come take about "
+            f"{words_of(left)}, less if training stops early"
+        )
+
+    def _mean(self) -> float:
+        return sum(self._durations) / len(self._durations)
+
+    def _seconds_left(self) -> float | None:
+        """Returns an estimate without compilation, None if it is not known yet."""
+        if not self._durations:
+            return None
+        between = self._steps_per_epoch * self._eval_every
+        evaluations = math.ceil(self._total / between) - self._step // between
+        return self._mean() * (self._total - self._step) + self._evaluation * evaluations
+
+    def _doing(self) -> str:
+        assert self._goodput is not None
+        phase, waits = self._goodput.phase_now, self._goodput.phase_seconds
+        if phase == "evaluation":
+            done, parts = self._evaluated
+            doing = f"evaluating {done}/{parts}"
+        elif self._compiling:
+            doing = "compiling"
+        else:  # a short wait for data is part of every step
+            doing = _DOING.get(phase, "training") if phase != "input" or waits > 1 else "training"
+        return f"stopping: {doing}" if self._stopping else doing
+
+    def _line(self) -> RenderableType:
+        """Returns the live line: what matters first, the rest where there is room."""
+        left = self._seconds_left()
+        head = f"{clock(time.monotonic() - self._began)} eta {clock(left)} "
+        epochs = math.ceil(self._total / self._steps_per_epoch)
+        epoch = min(self._step // self._steps_per_epoch + 1, epochs)
+        tail = f" epoch {epoch}/{epochs} step {self._step:,}/{self._total:,} {self._doing()}"
+        room = self._console.width - 1 - _SHORTEST_BAR
+        for name, value in self._scalars.items():
+            more = f", {_short(name)} {value:.4g}"
+            if name.startswith("train/") and len(head + tail + more) <= room:
+                tail += more
+        if len(head + tail) > room:
+            tail = f" epoch {epoch}/{epochs} {self._doing()}"
+        width = max(0, min(_LONGEST_BAR, self._console.width - 1 - len(head + tail)))
+        evaluating = self._goodput and self._goodput.phase_now == "evaluation"
+        done, parts = self._evaluated if evaluating else (self._step, self._total)
+        line = Table.grid()
+        for _ in range(3):
+            line.add_column(no_wrap=True)
+        line.add_row(head, ProgressBar(total=max(parts, 1), completed=done, width=width), tail)
+        return line
 
 
 class Speed:
@@ -116,11 +225,36 @@ class Speed:
         return rates
 
 
-def format_scalars(step: int, scalars: dict[str, float], prefix: str = "train/") -> str:
-    """Returns a line with the step and the scalars whose names start with a prefix."""
+def format_scalars(step: int, scalars: dict[str, float]) -> str:
+    """Returns a line with the step and the scalars of training."""
     shown = [
-        f"{name.removeprefix(prefix).replace('_per_second', '/s')} {value:.4g}"
+        f"{_short(name)} {value:.4g}"
         for name, value in scalars.items()
-        if name.startswith(prefix)
+        if name.startswith("train/")
     ]
     return f"step {step}: " + ", ".join(shown)
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Returns metrics, which are fractions, in percent, as in "ndcg@10 4.21 %"."""
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+
+
+def clock(seconds: float | None) -> str:
+    """Returns a duration as h:mm:ss."""
+    if seconds is None:
+        return "-:--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def words_of(seconds: float) -> str:
+    """Returns a duration with one or two units, as in "2 h 5 min"."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("train/").replace("_per_second", "/s")

@@ -28,6 +28,10 @@ class PlainConsole(Console):
         """Returns what rich prints for a text."""
         return super().render_str(visible(text), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError again, which ends a program quietly (`one_line_errors`)."""
+        raise
+
 
 def render(tables: Iterable[Table]) -> str:
     """Returns tables as plain text, as wide as they need to be and without markup."""
@@ -36,6 +40,17 @@ def render(tables: Iterable[Table]) -> str:
     for table in tables:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+@contextmanager
+def status(text: str) -> Generator[None]:
+    """Shows what the program does until the end of the block; without a terminal nothing."""
+    console = PlainConsole(stderr=True)
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        yield
 
 
 @contextmanager

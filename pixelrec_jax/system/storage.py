@@ -30,8 +30,12 @@ def is_remote(name: str | Path) -> bool:
     return "://" in str(name)
 
 
-def expand_user(name: str) -> str:
-    """Returns a path with the folder of the user in the place of ~; shells leave it in --out=~."""
+def expand_user(name: str | Path) -> str:
+    """Returns a path with the user's folder in the place of ~, which shells leave in --out=~/a.
+
+    Paths of flags are expanded by `program.define_path`, those of a config by the functions here
+    and in `data/` that open them.
+    """
     return os.path.expanduser(name)
 
 
@@ -55,7 +59,7 @@ def path(name: str | Path) -> Path:
       UserError: the URL has another protocol, or the bucket cannot be reached.
     """
     if not is_remote(name):
-        return Path(name)
+        return Path(expand_user(name))
     check_protocol(name)
     bucket, _, inside = str(name).removeprefix("gs://").partition("/")
     url = f"gs://{bucket}/{inside}".rstrip("/")
@@ -135,7 +139,7 @@ def local_file(name: str | Path, *, beside: str | None = None) -> Path:
     If the URL also exists with the suffix `beside` instead of its own, both files are copied.
     """
     if not is_remote(name):
-        return Path(name)
+        return Path(expand_user(name))
     url = str(name)
     system = filesystem(url)
     with _one_line_errors(url, missing=_NO_FILE):

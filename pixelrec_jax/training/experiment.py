@@ -28,6 +28,7 @@ from pixelrec_jax.parallel.sharding import (
     shapes,
 )
 from pixelrec_jax.recommender import Recommender, build
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.optim import build_optimizer
 from pixelrec_jax.training.options import check_values
 
@@ -105,6 +106,9 @@ def build_experiment(
     store = _open_store(config.item, interactions) if store is None else store
     optimizer = build_optimizer(config.optim, mesh)
     task = build_task(config, split)
+    shards = num_shards(mesh, BATCH_SPEC)
+    if not compile_only:  # a dry run has only a few examples
+        _check_batch_size(config.train.batch_size, len(task), shards)
     batches = TrainBatches(
         task,
         store,
@@ -113,7 +117,7 @@ def build_experiment(
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         seed=config.seed,
-        num_shards=num_shards(mesh, BATCH_SPEC),
+        num_shards=shards,
         local_shards=local_shards(mesh, BATCH_SPEC),
         slot_buckets=config.data.slot_buckets,
         needs_time=model.user_encoder.needs_time,
@@ -131,6 +135,16 @@ def build_experiment(
         batches=batches,
         evaluator=Evaluator(model, split, store, resident, config, mesh),
     )
+
+
+def _check_batch_size(batch_size: int, examples: int, shards: int) -> None:
+    """Raises `UserError` for a batch that all examples cannot fill: its padding takes memory."""
+    largest = -(-examples // shards) * shards
+    if batch_size > largest:
+        raise UserError(
+            f"train.batch_size={batch_size} is more than the {examples:,} examples of the dataset; "
+            f"give {largest} or less"
+        )
 
 
 def _open_store(item: ConfigDict, interactions: Interactions) -> ItemStore | None:

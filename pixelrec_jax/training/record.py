@@ -1,7 +1,7 @@
 """Recording of training steps: metrics are fetched one step late, so that no device waits."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.runs.goodput import Goodput
-from pixelrec_jax.runs.progress import Speed, TrainingProgress, format_scalars
+from pixelrec_jax.runs.progress import Speed, TrainingProgress, format_metrics
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.chips import peaks_of
 from pixelrec_jax.system.errors import UserError
@@ -52,14 +52,17 @@ class StepRecord:
         """Takes the metrics of a dispatched step, the local batch, and the step's operations."""
         self._pending, self._latest = (step, metrics), step
         self._speed.count(local, flops)
-        self._progress.step(step, step // self._steps_per_epoch)
+        self._progress.step(step)
 
     @contextmanager
-    def evaluation(self) -> Generator[None]:
-        """Counts the time inside the with statement as evaluation, not as training."""
+    def evaluation(self, parts: int) -> Generator[Callable[[int], None]]:
+        """Counts the time inside the with statement as evaluation, not as training.
+
+        Yields a function that advances the display by a number of the evaluation's parts.
+        """
         self._rates = self._speed.read()
-        with self._goodput.phase("evaluation"):
-            yield
+        with self._goodput.phase("evaluation"), self._progress.evaluation(parts) as advance:
+            yield advance
         self._speed.read()
 
     def fetch(self, values: dict[str, float] | None = None) -> None:
@@ -83,11 +86,11 @@ class StepRecord:
         scalars |= {f"train/{name}": metrics[name] for name in metrics if name != "loss"}
         scalars |= self._rates or self._speed.read()
         self._rates = {}
-        self._progress.status(format_scalars(step, scalars))
+        self._progress.status(step, scalars)
         if values is not None:
             scalars |= {f"valid/{name}": value for name, value in values.items()}
             epoch = step // self._steps_per_epoch
-            self._progress.say(f"epoch {epoch}: " + format_scalars(step, scalars, prefix="valid/"))
+            self._progress.say(f"epoch {epoch}, step {step}: {format_metrics(values)}")
         scalars |= self._goodput.scalars()
         if self._log:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})

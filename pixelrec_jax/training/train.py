@@ -1,6 +1,7 @@
 """Joint training of item and user encoder: first the step, then the loop."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,8 +31,9 @@ from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.runs.profile import Profiler
-from pixelrec_jax.runs.progress import TrainingProgress, format_scalars
+from pixelrec_jax.runs.progress import TrainingProgress, format_metrics
 from pixelrec_jax.runs.writers import check_writers
+from pixelrec_jax.system.console import progress_bar, status
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.flops import StepFlops
@@ -182,13 +184,15 @@ def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> Trai
 def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
     """Evaluates the initial state and saves it as the best checkpoint, for `train.epochs=0`."""
     config = experiment.config
-    stopping, progress = EarlyStopping(config.train.patience), TrainingProgress(start=0, total=0)
+    stopping, progress = EarlyStopping(config.train.patience), _progress(experiment, start=0)
     with in_first_process(run_folder.MetricsLog, workdir, continue_from=0, config=config) as log:
         progress.say(start_line(experiment, start=0))
-        state = init_state(experiment)
-        values = _validate(experiment, state, stopping)
+        with status("making the initial state"):
+            state = init_state(experiment)
+        with progress_bar("evaluating", experiment.evaluator.parts("valid")) as advance:
+            values = _validate(experiment, state, stopping, advance)
         scalars = {f"valid/{name}": value for name, value in values.items()}
-        progress.say("untrained: " + format_scalars(0, scalars, prefix="valid/"))
+        progress.say(f"untrained: {format_metrics(values)}")
         if log:
             log.write(0, {"epoch": 0.0, **scalars})
             log.flush()
@@ -203,20 +207,25 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
       The seconds an epoch without its evaluations; None if there was nothing left to do.
     """
     config, batches = experiment.config, experiment.batches
-    stopping = EarlyStopping(config.train.patience)
-    if checkpoints.latest is None:
-        state, start = init_state(experiment), 0
-    else:
-        state = restore(experiment, checkpoints, checkpoints.latest)
+    stopping, start = EarlyStopping(config.train.patience), 0
+    if checkpoints.latest is not None:
         metadata = checkpoints.metadata(checkpoints.latest)
         stopping = EarlyStopping(config.train.patience, **metadata["early_stopping"])
         start = metadata["next_batch"]
+    progress = _progress(experiment, start)
+    progress.say(start_line(experiment, start))
+    if checkpoints.latest is None:
+        with status("making the initial state"):
+            state = init_state(experiment)
+    else:
+        with status(f"reading the checkpoint of step {checkpoints.latest:,}"):
+            state = restore(experiment, checkpoints, checkpoints.latest)
     train_step = make_train_step(experiment)
     with (
-        stop_request() as stop,
+        stop_request(progress.stopping) as stop,
         in_first_process(run_folder.MetricsLog, workdir, continue_from=start, config=config) as log,
-        TrainingProgress(start=start, total=len(batches)) as progress,
         Goodput(log.kept if log else {}, log.dropped if log else {}) as goodput,
+        progress.showing(goodput),
         Profiler(config.profile.start, config.profile.steps, workdir / "profile") as profiler,
         iterate(
             batches,
@@ -227,11 +236,11 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             prefetch=config.data.prefetch,
         ) as iterator,
     ):
-        progress.say(start_line(experiment, start))
         record = StepRecord(experiment, progress, log, goodput)
         count_flops = StepFlops(experiment, make_train_step)
         for step, local in enumerate(goodput.waits(iterator), start=start + 1):
             with goodput.phase("step"), profiler.step(step):
+                progress.shape(local.items.id.shape)
                 batch = make_global_arrays(local, experiment.mesh, BATCH_SPEC)
                 state, metrics = train_step(state, batch, experiment.resident)
                 record.fetch()  # metrics of step - 1, while the devices compute this step
@@ -246,8 +255,8 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             values = None
             check_finite(metrics, state, step)
             if evaluated:
-                with record.evaluation():
-                    values = _validate(experiment, state, stopping)
+                with record.evaluation(experiment.evaluator.parts("valid")) as advance:
+                    values = _validate(experiment, state, stopping, advance)
             record.fetch(values)
             record.flush()  # before the save: a run that continues from it starts after this step
             with goodput.phase("save"):
@@ -283,7 +292,8 @@ def finish(
         )
     state = restore(experiment, checkpoints, checkpoints.best)
     evaluator = experiment.evaluator
-    ranking = evaluator.rank(state.variables, "test")
+    with progress_bar("ranking the test items", evaluator.parts("test")) as advance:
+        ranking = evaluator.rank(state.variables, "test", advance)
     total, trained = count_parameters(experiment)
     result: Result = {
         "model": {
@@ -327,12 +337,25 @@ def _build(config: ConfigDict, workdir: Path) -> Experiment:
     return experiment
 
 
+def _progress(experiment: Experiment, start: int) -> TrainingProgress:
+    batches = experiment.batches
+    return TrainingProgress(
+        start=start,
+        total=len(batches),
+        steps_per_epoch=batches.steps_per_epoch,
+        eval_every=experiment.config.train.eval_every,
+    )
+
+
 def _validate(
-    experiment: Experiment, state: TrainState, stopping: EarlyStopping
+    experiment: Experiment,
+    state: TrainState,
+    stopping: EarlyStopping,
+    advance: Callable[[int], None],
 ) -> dict[str, float]:
     """Returns the validation metrics by name and passes the monitored one to `stopping`."""
     evaluator = experiment.evaluator
-    metrics = evaluator.metrics(evaluator.rank(state.variables, "valid"))["all"]
+    metrics = evaluator.metrics(evaluator.rank(state.variables, "valid", advance))["all"]
     values = {}
     for name, estimate in metrics.items():
         assert estimate["value"] is not None, "every holdout of a split has users"
