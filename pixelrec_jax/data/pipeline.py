@@ -245,7 +245,7 @@ def iterate(
         iterator.close()  # ends workers now and not at some later garbage collection
 
 
-def _explained(batches: Iterator[Any]) -> Iterator[Any]:
+def _explained(batches: Iterator[_Element]) -> Iterator[_Element]:
     """Yields what workers make; says why one ended and what to do.
 
     Raises:
