@@ -183,12 +183,12 @@ def _name(name: str, encoder: str) -> str:
 def _parse(of_run: Sequence[str]) -> dict[str, str]:
     given = {}
     for flag in of_run:
-        form = re.fullmatch(r"--?([a-z][\w.]*)(?:=(.*))?", flag, re.DOTALL)
-        if not form:
+        named = re.fullmatch(r"--?([a-z][\w.]*)(?:=(.*))?", flag, re.DOTALL)
+        if not named:
             raise UserError(f"unexpected {flag!r} after --; give flags of the run as --name=value")
-        if form[1] == "flagfile" or (form[1] in ("config", "workdir") and not form[2]):
+        if named[1] == "flagfile" or (named[1] in ("config", "workdir") and not named[2]):
             raise UserError(f"{flag!r} after --; give flags of the run as --name=value, one by one")
-        given[form[1]] = form[2] or ""
+        given[named[1]] = named[2] or ""
     return given
 
 

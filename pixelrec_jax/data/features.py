@@ -100,9 +100,9 @@ class FeatureStore:
             files.check_regular(path)
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            remedy = "" if codes else "make it with pixelrec extract, or "
+            advice = "" if codes else "make it with pixelrec extract, or "
             raise UserError(
-                f"{path} does not exist; {remedy}name another with item.path (relative to the "
+                f"{path} does not exist; {advice}name another with item.path (relative to the "
                 "folder of the dataset)"
             ) from None
         except OSError as error:

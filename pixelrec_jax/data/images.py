@@ -15,7 +15,8 @@ from pixelrec_jax.data import interactions
 from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
-ROWS = interactions.IMAGE_ROWS  # int32[items]: the record number of item i + 1, -1 for a grey image
+# int32[items]: the record number of item i + 1, -1 for a grey image
+RECORD_NUMBERS = interactions.IMAGE_ROWS
 RECORDS_PER_SHARD = 1024  # images in an image shard, which is an ArrayRecord file
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
@@ -98,7 +99,7 @@ class ImageStore:
         self._raw = manifest["images"]["store"] == "resized"
         self._num_items = manifest["counts"]["items"]
         files = manifest["files"]
-        names = sorted(name for name in files if name.startswith((f"{FOLDER}/", ROWS)))
+        names = sorted(name for name in files if name.startswith((f"{FOLDER}/", RECORD_NUMBERS)))
         content = "".join(files[name]["sha256"] for name in names)
         self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._record_numbers = self._read_record_numbers()
@@ -129,12 +130,12 @@ class ImageStore:
 
     def _read_record_numbers(self) -> np.ndarray:
         try:
-            numbers = np.load(self._directory / ROWS, allow_pickle=False)
+            numbers = np.load(self._directory / RECORD_NUMBERS, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise self._damaged(ROWS, error) from None
+            raise self._damaged(RECORD_NUMBERS, error) from None
         if numbers.shape != (self._num_items,) or numbers.dtype != np.int32:
             raise self._damaged(
-                ROWS,
+                RECORD_NUMBERS,
                 f"holds {numbers.dtype}{list(numbers.shape)}, expected int32[{self._num_items}]",
             )
         return numbers

@@ -18,8 +18,8 @@ from pixelrec_jax.data.queries import Queries, ranking_queries
 from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Array, History, Score
-from pixelrec_jax.evaluation import metrics
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
+from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.result import Groups, Report
 from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
 from pixelrec_jax.parallel.sharding import (
@@ -219,8 +219,8 @@ class Evaluator:
         """Returns the metrics over all users ("all") and over those with a cold target ("cold")."""
         cold = self._is_cold(ranking.target)
         return {
-            "all": metrics.ranking_metrics(ranking.rank, self.config.eval.ks),
-            "cold": metrics.ranking_metrics(ranking.rank[cold], self.config.eval.ks),
+            "all": ranking_metrics(ranking.rank, self.config.eval.ks),
+            "cold": ranking_metrics(ranking.rank[cold], self.config.eval.ks),
         }
 
     def report(self, ranking: Ranking, holdout: Holdout) -> Report:
@@ -236,8 +236,8 @@ class Evaluator:
             "model": self.metrics(ranking),
             "popularity": self.metrics(self.rank_by_popularity(holdout)),
             "random": {
-                "all": metrics.random_metrics(num_candidates, ks),
-                "cold": metrics.random_metrics(num_candidates[cold], ks),
+                "all": random_metrics(num_candidates, ks),
+                "cold": random_metrics(num_candidates[cold], ks),
             },
         }
 

@@ -99,11 +99,11 @@ class GoogleDrive:
             found = self._gdown.download_folder(
                 id=source.drive_id, skip_download=True, quiet=True, use_cookies=False, timeout=60
             )
-        files = []
+        listed = []
         for file in found:
             assert not isinstance(file, str), "gdown gives names only of what it downloads"
-            files.append((file.id, file.path))
-        return files
+            listed.append((file.id, file.path))
+        return listed
 
     def fetch(self, drive_id: str, folder: Path, path: str, *, url: str) -> Path:
         """Downloads a file, or the rest of it, to folder/path and returns the path written.

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from pixelrec_jax.data.images import FOLDER, ROWS
+from pixelrec_jax.data.images import FOLDER, RECORD_NUMBERS
 from pixelrec_jax.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -222,7 +222,7 @@ def _write_images(
         table = selection.drop_rare_users(table, selection.least_interactions(options), dropped)
         record_of = dict(zip(ids, records, strict=True))
         records = np.array([record_of[item_id] for item_id in table.item_ids], np.int32)
-    np.save(work / ROWS, records)
+    np.save(work / RECORD_NUMBERS, records)
     return table, {
         "store": options["store"],
         "size": size,

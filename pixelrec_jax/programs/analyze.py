@@ -19,15 +19,15 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Analyses the datasets named on the command line."""
-    from pixelrec_jax.ingest.analyze import table, write
+    from pixelrec_jax.ingest import analyze
 
     out = flags.FLAGS.out
     storage.local_only(out, "out", written=True)
-    datasets, written = write(argv[1:], None if out is None else Path(out))
+    datasets, written = analyze.write(argv[1:], None if out is None else Path(out))
     if flags.FLAGS.json:
         print((written / "analysis.json").read_text(), end="")
     else:
-        print(f"{table(datasets)}\nwrote {written}")
+        print(f"{analyze.table(datasets)}\nwrote {written}")
 
 
 if __name__ == "__main__":

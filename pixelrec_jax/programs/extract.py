@@ -45,12 +45,12 @@ def main(_: Sequence[str]) -> None:
     import numpy as np
 
     from pixelrec_jax.data.interactions import load
-    from pixelrec_jax.runs.extract import check, choose_encoder, extract
+    from pixelrec_jax.runs.extract import check_output, choose_encoder, extract
 
     values = flags.FLAGS
     interactions = load(values.data)
     out = storage.path(values.out or f"{values.data}/features.npy")
-    check(interactions, out, overwrite=values.overwrite)
+    check_output(interactions, out, overwrite=values.overwrite)
     changes = {name: values[name].value for name in _SETTINGS}
     encoder = choose_encoder(
         interactions,

@@ -19,14 +19,12 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Prints the table of the runs named on the command line, and with --examples some users."""
-    from pixelrec_jax.runs.report import table
+    from pixelrec_jax.runs import examples, report
 
     workdirs = [storage.path(workdir) for workdir in argv[1:]]
-    print(table(workdirs, unfinished=flags.FLAGS.unfinished))
+    print(report.table(workdirs, unfinished=flags.FLAGS.unfinished))
     if not flags.FLAGS.examples:
         return
-    from pixelrec_jax.runs import examples
-
     for workdir in workdirs:
         print(f"\n{workdir}")
         print(examples.show(workdir, users=flags.FLAGS.examples, seed=flags.FLAGS.seed))

@@ -12,7 +12,7 @@ from pixelrec_jax.items.vision.pretrained import backbone_variables, merge_colle
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.system.errors import UserError, nearest
-from pixelrec_jax.weights.files import write
+from pixelrec_jax.weights.files import write_tensors
 from pixelrec_jax.weights.mapping import write_weights
 
 
@@ -44,5 +44,5 @@ def export(workdir: Path, out: Path, names: str | None = None) -> int:
         raise UserError(f"unknown --names={names!r}{nearest(names, mappings)}")
     _, variables = best_variables(workdir, config)
     tensors = write_weights(merge_collections(backbone_variables(variables)), mappings[names])
-    write(out, tensors)
+    write_tensors(out, tensors)
     return len(tensors)

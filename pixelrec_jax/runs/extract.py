@@ -170,7 +170,7 @@ def _write(
     return shape
 
 
-def check(interactions: Interactions, out: Path, *, overwrite: bool) -> None:
+def check_output(interactions: Interactions, out: Path, *, overwrite: bool) -> None:
     """Raises `UserError` if the dataset has no images, or `out` is misnamed or exists."""
     if interactions.manifest["images"] is None:
         raise UserError(

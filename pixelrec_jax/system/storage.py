@@ -44,12 +44,12 @@ def local_only(name: str | None, option: str, *, written: bool) -> None:
     if name is None or not is_remote(name):
         return
     copy = "gcloud storage cp --recursive"
-    remedy = (
+    advice = (
         f"give a local folder and copy it afterwards with {copy} FOLDER {name}"
         if written
         else f"copy it to this machine first with {copy} {name} ."
     )
-    raise UserError(f"--{option}={name} is not on the local disk; {remedy}")
+    raise UserError(f"--{option}={name} is not on the local disk; {advice}")
 
 
 def path(name: str | Path) -> Path:
@@ -193,7 +193,7 @@ def _one_line_errors(url: str | Path, *, missing: str) -> Generator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"{url}: {missing}") from None
-    # Each package has its own errors (credentials, permission, network) with the same remedy.
+    # Each package has its own errors (credentials, permission, network) and one piece of advice.
     except Exception as error:
         raise TransientError(
             f"{url} cannot be reached ({reason(error)}); check the name, the permissions and the "

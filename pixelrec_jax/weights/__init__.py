@@ -1,1 +1,1 @@
-"""Published weights: finding, reading and writing their files, and porting them to our names."""
+"""Published weights: finding, reading and writing files, mapping tensors to our parameters."""

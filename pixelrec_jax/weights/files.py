@@ -18,7 +18,7 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a safetensors or PyTorch file by name, in the types of the file.
 
     The format is recognised by the content of the file, not by its name.
@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file, complete or not at all.
 
     Raises:
@@ -151,7 +151,7 @@ def _mirror(weights: str) -> Path:
                 progressbar=True,
             )
         )
-    # The client raises many errors (network, status, hash, disk) with the same remedy.
+    # The client raises many errors (network, status, hash, disk) and one piece of advice.
     except Exception as error:
         raise UserError(
             f"item.weights={weights!r} could not be fetched ({reason(error)}); check the address, "

@@ -58,7 +58,7 @@ def checkpoint(module: torch.nn.Module) -> dict[str, np.ndarray]:
     if isinstance(module, PreTrainedModel):  # its files have other names
         with TemporaryDirectory() as folder:
             module.save_pretrained(folder)
-            return files.read(Path(folder) / "model.safetensors")
+            return files.read_tensors(Path(folder) / "model.safetensors")
     return {name: x.detach().numpy().copy() for name, x in module.state_dict().items()}
 
 

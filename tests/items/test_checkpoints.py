@@ -23,7 +23,7 @@ from transformers import (
 
 from pixelrec_jax.items.vision.pretrained import merge_collections
 from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE, CLIP_OPENAI
-from pixelrec_jax.weights.files import write
+from pixelrec_jax.weights.files import write_tensors
 from pixelrec_jax.weights.mapping import read_weights, write_weights
 from tests.items import parity
 from tests.items.cases import CASES, OPENAI, SIZES, SWIN_SIZES, beit_config, loaded, resnet_config
@@ -144,7 +144,7 @@ def test_written_names_of_clip_fit_the_models_that_have_both_towers(tmp_path):
     """As the files of the hub and of OpenAI do."""
     params = loaded("clip").backbone.variables["params"]
     _clip().config.save_pretrained(tmp_path)
-    write(tmp_path / "model.safetensors", write_weights(params, CLIP_HUGGINGFACE))
+    write_tensors(tmp_path / "model.safetensors", write_weights(params, CLIP_HUGGINGFACE))
     _, report = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     missing = {name for name in report["missing_keys"] if name.startswith("vision_model.")}
     assert not report["unexpected_keys"]

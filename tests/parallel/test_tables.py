@@ -31,8 +31,8 @@ def _train(config, devices, steps=3):
 def test_training_is_that_with_gradients_of_whole_tables(toy_dataset, monkeypatch, user, devices):
     config = tiny_config(f"user={user},item=id,dataset=toy", toy_dataset)
     config.optim.clip_norm = 0.1
-    by_row = _train(config, jax.devices()[:devices])
+    sparse = _train(config, jax.devices()[:devices])
     monkeypatch.setattr(Recommender, "embedding_lookups", lambda self, **_: {})
-    whole = _train(config, jax.devices()[:devices])
-    for actual, expected in zip(by_row, whole, strict=True):
+    dense = _train(config, jax.devices()[:devices])
+    for actual, expected in zip(sparse, dense, strict=True):
         double.assert_close(actual, expected)

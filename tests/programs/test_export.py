@@ -12,7 +12,7 @@ from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.training.train import train_and_evaluate
-from pixelrec_jax.weights.files import read
+from pixelrec_jax.weights.files import read_tensors
 from tests.tiny import tiny_config, use_tiny_encoders
 
 
@@ -41,7 +41,7 @@ def trained(request, toy_dataset, tmp_path_factory, _tiny_encoders):
 def test_an_exported_encoder_is_the_start_of_another_run(trained, tmp_path):
     config, workdir = trained
     file = tmp_path / "encoder.safetensors"
-    assert export(workdir, file) == len(read(file))
+    assert export(workdir, file) == len(read_tensors(file))
     experiment = build_experiment(config)
     with Checkpoints(workdir / "checkpoints", metric="ndcg@10", read_only=True) as checkpoints:
         best = checkpoints.restore(checkpoints.best, state_template(experiment))

@@ -14,7 +14,7 @@ from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.runs.checkpoint import Checkpoints
-from pixelrec_jax.runs.extract import check, choose_encoder, extract
+from pixelrec_jax.runs.extract import check_output, choose_encoder, extract
 from pixelrec_jax.runs.run_folder import claim
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
@@ -148,12 +148,12 @@ def test_files_are_complete_and_replaced_only_if_asked(interactions, tmp_path):
         extract(interactions, broken, out)
     assert out.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"features.npy", "features.json"}
-    check(interactions, out, overwrite=True)
+    check_output(interactions, out, overwrite=True)
     with pytest.raises(UserError, match=r"exists; .*--overwrite"):
-        check(interactions, out, overwrite=False)
+        check_output(interactions, out, overwrite=False)
     (tmp_path / "manifest.json").write_text("{}")  # what the description would overwrite
     with pytest.raises(UserError, match=r"manifest\.json exists"):
-        check(interactions, tmp_path / "manifest.npy", overwrite=False)
+        check_output(interactions, tmp_path / "manifest.npy", overwrite=False)
 
 
 def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
@@ -163,13 +163,13 @@ def test_wrong_input_is_one_line(interactions, tmp_path, toy_dataset):
     with pytest.raises(UserError, match="vector is not a layer of"):  # its projection is random
         extract(interactions, encoder, tmp_path / "x.npy", layer="vector")
     with pytest.raises(UserError, match=r"does not end in \.npy"):
-        check(interactions, tmp_path / "x.json", overwrite=False)
+        check_output(interactions, tmp_path / "x.json", overwrite=False)
     with pytest.raises(UserError, match=r"cannot be written .*; give another place"):
         extract(interactions, encoder, tmp_path / "nowhere" / "x.npy")
     manifest = interactions.manifest | {"images": None}
     without_images = dataclasses.replace(interactions, manifest=manifest)
     with pytest.raises(UserError, match="prepared without images"):
-        check(without_images, tmp_path / "x.npy", overwrite=False)
+        check_output(without_images, tmp_path / "x.npy", overwrite=False)
 
     for both in ({"item": None, "workdir": None}, {"item": "vit_toy", "workdir": "runs"}):
         with pytest.raises(UserError, match=r"give --item=NAME .* or --workdir=DIR"):

@@ -20,7 +20,7 @@ from pixelrec_jax.ingest.tfds.build import build
 from pixelrec_jax.runs import examples, report, run_folder
 from pixelrec_jax.system import files
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.weights.files import read as read_weights
+from pixelrec_jax.weights.files import read_tensors
 from tests.tiny import interactions_of
 
 SECONDS = 20
@@ -79,7 +79,7 @@ READERS = {
     "interactions": lambda path: columns.read_csv(path),
     "item information": lambda path: item_info.read_csv(path),
     "addresses": lambda path: fetch_images.read_urls(path),
-    "weights": lambda path: read_weights(path),
+    "weights": lambda path: read_tensors(path),
     "features": lambda path: FeatureStore(path, interactions_of([np.arange(1, 5)], 5)),
     "the TFDS builder": lambda path: tfds_of(path, path.parent / "out"),
 }

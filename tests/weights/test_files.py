@@ -32,12 +32,12 @@ def _assert_same(ours, theirs):
 @pytest.fixture
 def weights_file(tmp_path):
     path = tmp_path / "model.safetensors"
-    files.write(path, TENSORS)
+    files.write_tensors(path, TENSORS)
     return path
 
 
 def test_what_is_written_is_read(weights_file):
-    _assert_same(files.read(weights_file), TENSORS)
+    _assert_same(files.read_tensors(weights_file), TENSORS)
     assert [path.name for path in weights_file.parent.iterdir()] == ["model.safetensors"]
 
 
@@ -49,7 +49,7 @@ def test_a_written_file_says_what_transformers_asks(weights_file):
 def test_others_may_read_what_is_written(weights_file):
     umask = os.umask(0o022)
     try:
-        files.write(weights_file, TENSORS)
+        files.write_tensors(weights_file, TENSORS)
     finally:
         os.umask(umask)
     assert weights_file.stat().st_mode & 0o777 == 0o644
@@ -57,7 +57,7 @@ def test_others_may_read_what_is_written(weights_file):
 
 def test_a_file_that_cannot_be_written_is_one_error(tmp_path):
     place = tmp_path / "missing" / "model.safetensors"
-    assert "cannot be written" in refusal(lambda path: files.write(path, TENSORS), place)
+    assert "cannot be written" in refusal(lambda path: files.write_tensors(path, TENSORS), place)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".txt"])
@@ -67,9 +67,9 @@ def test_the_content_decides_how_a_file_is_read(tmp_path, suffix):
     for new in (True, False):
         tensors = {"half": torch.ones(3).half()}
         torch.save(tensors, path, _use_new_zipfile_serialization=new)
-        _assert_same(files.read(path), expected)
-    files.write(path, expected)
-    _assert_same(files.read(path), expected)
+        _assert_same(files.read_tensors(path), expected)
+    files.write_tensors(path, expected)
+    _assert_same(files.read_tensors(path), expected)
 
 
 def test_a_truncated_file_is_refused(weights_file):

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pixelrec_jax.ingest import item_info
+from pixelrec_jax.ingest.item_info import COUNTS, TEXTS
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.ingest.tfds import histories, items, pieces
 from pixelrec_jax.ingest.tfds.shards import ShardWriter
@@ -113,9 +113,9 @@ class Pixelrec(tfds.core.GeneratorBasedBuilder):
                 "image": features.Image(doc="The file as it is: JPEG, PNG or WebP."),
                 **{
                     name: features.Scalar(np.int64, doc=f"{items.UNKNOWN}: unknown.")
-                    for name in item_info.COUNTS
+                    for name in COUNTS
                 },
-                **{name: features.Text(doc="Empty: unknown.") for name in item_info.TEXTS},
+                **{name: features.Text(doc="Empty: unknown.") for name in TEXTS},
             }
         else:
             columns = {

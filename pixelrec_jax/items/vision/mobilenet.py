@@ -155,11 +155,11 @@ class MobileNet(Backbone):
         """Returns stem, the body's blocks, head and pooling."""
         settings = {"padding": self.padding, "epsilon": self.epsilon, "dtype": self.dtype}
         end, block = (partial(self.with_remat(Unit), **settings), self.with_remat(Block))
-        inner = partial(Unit, **settings)
+        unit = partial(Unit, **settings)
         return (
             Step("stem", partial(end, self.stem, 3, 2), takes_context=True),
             *(
-                Step(name, partial(block, layers, inner), takes_context=True)
+                Step(name, partial(block, layers, unit), takes_context=True)
                 for name, layers in self.body
             ),
             Step("head", partial(end, self.head), takes_context=True),

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.weights.files import locate, read
+from pixelrec_jax.weights.files import locate, read_tensors
 from pixelrec_jax.weights.mapping import read_weights
 
 
@@ -40,7 +40,7 @@ def read_backbone(item: ConfigDict, template: dict) -> dict:
         raise UserError(f"{item.name} has no published weights; set item.weights=''")
     path = locate(item.weights)
     tree = read_weights(
-        read(path),
+        read_tensors(path),
         vision.mappings,
         merge_collections(template),
         origin=str(path),
