@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pixelrec_jax.launch.commands import Command, shell_line, script
+from pixelrec_jax.launch.commands import Command, script, shell_line
 from tests import subprocesses
 from tests.launch.lines import GKE, RUN, SLURM, TPU
 from tests.tiny import ROOT
