@@ -68,7 +68,9 @@ class Slice:
         """
         if not text:
             raise UserError("--topology is missing; give a TPU slice, as in v5e:4x4")
-        name, separator, rest = re.fullmatch(r"([^:-]*)([:-]?)(.*)", text, re.DOTALL).groups()
+        name, colon, topology = text.partition(":")
+        if not colon:
+            name = text.partition("-")[0]
         if name not in _PREFIXES:
             raise UserError(
                 f"--topology={text}: unknown TPU {name!r}{nearest(name, _PREFIXES)}; expected one "
@@ -77,12 +79,12 @@ class Slice:
         generation = _PREFIXES[name]
         of = _GENERATIONS[generation]
         every = [cls(generation, topology) for topology in of.topologies]
-        if separator == "-":
+        if "-" in text:
             known = {f"{name}-{each.chips * of.cores}": each for each in every}
         else:
             known = {f"{name}:{each.topology}": each for each in every}
-            if of.topologies is not _FLAT and cls._is_of_cubes(rest, of.most_chips):
-                known[text] = cls(generation, rest)
+            if of.topologies is not _FLAT and cls._is_of_cubes(topology, of.most_chips):
+                known[text] = cls(generation, topology)
         if text not in known:
             raise UserError(f"--topology={text}: no such slice; expected one of {', '.join(known)}")
         return known[text]

@@ -32,7 +32,7 @@ def start_jax(workdir: Path | None = None) -> None:
 
     quiet_libtpu()
     on_cpu = jax.default_backend() == "cpu"
-    if _CACHE in os.environ or not jax.config.jax_enable_compilation_cache:
+    if _CACHE in os.environ:
         return
     if workdir is not None and storage.is_remote(workdir) and not on_cpu:
         folder, most = (
