@@ -26,6 +26,7 @@ from pixelrec_jax.launch.commands import (
 from pixelrec_jax.launch.jobset import JOBSET, manifest, patched
 from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.storage import expand_user
 
 _KUEUE = "kueue.x-k8s.io"  # https://kueue.sigs.k8s.io/docs/tasks/run/jobsets/
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -96,7 +97,7 @@ def _patches() -> list[dict[str, Any]]:
     patches = []
     for name in flags.FLAGS.patch:
         try:
-            patch = yaml.safe_load(Path(name).read_text())
+            patch = yaml.safe_load(Path(expand_user(name)).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"--patch={name} cannot be read ({reason(error)})") from None
         if not isinstance(patch, dict):
