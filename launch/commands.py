@@ -169,7 +169,8 @@ def define_common_flags() -> None:
     flags.DEFINE_list(
         "sweep",
         [],
-        "one run for each of these encoders; figure9 stands for those of the paper's Figure 9. "
+        "one run for each of these item encoders, id among them; figure9 stands for those of the "
+        "paper's Figure 9. "
         "Leave out item= in --config; each run has the folder <workdir>/<encoder>",
     )
     flags.DEFINE_multi_string(

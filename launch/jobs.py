@@ -72,14 +72,12 @@ def names(name: str, sweep: Sequence[str], *, longest: int = 63) -> list[str]:
 
 
 def encoders(sweep: Sequence[str]) -> tuple[str, ...]:
-    """Returns the encoders that --sweep names.
+    """Returns the item encoders that --sweep names; "figure9" stands for those of Figure 9.
 
     Raises:
       UserError: an encoder is named twice.
     """
-    every = tuple(sweep)
-    if every == ("figure9",):
-        return FIGURE_9
+    every = tuple(x for word in sweep for x in (FIGURE_9 if word == "figure9" else (word,)))
     if len(set(every)) < len(every):
         raise UserError(f"--sweep={','.join(every)} names an encoder twice; name each once")
     return every

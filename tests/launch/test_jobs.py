@@ -38,6 +38,9 @@ def test_figure_9_is_nine_encoders_that_exist():
     assert len(every) == 9
     assert [job.workdir.rpartition("/")[2] for job in every] == list(jobs.FIGURE_9)
     assert len(jobs.names("first", ["figure9"], longest=44)) == 9
+    assert jobs.encoders(["figure9", "id"]) == (*jobs.FIGURE_9, "id")
+    with pytest.raises(UserError, match="names an encoder twice"):
+        jobs.encoders(["figure9", "swin_t"])
 
 
 def test_folders_are_those_of_the_config_unless_overridden():
