@@ -53,14 +53,12 @@ def start_jax(workdir: Path | None = None) -> None:
 
 
 def quiet_libtpu() -> None:
-    """Keeps libtpu from writing complaints on a machine without TPUs; call it before JAX starts."""
-    from jax._src.hardware_utils import num_available_tpu_chips_and_device_id
-
-    if num_available_tpu_chips_and_device_id()[0] == 0:
-        # It asks for them at the metadata server of a TPU VM otherwise, and any type will do.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    """Keeps libtpu from complaining where there are no TPUs; for after JAX's import, before use."""
+    # JAX sets this when it is imported on a machine without TPU chips. Without the others, libtpu
+    # looks for what a TPU VM knows of itself, and writes that it finds nothing.
+    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # any that libtpu knows
 
 
 def _name(*, on_cpu: bool) -> str:

@@ -82,10 +82,14 @@ def test_folders_of_old_versions_are_deleted(fresh):
     assert {path.name for path in fresh.iterdir()} == {here, "cpu-3", "cpu-4", "cpu-5"}
 
 
+# Its argument is a folder of a run on an accelerator, or empty.
 _PROGRAM = """
 import json, sys, jax
+from pixelrec_jax.system import storage
 from pixelrec_jax.system.start_jax import start_jax
-start_jax()
+if sys.argv[1]:
+    jax.default_backend = lambda: "tpu"
+start_jax(storage.path(sys.argv[1]))
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -101,8 +105,18 @@ def test_a_second_start_compiles_nothing_and_libtpu_is_silent(tmp_path):
     environment["PIXELREC_CACHE"] = str(tmp_path)
     start = {"cwd": ROOT, "env": environment, "check": True}
     for expected in ("cache_misses", "cache_hits"):
-        done = subprocesses.run([sys.executable, "-c", _PROGRAM], **start)
+        done = subprocesses.run([sys.executable, "-c", _PROGRAM, ""], **start)
         value, events = done.stdout.splitlines()
         assert value == "7.0"
         assert set(json.loads(events)) == {expected}
         assert done.stderr == ""
+
+
+def test_a_second_start_of_a_run_in_a_bucket_compiles_nothing(bucket, tmp_path):
+    environment = os.environ | {"PIXELREC_CACHE": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR")
+    command = [sys.executable, "-c", _PROGRAM, f"{bucket}/runs/compiled"]
+    for expected in ("cache_misses", "cache_hits"):
+        done = subprocesses.run(command, cwd=ROOT, env=environment, check=True)
+        assert set(json.loads(done.stdout.splitlines()[1])) == {expected}, done.stderr
+    assert not (tmp_path / "compiled").exists()
