@@ -1,5 +1,6 @@
 """Commands of other programs, which are run or printed as a shell script."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -11,20 +12,56 @@ from absl import flags
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.program import run as run_program
 
-_END = "END"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments, and the text for its standard input."""
+    """A program with its arguments, and the text for its standard input, which ends a line."""
 
     argv: tuple[str, ...]
     stdin: str = ""
 
     def __str__(self) -> str:
-        """Returns the command in the form of a shell."""
-        line = shlex.join(self.argv)
-        return f"{line} <<'{_END}'\n{self.stdin}{_END}" if self.stdin else line
+        """Returns the command in one line, as bash reads it."""
+        return shell_line(self.argv)
+
+
+def shell_line(argv: Iterable[str]) -> str:
+    """Returns a command as bash reads it, without line ends and other control characters."""
+    return " ".join(map(_quoted, argv))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = (
+        f"\\{letter}" if letter in "\\'" else letter if letter.isprintable() else _escape(letter)
+        for letter in word
+    )
+    return f"$'{''.join(escaped)}'"
+
+
+def _escape(letter: str) -> str:
+    # By bytes: bash writes \u in the encoding of its locale.
+    return "".join(f"\\{byte:03o}" for byte in letter.encode())
+
+
+def script(commands: Iterable[Command]) -> str:
+    """Returns a script of bash that runs these commands until one fails."""
+    return " &&\n".join(map(_with_input, commands))
+
+
+def _with_input(command: Command) -> str:
+    if not command.stdin:
+        return str(command)
+    lines = command.stdin.split("\n")
+    assert not lines.pop(), "a here-document ends with a line"
+    end = "END"
+    while end in lines:
+        end += "_"
+    # In braces, so that what follows the command stands after the text.
+    return f"{{ {command} <<'{end}'\n{command.stdin}{end}\n}}"
 
 
 def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
@@ -38,7 +75,7 @@ def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
     failed = []
     for name, commands in jobs.items():
         if dry_run:
-            print(" && \\\n".join(map(str, commands)))
+            _print_exactly(script(commands))
             continue
         for command in commands:
             if code := run(command):
@@ -48,17 +85,28 @@ def execute(jobs: Mapping[str, Iterable[Command]], *, dry_run: bool) -> None:
         raise UserError(f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}; see above")
 
 
+def _print_exactly(text: str) -> None:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{error.object[error.start]!r} in the script cannot be printed in {error.encoding}; "
+            "set PYTHONUTF8=1"
+        ) from None
+    print(text)
+
+
 def run(command: Command) -> int:
     """Prints a command, runs it to its end and returns its exit code.
 
     Raises:
       UserError: the program is not installed.
     """
-    print(f"+ {shlex.join(command.argv)}", file=sys.stderr, flush=True)
+    print(f"+ {command}", file=sys.stderr, flush=True)
     try:
         # Without `stdin` the command has the terminal, so that gcloud and ssh can ask questions.
-        text = command.stdin or None
-        return subprocess.run(command.argv, check=False, input=text, text=True).returncode
+        text = command.stdin.encode() or None
+        return subprocess.run(command.argv, check=False, input=text).returncode
     except FileNotFoundError:
         raise UserError(
             f"{command.argv[0]} is not installed on this machine, or not in PATH; install it, or "
@@ -73,12 +121,37 @@ def program(main: Callable[[Sequence[str]], None]) -> None:
     of_run = arguments[end + 1 :]
 
     def parse(argv: Sequence[str]) -> list[str]:
+        for argument in argv:
+            if not _is_utf8(argument):
+                raise UserError(f"{argument!a} is not UTF-8, which other machines need; change it")
         try:
             return flags.FLAGS(argv[: end + 1])
         except flags.UnrecognizedFlagError as error:
             raise UserError(f"{error}; flags of the run come after --") from None
 
     run_program(lambda _: main(of_run), parse_flags=parse)
+
+
+def _is_utf8(text: str) -> bool:
+    # Python decodes other bytes of the command line to lone surrogates.
+    return text.encode(errors="ignore").decode() == text
+
+
+def environment() -> dict[str, str]:
+    """Returns the variables that --env sets, by name.
+
+    Raises:
+      UserError: a variable is malformed, or given twice.
+    """
+    variables: dict[str, str] = {}
+    for given in flags.FLAGS.env:
+        name, equals, value = given.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise UserError(f"--env={given} is malformed; give NAME=VALUE, as in --env=TZ=UTC")
+        if name in variables:
+            raise UserError(f"--env sets {name} twice; give each variable once")
+        variables[name] = value
+    return variables
 
 
 def define_extra_flag(of: str, example: str) -> None:
@@ -96,9 +169,13 @@ def define_common_flags() -> None:
     flags.DEFINE_list(
         "sweep",
         [],
-        "one run for each of these encoders; figure9 stands for those of the paper's Figure 9. "
+        "one run for each of these item encoders, id among them; figure9 stands for those of the "
+        "paper's Figure 9. "
         "Leave out item= in --config; each run has the folder <workdir>/<encoder>",
     )
+    flags.DEFINE_multi_string(
+        "env", [], "environment variable of the run, as NAME=VALUE; repeatable"
+    )
     flags.DEFINE_bool("dry_run", False, "print the commands as a shell script, and run nothing")
-    for name in ("sweep", "dry_run"):  # so that --help of the program lists them
+    for name in ("sweep", "env", "dry_run"):  # so that --help of the program lists them
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

@@ -7,127 +7,32 @@ pixelrec launch gke --name=first --topology=v5e:4x4 --image=HOST/PROJECT/... -- 
 Needs kubectl with the cluster as its context, and JobSet in the cluster (docs/launch.md).
 """
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from absl import flags
 
 from pixelrec_jax.launch import jobs
-from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
+from pixelrec_jax.launch.commands import (
+    Command,
+    define_common_flags,
+    environment,
+    execute,
+    program,
+)
+from pixelrec_jax.launch.jobset import JOBSET, manifest, patched
 from pixelrec_jax.launch.slices import Slice
-from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.storage import expand_user
 
-_SAVING = 120  # seconds for saving when a node is drained; Spot VMs give 15 to 30
-_JOBSET = "jobset.sigs.k8s.io"
+_KUEUE = "kueue.x-k8s.io"  # https://kueue.sigs.k8s.io/docs/tasks/run/jobsets/
+_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+_WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"  # a value or name in Kubernetes
+_KEY = rf"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_WORD}"
 _OCCUPIED = ("", "/app", "/dev/shm")  # folders of launch/Dockerfile and of the manifest
-
-
-def manifest(
-    job: jobs.Job,
-    on: Slice,
-    *,
-    image: str,
-    num_slices: int = 1,
-    restarts: int = 0,
-    spot: bool = False,
-    claims: dict[str, str] | None = None,
-    service_account: str = "",
-) -> dict[str, Any]:
-    """Returns the JobSet (v1alpha2) of a run: a job for each slice, a pod for each of its hosts.
-
-    `claims` are persistent volume claims by the folder that each is mounted to.
-    """
-    claims = claims or {}
-    volumes = {f"claim-{number}": path for number, path in enumerate(claims)}
-    arguments = [flag.replace("$", "$$") for flag in job.flags]  # Kubernetes expands $(NAME)
-    if on.hosts * num_slices > 1:
-        arguments.append("--distributed=auto")
-    chips = on.chips // on.hosts
-    container = {
-        "name": "train",
-        "image": image,
-        "command": ["python", "-m", "pixelrec_jax", "train"],
-        "args": arguments,
-        # The chips read locked memory, and need more of it than an unprivileged container may lock:
-        # https://cloud.google.com/kubernetes-engine/docs/how-to/tpus#privileged-mode
-        "securityContext": {"privileged": True},
-        "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
-        "volumeMounts": [
-            {"name": "memory", "mountPath": "/dev/shm"},
-            *({"name": name, "mountPath": path} for name, path in volumes.items()),
-        ],
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": _SAVING,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": on.gke_accelerator,
-            "cloud.google.com/gke-tpu-topology": on.topology,
-        },
-        "containers": [container],
-        # Workers pass decoded images in shared memory; a pod has only 64 MB by default.
-        "volumes": [
-            {"name": "memory", "emptyDir": {"medium": "Memory"}},
-            *(
-                {"name": name, "persistentVolumeClaim": {"claimName": claims[path]}}
-                for name, path in volumes.items()
-            ),
-        ],
-    }
-    if service_account:
-        pod["serviceAccountName"] = service_account
-    if spot:
-        pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
-        pod["tolerations"] = [
-            {
-                "key": "cloud.google.com/gke-spot",
-                "operator": "Equal",
-                "value": "true",
-                "effect": "NoSchedule",
-            }
-        ]
-    of_slice = {
-        "parallelism": on.hosts,
-        "completions": on.hosts,
-        "completionMode": "Indexed",
-        "backoffLimit": 0,  # one lost pod ends the job, so that all processes restart together
-        # Wrong input (exit code 2) would fail again: it ends the run at once.
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [2]},
-                }
-            ]
-        },
-        "template": {"spec": pod},
-    }
-    metadata = {"name": job.name}
-    if on.hosts > 1:
-        # A slice of several hosts is a node pool, and each job needs its own.
-        pool = "cloud.google.com/gke-nodepool"
-        metadata["annotations"] = {f"alpha.{_JOBSET}/exclusive-topology": pool}
-    return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
-        "kind": "JobSet",
-        "metadata": metadata,
-        "spec": {
-            "failurePolicy": {
-                "maxRestarts": restarts,
-                "rules": [
-                    {
-                        "name": "wrongInput",
-                        "action": "FailJobSet",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
-                ],
-            },
-            "replicatedJobs": [
-                {"name": "slice", "replicas": num_slices, "template": {"spec": of_slice}}
-            ],
-        },
-    }
 
 
 def _claims(mounts: Sequence[str]) -> dict[str, str]:
@@ -146,6 +51,61 @@ def _claims(mounts: Sequence[str]) -> dict[str, str]:
     return claims
 
 
+def _labels() -> dict[str, str]:
+    """Returns the labels that --label gives."""
+    labels = {}
+    for given in flags.FLAGS.label:
+        name, equals, value = given.partition("=")
+        if not equals or not re.fullmatch(_KEY, name) or not re.fullmatch(f"({_WORD})?", value):
+            raise UserError(f"--label={given} is malformed; give NAME=VALUE, as in --label=team=a")
+        labels[name] = value
+    return labels
+
+
+def _queue() -> dict[str, str]:
+    """Returns the labels by which Kueue queues a JobSet."""
+    values, labels = flags.FLAGS, {}
+    for flag, name in (("queue", "queue-name"), ("priority", "priority-class")):
+        if value := values[flag].value:
+            if not re.fullmatch(_WORD, value):
+                raise UserError(f"--{flag}={value} is not a name in Kubernetes")
+            labels[f"{_KUEUE}/{name}"] = value
+    if values.priority and not values.queue:
+        raise UserError("--priority is Kueue's, which needs a queue; give --queue=NAME")
+    return labels
+
+
+def _tolerations() -> list[dict[str, str]]:
+    """Returns the tolerations that the flags give in kubectl's form of taints."""
+    tolerations = []
+    for given in flags.FLAGS.toleration:
+        taint, _, effect = given.rpartition(":")
+        key, equals, value = taint.partition("=")
+        known = effect in _EFFECTS and re.fullmatch(_KEY, key)
+        if not known or not re.fullmatch(f"({_WORD})?", value):
+            raise UserError(
+                f"--toleration={given} is malformed; give KEY=VALUE:EFFECT or KEY:EFFECT, with an "
+                f"effect of {', '.join(_EFFECTS)}"
+            )
+        operator = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
+        tolerations.append({"key": key, **operator, "effect": effect})
+    return tolerations
+
+
+def _patches() -> list[dict[str, Any]]:
+    """Returns the content of the files that --patch names."""
+    patches = []
+    for name in flags.FLAGS.patch:
+        try:
+            patch = yaml.safe_load(Path(expand_user(name)).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"--patch={name} cannot be read ({reason(error)})") from None
+        if not isinstance(patch, dict):
+            raise UserError(f"--patch={name} is not a part of a manifest; see docs/launch.md")
+        patches.append(patch)
+    return patches
+
+
 def _create(of_run: Sequence[str]) -> None:
     values = flags.FLAGS
     if not values.image:
@@ -159,7 +119,8 @@ def _create(of_run: Sequence[str]) -> None:
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_shared(every, list(claims), what="a folder that --mount=CLAIM:/folder names")
     jobs.check_config_travels(every, folder="configs")  # launch/Dockerfile copies this folder
-    jobs.check_devices(every, on.chips * values.num_slices, slices=values.num_slices)
+    jobs.check_devices(every, on.devices * values.num_slices, slices=values.num_slices)
+    patches = _patches()
     commands = {}
     for job in every:
         jobset = manifest(
@@ -171,7 +132,13 @@ def _create(of_run: Sequence[str]) -> None:
             spot=values.spot,
             claims=claims,
             service_account=values.service_account,
+            variables=environment(),
+            labels=_labels(),
+            queue=_queue(),
+            tolerations=_tolerations(),
         )
+        for patch in patches:
+            jobset = patched(jobset, patch)
         text = yaml.safe_dump(jobset, sort_keys=False, width=1000)
         commands[job.name] = [Command((*_kubectl(), "apply", "--filename=-"), text)]
     execute(commands, dry_run=values.dry_run)
@@ -186,8 +153,8 @@ def _kubectl() -> tuple[str, ...]:
 def _logs(name: str) -> Command:
     """Returns the command that shows the log of process 0, which reports on the run."""
     pod = {
-        f"{_JOBSET}/jobset-name": name,
-        f"{_JOBSET}/job-index": 0,
+        f"{JOBSET}/jobset-name": name,
+        f"{JOBSET}/job-index": 0,
         "batch.kubernetes.io/job-completion-index": 0,
     }
     selector = ",".join(f"{key}={value}" for key, value in pod.items())
@@ -217,13 +184,22 @@ def define_flags() -> None:
     define_common_flags()
     flags.DEFINE_enum("do", "create", ["create", "status", "logs", "delete"], "what to do")
     flags.DEFINE_string("name", None, "name of the JobSet", required=True)
-    flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4")
+    flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4 or v5litepod-16")
     flags.DEFINE_integer("num_slices", 1, "slices of each run", 1)
     flags.DEFINE_string("image", "", "container image, built with launch/Dockerfile")
     flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
     flags.DEFINE_integer("restarts", 20, "how often an interrupted run is continued", 0)
     flags.DEFINE_multi_string("mount", [], "CLAIM:/folder, a persistent volume claim; repeatable")
     flags.DEFINE_string("service_account", "", "Kubernetes account that may use the buckets")
+    flags.DEFINE_string("queue", "", "Kueue's local queue; needed if the cluster has Kueue")
+    flags.DEFINE_string("priority", "", "Kueue's WorkloadPriorityClass")
+    flags.DEFINE_multi_string("label", [], "NAME=VALUE, a label of JobSet and pods; repeatable")
+    flags.DEFINE_multi_string(
+        "toleration", [], "KEY=VALUE:EFFECT, a taint of nodes that is tolerated; repeatable"
+    )
+    flags.DEFINE_multi_string(
+        "patch", [], "YAML file with a part of the manifest, which is merged into it; repeatable"
+    )
     flags.DEFINE_string("namespace", "", "namespace; default that of kubectl's context")
 
 

@@ -1,7 +1,6 @@
 """The runs that a launcher starts: one, or one for each encoder of a sweep."""
 
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.configs.loading import SHIPPED, load_config, with_files
+from pixelrec_jax.launch.commands import shell_line
 from pixelrec_jax.system.config import check_batch_size, check_keys, flatten, mesh_shape
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.storage import check_protocol, is_remote
@@ -72,14 +72,12 @@ def names(name: str, sweep: Sequence[str], *, longest: int = 63) -> list[str]:
 
 
 def encoders(sweep: Sequence[str]) -> tuple[str, ...]:
-    """Returns the encoders that --sweep names.
+    """Returns the item encoders that --sweep names; "figure9" stands for those of Figure 9.
 
     Raises:
       UserError: an encoder is named twice.
     """
-    every = tuple(sweep)
-    if every == ("figure9",):
-        return FIGURE_9
+    every = tuple(x for word in sweep for x in (FIGURE_9 if word == "figure9" else (word,)))
     if len(set(every)) < len(every):
         raise UserError(f"--sweep={','.join(every)} names an encoder twice; name each once")
     return every
@@ -173,7 +171,7 @@ def check_devices(every: Iterable[Job], devices: int, *, slices: int = 1) -> Non
 def report(every: Sequence[Job]) -> str:
     """Returns the command that prints the table of these runs."""
     workdirs = [job.workdir for job in every]
-    return shlex.join(["pixelrec", "report", "--unfinished", *workdirs])
+    return shell_line(["pixelrec", "report", "--unfinished", *workdirs])
 
 
 def _name(name: str, encoder: str) -> str:

@@ -16,7 +16,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from pixelrec_jax.launch import jobs
-from pixelrec_jax.launch.commands import Command, define_common_flags, execute, program
+from pixelrec_jax.launch.commands import (
+    Command,
+    define_common_flags,
+    environment,
+    execute,
+    program,
+)
 from pixelrec_jax.system.errors import TransientError, UserError
 
 INTERRUPTED = 130  # the exit code of a run that was asked to stop
@@ -48,10 +54,10 @@ def main(of_run: Sequence[str]) -> None:
     """Runs the trainings that the flags describe and prints their table."""
     values = flags.FLAGS
     every = jobs.jobs(of_run, "run", values.sweep)
-    commands = {
-        job.workdir: Command((sys.executable, "-m", "pixelrec_jax", "train", *job.flags))
-        for job in every
-    }
+    start = (sys.executable, "-m", "pixelrec_jax", "train")
+    if variables := environment():
+        start = ("/usr/bin/env", *(f"{name}={value}" for name, value in variables.items()), *start)
+    commands = {job.workdir: Command((*start, *job.flags)) for job in every}
     if values.dry_run:
         execute({name: [command] for name, command in commands.items()}, dry_run=True)
         return

@@ -9,7 +9,7 @@ Every GPU has a process, as JAX expects with Slurm, and Slurm's variables tell i
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -19,6 +19,7 @@ from pixelrec_jax.launch.commands import (
     Command,
     define_common_flags,
     define_extra_flag,
+    environment,
     execute,
     program,
 )
@@ -30,15 +31,23 @@ _RESTARTS = 20  # after so many, a failing run is not queued again
 _INTERRUPTIONS = 200  # after so many, a run that reaches its time limit is not queued again
 
 
-def script(every: Sequence[jobs.Job], *, python: str, cpus: int, distributed: bool) -> str:
+def script(
+    every: Sequence[jobs.Job],
+    *,
+    python: str,
+    cpus: int,
+    distributed: bool,
+    variables: Mapping[str, str],
+) -> str:
     """Returns the batch script; the number of a job in the array selects its run."""
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     cases = "\n".join(
         f"  {number}) run=({shlex.join(job.flags)}) ;;" for number, job in enumerate(every)
     )
     train = f'{shlex.quote(python)} -m pixelrec_jax train "${{run[@]}}"'
     train += " --distributed=auto" if distributed else ""
     return f"""#!/bin/bash
-case "${{SLURM_ARRAY_TASK_ID:-0}}" in
+{exports}case "${{SLURM_ARRAY_TASK_ID:-0}}" in
 {cases}
 esac
 srun --kill-on-bad-exit=1 --cpus-per-task={cpus} {train}
@@ -79,6 +88,7 @@ def submission(every: Sequence[jobs.Job]) -> Command:
         python=values.python,
         cpus=values.cpus_per_gpu,
         distributed=values.nodes * values.gpus_per_node > 1,
+        variables=environment(),
     )
     return Command((*argv, *values.extra), text)
 

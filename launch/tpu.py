@@ -20,6 +20,7 @@ from pixelrec_jax.launch.commands import (
     Command,
     define_common_flags,
     define_extra_flag,
+    environment,
     execute,
     program,
     run,
@@ -57,7 +58,8 @@ def _create(name: str, on: Slice) -> Command:
 def _run(job: jobs.Job, on: Slice) -> list[Command]:
     """Returns the commands that copy the code to every host and start the run there."""
     distributed = ["--distributed=auto"] if on.hosts * flags.FLAGS.num_slices > 1 else []
-    arguments = shlex.join([*job.flags, *distributed])
+    variables = [f"{name}={value}" for name, value in environment().items()]
+    arguments = shlex.join([*variables, *job.flags, *distributed])
     launch = "launch" if _is_clone() else "pixelrec_jax/launch"
     start = (
         # A run in progress saves its step before its code is removed.
@@ -162,16 +164,22 @@ def main(of_run: Sequence[str]) -> None:
         return
     # Everything that the run needs is checked before its VMs cost money.
     on = Slice.parse(values.topology)
+    if not on.runtime:
+        raise UserError(
+            f"--topology={values.topology}: Cloud TPU's own interface does not serve "
+            f"{on.generation}; use pixelrec launch gke"
+        )
     every = jobs.jobs(of_run, values.name, values.sweep)
     jobs.check_shared(every, values.shared, what="a folder that --shared names")
-    jobs.check_devices(every, on.chips * values.num_slices, slices=values.num_slices)
-    commands = {
+    jobs.check_devices(every, on.devices * values.num_slices, slices=values.num_slices)
+    steps = {
         "create": lambda job: [_create(job.name, on)],
         "recreate": lambda job: [_delete(job.name), _create(job.name, on)],
         "run": lambda job: _run(job, on),
     }[values.do]
+    commands = {job.name: steps(job) for job in every}
     _prepare(every, pack=values.do == "run", dry_run=values.dry_run)
-    execute({job.name: commands(job) for job in every}, dry_run=values.dry_run)
+    execute(commands, dry_run=values.dry_run)
     if values.do == "run":
         print(f"# The table, when they have finished: {jobs.report(every)}")
     print("# What is not deleted costs money: --do=delete")
@@ -185,7 +193,7 @@ def define_flags() -> None:
     flags.DEFINE_string("name", None, "name of the queued resource", required=True)
     flags.DEFINE_string("project", None, "project of Google Cloud", required=True)
     flags.DEFINE_string("zone", None, "zone of Google Cloud, as in us-west4-a", required=True)
-    flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4")
+    flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4 or v5litepod-16")
     flags.DEFINE_integer("num_slices", 1, "slices of each run", 1)
     flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
     flags.DEFINE_string("runtime_version", "", "software of the VMs; default that of the TPU")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from rich import box
 from rich.table import Table
 
 from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun.known_failures import refuse_known_failure
 from pixelrec_jax.launch.dryrun.roofline import DoesNotFitError, compile_and_count
+from pixelrec_jax.launch.dryrun.stages import stage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.state import state_template
@@ -42,14 +43,21 @@ def dry_run(
     Raises:
       UserError: wrong input.
     """
-    pod = programs.describe_pod(topology, slices=slices)
-    experiment = programs.experiment(config, pod, sequences_per_chip=sequences_per_chip)
-    state, evaluator = state_template(experiment), experiment.evaluator
+    with stage("describing the pod"):
+        pod = programs.describe_pod(topology, slices=slices)
+    refuse_known_failure(config, pod, sequences_per_chip)
+    with stage("building the model"):
+        experiment = programs.experiment(config, pod, sequences_per_chip=sequences_per_chip)
+        state, evaluator = state_template(experiment), experiment.evaluator
     batch_size = experiment.batches.batch_size
-    lowered = {TRAIN: programs.lower_train_step(experiment, state)}
-    if not training_only:
-        lowered |= dict(zip((ENCODE, RANK), evaluator.lower(state.variables), strict=True))
-    measure = partial(_measure, pod=pod, coordinates=pod.coordinates(experiment))
+    with stage("tracing the programs"):
+        lowered = {TRAIN: programs.lower_train_step(experiment, state)}
+        if not training_only:
+            lowered |= dict(zip((ENCODE, RANK), evaluator.lower(state.variables), strict=True))
+    costs = {}
+    for name, program in lowered.items():
+        with stage(f"compiling {name}, {len(costs) + 1} of {len(lowered)}"):
+            costs[name] = _measure(program, pod, pod.coordinates(experiment))
     result = {
         "user": config.user.name,
         "item": config.item.name,
@@ -63,7 +71,7 @@ def dry_run(
         "images_per_step": programs.images_per_step(experiment),
         "parameters": programs.bytes_per_device((state.trainable, state.frozen, state.model_state)),
         "optimizer": programs.bytes_per_device(state.opt_state),
-        "programs": {name: measure(program) for name, program in lowered.items()},
+        "programs": costs,
         "steps": {
             ENCODE: len(evaluator.source),
             RANK: math.ceil(len(experiment.split.users("test")) / evaluator.batch_size),
@@ -78,7 +86,7 @@ def dry_run(
     return result
 
 
-def _measure(lowered: Lowered, *, pod: programs.Pod, coordinates: Sequence) -> dict[str, Any]:
+def _measure(lowered: Lowered, pod: programs.Pod, coordinates: Sequence) -> dict[str, Any]:
     try:
         cost = compile_and_count(lowered, pod.chip, coordinates=coordinates, slices=pod.slices)
     except DoesNotFitError as error:

@@ -25,17 +25,17 @@ from pixelrec_jax.data.tasks import build_task
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.items import uses_features, uses_pixels
+from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, build_mesh, num_shards, shapes
-from pixelrec_jax.system.chips import Chip, chip_of
+from pixelrec_jax.system.chips import CHIPS, Chip
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.start_jax import quiet_libtpu
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.state import TrainState
 from pixelrec_jax.training.train import make_train_step
 
-# libtpu reads these when it starts. Otherwise it would wait for the metadata server of a TPU VM and
-# let only one process compile, as if it used a TPU.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+# libtpu reads this when it starts. Otherwise it would let only one process compile, as if it used a
+# TPU.
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 _SHORTEST = 6  # fewest interactions of a user in Pixel200K
@@ -64,21 +64,27 @@ class Pod:
 
 
 def describe_pod(topology: str, *, slices: int = 1) -> Pod:
-    """Returns the devices of a topology such as "v5e:16x16".
+    """Returns the devices of a slice, which `Slice.parse` reads, or of several.
 
     Raises:
-      UserError: libtpu is not installed, or does not know the topology.
+      UserError: libtpu is not installed, or the slice does not exist.
     """
-    chip = chip_of(topology)
+    on = Slice.parse(topology)
+    if on.generation not in CHIPS:
+        raise UserError(
+            f"--topology={topology}: the peaks of {on.generation} are not known; give one of "
+            f"{', '.join(CHIPS)}"
+        )
     if slices < 1:
         raise UserError(f"--num_slices={slices}; expected 1 or more")
+    quiet_libtpu()
     # Everything except the compiler runs on the CPU, even if there are TPUs.
     jax.config.update("jax_platforms", "cpu")
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if set(topology.partition(":")[2].split("x")) == {"1"}:  # less than a host
+    if on.chips == 1:  # less than a host
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=str(on), **options)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         if not _libtpu_installed():
             raise UserError(
@@ -86,7 +92,7 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
                 "(x86-64) only"
             ) from None
         raise UserError(f"--topology={topology!r}: {reason(error)}") from None
-    return Pod(chip, list(described.devices), slices)
+    return Pod(CHIPS[on.generation], list(described.devices), slices)
 
 
 def _libtpu_installed() -> bool:

@@ -39,7 +39,7 @@ def main(_: Sequence[str]) -> None:
 
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "pixelrec:words or FILE.py:words, as for a run")
-    flags.DEFINE_string("topology", None, "TPU slice: v5e:16x16, v5p:4x4x4", required=True)
+    flags.DEFINE_string("topology", None, "TPU slice: v5e:16x16, v5p-128", required=True)
     flags.DEFINE_integer("num_slices", 1, "slices, connected by the data center's network")
     flags.DEFINE_integer(
         "sequences_per_chip",

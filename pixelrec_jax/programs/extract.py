@@ -46,7 +46,9 @@ def main(_: Sequence[str]) -> None:
 
     from pixelrec_jax.data.interactions import load
     from pixelrec_jax.runs.extract import check_output, choose_encoder, extract
+    from pixelrec_jax.system.start_jax import start_jax
 
+    start_jax()
     values = flags.FLAGS
     interactions = load(values.data)
     out = storage.path(values.out or f"{values.data}/features.npy")

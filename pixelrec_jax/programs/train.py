@@ -52,6 +52,7 @@ def main(_: Sequence[str]) -> None:
 
     from pixelrec_jax.parallel import distributed
     from pixelrec_jax.runs import checkpoint, report, run_folder
+    from pixelrec_jax.system.start_jax import start_jax
     from pixelrec_jax.training import train
     from pixelrec_jax.training.describe import describe_config
 
@@ -60,6 +61,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError("--workdir is missing; give the folder of the run")
     workdir = storage.path(values.workdir or "")
     if values.mode == "describe":
+        start_jax()
         config = run_folder.read_config(workdir) if values.config is None else values.config
         print(describe_config(config))
         return
@@ -67,6 +69,7 @@ def main(_: Sequence[str]) -> None:
     with distributed.joined(
         values.distributed, lambda: checkpoint.resume_hint(workdir / "checkpoints")
     ):
+        start_jax(workdir)
         config = run_folder.read_config(workdir) if values.config is None else values.config
         try:
             run(config, workdir)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pixelrec_jax.system.errors import UserError, nearest
-
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
@@ -110,28 +108,6 @@ _PEAKS: dict[str, Peaks] = {
 def peaks_of(device_kind: str) -> Peaks | None:
     """Returns the peaks of devices with this `jax.Device.device_kind`, None if unknown."""
     return _PEAKS.get(device_kind)
-
-
-def chip_of(topology: str) -> Chip:
-    """Returns the chip of a topology such as "v5e:4x4".
-
-    Raises:
-      UserError: the name is malformed, or the chip is unknown.
-    """
-    name, colon, shape = topology.partition(":")
-    if not colon or not all(size.isdecimal() and int(size) for size in shape.split("x")):
-        raise UserError(
-            f"--topology={topology!r} is not CHIP:SHAPE; write it as v5e:4x4 or v5p:4x4x4"
-        )
-    if name not in CHIPS:
-        raise UserError(f"--topology={topology!r}: unknown chip {name!r}{nearest(name, CHIPS)}")
-    axes = len(shape.split("x"))
-    if axes != CHIPS[name].axes:
-        raise UserError(
-            f"--topology={topology!r} has {axes} axes, but {name} is connected as a torus of "
-            f"{CHIPS[name].axes}; write {name}:{'x'.join('4' * CHIPS[name].axes)}, for example"
-        )
-    return CHIPS[name]
 
 
 def spanned_axes(coordinates: Sequence[Sequence[int]]) -> int:

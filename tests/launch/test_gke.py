@@ -8,8 +8,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from ml_collections import ConfigDict
 from pydantic import ValidationError
 
-from pixelrec_jax.launch.gke import manifest
 from pixelrec_jax.launch.jobs import Job
+from pixelrec_jax.launch.jobset import manifest, patched
 from pixelrec_jax.launch.slices import Slice
 from tests.launch.lines import ENCODERS, GKE, RUN, SWEEP, flags_of, options
 
@@ -27,7 +27,9 @@ def pods(jobset):
     return of_slice["template"]["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:4x4", "v5p:4x4x4", "v6e:16x16", "v4:2x2x1"])
+@pytest.mark.parametrize(
+    "topology", ["v5e:1x1", "v5e:4x4", "v5p:4x4x4", "v6e:16x16", "v4:2x2x1", "tpu7x:4x4x4"]
+)
 @pytest.mark.parametrize("spot", [False, True])
 def test_jobsets_fit_the_api(topology, spot):
     jobset = manifest(
@@ -39,6 +41,10 @@ def test_jobsets_fit_the_api(topology, spot):
         spot=spot,
         claims={"/data": "disk", "/runs": "other"},
         service_account="me",
+        variables={"A": "1", "B": ""},
+        labels={"team": "a"},
+        queue={"kueue.x-k8s.io/queue-name": "q"},
+        tolerations=[{"key": "a", "operator": "Exists", "effect": "NoExecute"}],
     )
     check(jobset)
     assert pods(jobset)["serviceAccountName"] == "me"
@@ -81,6 +87,87 @@ def test_kubernetes_leaves_the_flags_as_they_are():
     # It takes $$ for $, and $(NAME) for a variable.
     assert not any(re.search(r"(?<!\$)(\$\$)*\$\(", flag) for flag in container["args"])
     assert tuple(flag.replace("$$", "$") for flag in container["args"]) == hard
+
+
+def test_variables_are_those_of_the_run(fakes):
+    hard = {"A": "$(HOME) $HOME $$ $", "B": "a\nb", "C": ""}
+    (jobset,) = applied(fakes, *(f"--env={name}={value}" for name, value in hard.items()), *RUN)
+    (container,) = pods(jobset)["containers"]
+    given = {x["name"]: x["value"].replace("$$", "$") for x in container["env"]}
+    assert given == hard
+    assert not any(re.search(r"(?<!\$)(\$\$)*\$\(", x["value"]) for x in container["env"])
+
+
+def test_a_queue_of_kueue_takes_the_jobset(fakes):
+    options = ["--queue=team-queue", "--priority=high", "--label=team=vision"]
+    (jobset,) = applied(fakes, *options, *RUN)
+    labels = {
+        "team": "vision",
+        "kueue.x-k8s.io/queue-name": "team-queue",
+        "kueue.x-k8s.io/priority-class": "high",
+    }
+    assert jobset["metadata"]["labels"] == labels
+    (of_slice,) = jobset["spec"]["replicatedJobs"]
+    pod = of_slice["template"]["spec"]["template"]["metadata"]
+    assert pod["labels"] == {"team": "vision"}  # Kueue manages the JobSet, not its pods
+
+
+def test_tolerations_add_to_that_of_spot_nodes(fakes):
+    options = ["--spot", "--toleration=team=vision:NoSchedule", "--toleration=new:NoExecute"]
+    (jobset,) = applied(fakes, *options, *RUN)
+    spot, *others = pods(jobset)["tolerations"]
+    assert spot["key"] == "cloud.google.com/gke-spot"
+    assert others == [
+        {"key": "team", "operator": "Equal", "value": "vision", "effect": "NoSchedule"},
+        {"key": "new", "operator": "Exists", "effect": "NoExecute"},
+    ]
+
+
+PATCH = """
+metadata: {annotations: {owner: me}}
+spec:
+  replicatedJobs:
+  - name: slice
+    template:
+      spec:
+        template:
+          spec:
+            priorityClassName: high
+            terminationGracePeriodSeconds: null
+            containers:
+            - name: train
+              imagePullPolicy: Always
+              volumeMounts: [{name: scratch, mountPath: /scratch}]
+            volumes: [{name: scratch, emptyDir: {}}]
+"""
+
+
+def test_a_patch_of_the_manifest_is_merged_by_names(fakes, tmp_path):
+    (before,) = applied(fakes, *RUN)
+    (tmp_path / "patch.yaml").write_text(PATCH)
+    (jobset,) = applied(fakes, f"--patch={tmp_path}/patch.yaml", *RUN)
+    pool = before["metadata"]["annotations"]
+    assert jobset["metadata"]["annotations"] == {**pool, "owner": "me"}
+    expected, pod = pods(before), pods(jobset)
+    assert pod["priorityClassName"] == "high"
+    assert expected.pop("terminationGracePeriodSeconds")
+    assert "terminationGracePeriodSeconds" not in pod
+    (container,) = pod["containers"]
+    assert container["imagePullPolicy"] == "Always"
+    memory, scratch = container["volumeMounts"]
+    assert [memory] == expected["containers"][0]["volumeMounts"]
+    assert scratch == {"name": "scratch", "mountPath": "/scratch"}
+    assert [volume["name"] for volume in pod["volumes"]] == ["memory", "scratch"]
+    for key in ("image", "args", "resources"):
+        assert container[key] == expected["containers"][0][key]
+
+
+def test_a_patch_takes_over_what_has_no_names():
+    assert patched({"args": ["a"], "x": 1, "y": {"z": 2}}, {"args": ["b"], "y": {"z": None}}) == {
+        "args": ["b"],
+        "x": 1,
+        "y": {},
+    }
 
 
 def test_claims_are_mounted():

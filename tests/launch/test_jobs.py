@@ -9,6 +9,12 @@ from tests.tiny import ROOT
 
 FILE = f"{ROOT}/configs/pixelrec.py"
 RUN = [f"--config={FILE}:user=sasrec,dataset=toy", "--workdir=runs/all"]
+CLOUD = [
+    "--config=pixelrec:dataset=pixel200k",
+    "--workdir=gs://b/r",
+    "--config.dataset.path=gs://b/d",
+]
+GKE = "gke --name=a --image=i --topology=v5e:4x4"
 
 
 def test_a_sweep_has_a_folder_and_a_name_for_each_encoder():
@@ -32,6 +38,9 @@ def test_figure_9_is_nine_encoders_that_exist():
     assert len(every) == 9
     assert [job.workdir.rpartition("/")[2] for job in every] == list(jobs.FIGURE_9)
     assert len(jobs.names("first", ["figure9"], longest=44)) == 9
+    assert jobs.encoders(["figure9", "id"]) == (*jobs.FIGURE_9, "id")
+    with pytest.raises(UserError, match="names an encoder twice"):
+        jobs.encoders(["figure9", "swin_t"])
 
 
 def test_folders_are_those_of_the_config_unless_overridden():
@@ -114,7 +123,10 @@ def test_names_that_google_cloud_refuses(name):
         ("gke --topology=v5e:4x4 --image=i -- RUN", "--name is missing; see --help"),
         ("gke --name=a --topology=v5e:4x4 -- RUN", "--image is missing; see --help"),
         ("gke --name=a --image=i -- RUN", "--topology is missing"),
-        ("gke --name=a --image=i --topology=v5e:4x5 -- RUN", "v5e has no topology '4x5'"),
+        (
+            "gke --name=a --image=i --topology=v5e:4x5 -- RUN",
+            "no such slice; expected one of v5e:1x1",
+        ),
         ("gke --name=a --image=i --topology=v5e:4x4 -- RUN", "--workdir=runs/all; expected gs://"),
         ("gke --name=a --image=i --topology=v5e:4x4 --mount=x -- RUN", "give CLAIM:/folder"),
         (
@@ -129,6 +141,10 @@ def test_names_that_google_cloud_refuses(name):
             f"tpu --do=run --name=a --zone=z --project=p --topology=v5e:4x4 --shared=/d -- "
             f"--config={FILE} --workdir=/d/w --config.dataset.path=/d/d",
             "this file is not sent to the other machine",
+        ),
+        (
+            "tpu --do=create --name=a --zone=z --project=p --topology=tpu7x:2x2x1 -- RUN",
+            "Cloud TPU's own interface does not serve tpu7x; use pixelrec launch gke",
         ),
         ("tpu --do=start", "value should be one of"),
         (
@@ -151,6 +167,15 @@ def test_names_that_google_cloud_refuses(name):
             "slurm --nodes=2 -- --config=pixelrec --workdir=/d --config.mesh.fsdp=5",
             "mesh data=-1 fsdp=5 tensor=1 does not cover the 16 devices",
         ),
+        (f"{GKE} --label=a -- CLOUD", "--label=a is malformed; give NAME=VALUE"),
+        (f"{GKE} --label=a=b/c -- CLOUD", "--label=a=b/c is malformed"),
+        (f"{GKE} --queue=a/b -- CLOUD", "--queue=a/b is not a name in Kubernetes"),
+        (f"{GKE} --priority=high -- CLOUD", "--priority is Kueue's, which needs a queue"),
+        (f"{GKE} --toleration=a=b -- CLOUD", "give KEY=VALUE:EFFECT or KEY:EFFECT"),
+        (f"{GKE} --toleration=a:Never -- CLOUD", "with an effect of NoSchedule"),
+        (f"{GKE} --patch=/no/file -- CLOUD", "--patch=/no/file cannot be read (FileNotFound"),
+        (f"{GKE} --patch={ROOT}/Makefile -- CLOUD", "Makefile cannot be read ("),
+        (f"{GKE} --patch={ROOT}/requirements.txt -- CLOUD", "is not a part of a manifest"),
         ("slurm --extra=account=me -- RUN", "expected options with their dashes"),
         ("slurm --nodes=0 -- RUN", "--nodes=0"),
         ("slurm --name=a,b -- RUN", "--name=a,b; expected letters"),
@@ -162,7 +187,9 @@ def test_wrong_input_is_one_line(tmp_path, line, message):
     fakes = Fakes(tmp_path)
     for name in ("gcloud", "kubectl", "sbatch", "git"):
         fakes.add(name)
-    process = fakes.launch(*line.replace("RUN", " ".join(RUN)).split())
+    for name, words in {"RUN": RUN, "CLOUD": CLOUD}.items():
+        line = line.replace(name, " ".join(words))
+    process = fakes.launch(*line.split())
     assert process.returncode == 2
     assert process.stderr.startswith("error: ")
     assert len(process.stderr.splitlines()) == 1, process.stderr

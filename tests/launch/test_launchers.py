@@ -72,24 +72,66 @@ def test_a_program_that_is_not_installed_is_named(fakes):
 
 
 def test_slices_have_the_names_and_hosts_of_google_cloud():
-    # accelerator type, hosts, as in https://cloud.google.com/tpu/docs/v5e, v5p, v6e and v4
+    # accelerator type, hosts, JAX devices; https://cloud.google.com/tpu/docs/v5e, v5p, v6e and v4
     known = {
-        "v5e:1x1": ("v5litepod-1", 1),
-        "v5e:2x4": ("v5litepod-8", 1),
-        "v5e:4x4": ("v5litepod-16", 4),
-        "v5e:16x16": ("v5litepod-256", 64),
-        "v5p:2x2x1": ("v5p-8", 1),
-        "v5p:4x4x4": ("v5p-128", 16),
-        "v6e:8x8": ("v6e-64", 16),
-        "v4:2x2x4": ("v4-32", 4),
+        "v5e:1x1": ("v5litepod-1", 1, 1),
+        "v5e:2x4": ("v5litepod-8", 1, 8),
+        "v5e:4x4": ("v5litepod-16", 4, 16),
+        "v5e:16x16": ("v5litepod-256", 64, 256),
+        "v5p:2x2x1": ("v5p-8", 1, 4),
+        "v5p:4x4x4": ("v5p-128", 16, 64),
+        "v5p:16x16x24": ("v5p-12288", 1536, 6144),
+        "v6e:8x8": ("v6e-64", 16, 64),
+        "v4:2x2x4": ("v4-32", 4, 16),
+        "tpu7x:4x4x4": ("tpu7x-128", 16, 128),  # as in xpk
+        "v5p:4x4x12": ("v5p-384", 48, 192),  # three cubes
     }
     for text, expected in known.items():
         there = Slice.parse(text)
-        assert (there.accelerator_type, there.hosts) == expected
-    for text, message in {
-        "v5e": "v5e has no topology ''; expected one of 1x1, 2x2",
-        "v5e:3x3": "v5e has no topology '3x3'",
-        "v5:4x4": "unknown TPU 'v5'",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            Slice.parse(text)
+        assert (there.accelerator_type, there.hosts, there.devices) == expected
+        assert str(there) == text
+
+
+def test_an_accelerator_type_names_one_slice():
+    assert Slice.parse("v5litepod-16") == Slice.parse("v5e-16") == Slice.parse("v5e:4x4")
+    assert Slice.parse("v5p-128") == Slice.parse("v5p:4x4x4")
+    assert Slice.parse("v6e-64") == Slice.parse("v6e:8x8")
+    assert Slice.parse("tpu7x-2") == Slice.parse("tpu7x:1x1x1")
+    for generation in ("v4", "v5p", "tpu7x"):
+        there = Slice.parse(f"{generation}:2x2x2")
+        assert Slice.parse(there.accelerator_type) == there
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    {
+        "v5e": "no such slice; expected one of v5e:1x1, v5e:2x2",
+        "v5e:3x3": "no such slice; expected one of v5e:1x1",
+        "v5e:4x4x4": "no such slice",
+        "v5p:4x4": "no such slice; expected one of v5p:2x2x1",
+        "v5p:4x8x4": "no such slice",
+        "v5p:0x4x4": "no such slice",
+        "v5p:16x24x24": "no such slice",
+        "v5p:4x4x9999": "no such slice",
+        "v5p-100": "no such slice; expected one of v5p-8, v5p-16",
+        "v5litepod-15": "no such slice; expected one of v5litepod-1, v5litepod-4",
+        "v5p-": "no such slice",
+        "v5:4x4": "unknown TPU 'v5'; did you mean 'v5",
+        "h100-8": "unknown TPU 'h100'",
+        "4x4": "unknown TPU '4x4'",
+        ":": "unknown TPU ''",
+        "": "--topology is missing",
+    }.items(),
+)
+def test_a_slice_that_does_not_exist_is_one_line(text, message):
+    with pytest.raises(UserError, match=message):
+        Slice.parse(text)
+
+
+@pytest.mark.parametrize("line", [GKE, [*TPU, "--do=create"]], ids=lambda line: line[0])
+def test_launchers_take_accelerator_types_for_topologies(fakes, line):
+    same = [
+        fakes.launch(*line, f"--topology={name}", "--dry_run", *RUN).stdout
+        for name in ("v5e:4x4", "v5litepod-16")
+    ]
+    assert same[0] == same[1] != ""

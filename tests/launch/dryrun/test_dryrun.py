@@ -1,6 +1,7 @@
 """Small runs compiled for TPU pods that do not exist here."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -13,11 +14,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.items.vision import VISION_ENCODERS
-from pixelrec_jax.launch.dryrun import programs
+from pixelrec_jax.launch.dryrun import known_failures, programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
 from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run, report, table
 from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
-from pixelrec_jax.system.chips import chip_of
+from pixelrec_jax.system.chips import CHIPS
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
@@ -63,7 +64,7 @@ def test_an_error_of_the_compiler_is_a_line_and_a_row(monkeypatch, tmp_path):
             raise jax.errors.JaxRuntimeError("INTERNAL: LLO_CHECK failure (a.cc:1) x")
 
     with pytest.raises(CompilerError, match=r"the TPU compiler failed .*LLO_CHECK failure.* try"):
-        compile_and_count(Failing(), chip_of("v6e:8x8"), coordinates=[(0, 0)])
+        compile_and_count(Failing(), CHIPS["v6e"], coordinates=[(0, 0)])
 
     def dry_run(*args, **kwargs):
         raise CompilerError("it failed")
@@ -122,16 +123,37 @@ def test_a_program_that_needs_too_much_memory_is_reported():
 @pytest.mark.parametrize(
     ("topology", "expected"),
     [
-        ("v5e", r"'v5e' is not CHIP:SHAPE; write it as v5e:4x4"),
-        ("v5e:4x", r"not CHIP:SHAPE"),
-        ("v5g:4x4", r"unknown chip 'v5g'; did you mean 'v5"),
-        ("v5p:4x4", r"has 2 axes, but v5p is connected as a torus of 3; write v5p:4x4x4"),
-        ("v5e:3x5", r"--topology='v5e:3x5': .*not divisible"),
+        ("v5g:4x4", r"unknown TPU 'v5g'; did you mean 'v5"),
+        ("v5e:3x5", r"--topology=v5e:3x5: no such slice"),
+        ("v4:2x2x1", r"the peaks of v4 are not known; give one of v5e, v5p, v6e, tpu7x"),
     ],
 )
 def test_a_wrong_topology_is_one_line(topology, expected):
     with pytest.raises(UserError, match=expected):
         programs.describe_pod(topology)
+
+
+def test_what_is_known_to_fail_is_refused_at_once_with_the_way_out(monkeypatch):
+    config = load_config("pixelrec:user=sasrec,item=swin_t,dataset=pixel200k")
+    monkeypatch.setattr(known_failures.metadata, "version", lambda name: "0.0.42.1")
+    with pytest.raises(CompilerError, match=r"swin_t for v6e .* give --sequences_per_chip=16"):
+        dry_run(config, "v6e:2x4", sequences_per_chip=64)
+    pods = {name: programs.describe_pod(f"{name}:2x4") for name in ("v5e", "v6e")}
+    with config.unlocked():
+        config.train.batch_size = 8 * 48
+    with pytest.raises(CompilerError, match="swin_t"):
+        known_failures.refuse_known_failure(config, pods["v6e"], 0)
+    known_failures.refuse_known_failure(config, pods["v6e"], 16)
+    known_failures.refuse_known_failure(config, pods["v5e"], 64)
+    monkeypatch.setattr(known_failures.metadata, "version", lambda name: "0.0.43")
+    known_failures.refuse_known_failure(config, pods["v6e"], 64)
+
+
+def test_a_slice_may_be_named_by_its_accelerator_type():
+    first, second = (programs.describe_pod(name) for name in ("v5litepod-16", "v5e:4x4"))
+    assert [x.coords for x in first.devices] == [x.coords for x in second.devices]
+    assert len(programs.describe_pod("v5p-128").devices) == 64
+    assert len(programs.describe_pod("tpu7x-16").devices) == 16  # two on each chip
 
 
 @pytest.mark.parametrize(
@@ -187,11 +209,23 @@ def test_the_program_prints_and_writes_what_it_found(toy_dataset, tmp_path):
     command = [sys.executable, "-m", "pixelrec_jax", "dryrun", f"--config={config}"]
     command += [f"--config.dataset.path={toy_dataset}", "--config.width=16"]
     command += ["--topology=v5p:2x2x1", f"--json={tmp_path}/out.json"]
-    done = subprocesses.run(command, cwd=ROOT, check=True)
+    loud = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    loud.pop("JAX_PLATFORMS")  # JAX then looks for TPUs, and libtpu says that there are none
+    done = subprocesses.run(command, cwd=ROOT, env=loud, check=True)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["devices"] == 4
     assert set(result["programs"]) == {"train step", "encoding", "ranking"}
     assert done.stdout == report(result) + "\n"
+    # Standard error says the stages and nothing else: no library writes there.
+    stages = ["describing the pod", "building the model", "tracing the programs"]
+    stages += [
+        f"compiling {name}, {number} of 3"
+        for number, name in enumerate(result["programs"], start=1)
+    ]
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.endswith(" ...")] == [f"{x} ..." for x in stages]
+    ended = [re.fullmatch(r"(.*): \d+ s", line) for line in lines if not line.endswith("...")]
+    assert [line and line[1] for line in ended] == stages
     assert re.search(r"bound by +HBM +HBM +HBM", done.stdout)
     for cost in result["programs"].values():
         assert cost["seconds"] == max(cost["times"].values())
