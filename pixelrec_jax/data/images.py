@@ -12,6 +12,7 @@ from array_record.python import array_record_module
 from PIL import Image, UnidentifiedImageError
 
 from pixelrec_jax.data import interactions
+from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
@@ -129,7 +130,7 @@ class ImageStore:
 
     def _read_record_numbers(self) -> np.ndarray:
         try:
-            numbers = np.load(self._directory / ROWS, allow_pickle=False)
+            numbers = map_array(self._directory / ROWS)
         except (OSError, ValueError) as error:
             raise self._damaged(ROWS, error) from None
         if numbers.shape != (self._num_items,) or numbers.dtype != np.int32:
@@ -137,7 +138,7 @@ class ImageStore:
                 ROWS,
                 f"holds {numbers.dtype}{list(numbers.shape)}, expected int32[{self._num_items}]",
             )
-        return numbers
+        return np.array(numbers)
 
     def _open(self, path: Path) -> array_record_module.ArrayRecordReader:
         with self._lock:
