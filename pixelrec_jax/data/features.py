@@ -3,14 +3,14 @@
 import hashlib
 from functools import cached_property, partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from typing_extensions import TypedDict
 
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.system import files, storage
+from pixelrec_jax.system import storage
+from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.schema import Count, Document, Sha256, record
 
@@ -97,8 +97,7 @@ class FeatureStore:
     @staticmethod
     def _open(path: Path, num_items: int, codes: int) -> np.ndarray:
         try:
-            files.check_regular(path)
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            matrix = map_array(path)
         except FileNotFoundError:
             advice = "" if codes else "make it with pixelrec extract, or "
             raise UserError(
@@ -109,16 +108,15 @@ class FeatureStore:
             raise UserError(
                 f"{path} cannot be read ({error.strerror}); name an .npy file with item.path"
             ) from None
-        except (ValueError, EOFError, BadZipFile):
+        except ValueError as error:
             raise UserError(
-                f"{path} is not a complete .npy file of numbers; write it with numpy.save"
+                f"{path} is not a complete .npy file of numbers ({error}); write it with numpy.save"
             ) from None
         kind = np.integer if codes else np.floating
-        if not isinstance(matrix, np.ndarray) or not np.issubdtype(matrix.dtype, kind):
-            found = getattr(matrix, "dtype", "several arrays")
+        if not np.issubdtype(matrix.dtype, kind):
             raise UserError(
-                f"{path} holds {found}; expected {kind.__name__} numbers; name another file with "
-                "item.path"
+                f"{path} holds {matrix.dtype}; expected {kind.__name__} numbers; name another file "
+                "with item.path"
             )
         dimensions = matrix.ndim == 2 if codes else matrix.ndim >= 2
         if not dimensions or len(matrix) != num_items or 0 in matrix.shape:

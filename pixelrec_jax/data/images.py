@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from array_record.python import array_record_module
 from PIL import Image, UnidentifiedImageError
 
 from pixelrec_jax.data import interactions
+from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError, reason
 
 FOLDER = interactions.IMAGES
@@ -20,8 +22,13 @@ RECORD_NUMBERS = interactions.IMAGE_ROWS
 RECORDS_PER_SHARD = 1024  # images in an image shard, which is an ArrayRecord file
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")  # chunks of a PNG that Pillow reads up to a limit
 _MOST_OPEN = 256  # image shards that a process keeps open
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+# They do not name the image; `ingest.image_warnings` does, when a dataset is prepared.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def image_shard_name(record_number: int) -> str:
@@ -36,23 +43,50 @@ def decode(image: bytes, size: int | None) -> np.ndarray:
     EXIF rotation: bit for bit the input of the reference's encoders. Grey, palette and CMYK images
     become RGB and transparency is ignored. Of an animation the first image is taken, of 16-bit
     values the upper 8 bits. Raises `ValueError` with the reason.
+
+    Memory: eight bytes for each pixel, of which an image has at most Pillow's 89 million, and three
+    times the file.
     """
     try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-            width, height = opened.size
-            # Up to twice its limit, Pillow itself only warns.
-            limit = Image.MAX_IMAGE_PIXELS
-            too_large = limit is not None and width * height > limit
-            rgb = None if too_large else _to_8_bits(opened).convert("RGB")
+        try:
+            rgb = _decode(image)
+        except ValueError:
+            if not image.startswith(_PNG):
+                raise
+            rgb = _decode(_without_texts(image))
     except UnidentifiedImageError:
         raise ValueError("empty file" if not image else "not a JPEG, PNG or WEBP image") from None
-    except Image.DecompressionBombError:
-        raise ValueError("too large") from None
+    except Image.DecompressionBombError as error:
+        size_told = str(error) if isinstance(error, _TooManyPixelsError) else ""
+        raise ValueError(f"too large{size_told}") from None
     except Exception as error:  # for damaged files Pillow raises nearly anything
         raise ValueError(f"cannot be decoded ({reason(error)})") from None
-    if rgb is None:
-        raise ValueError(f"too large ({width} x {height} pixels)")
     return resize(rgb, size)
+
+
+class _TooManyPixelsError(Image.DecompressionBombError):
+    """An image has more pixels than Pillow's limit, up to twice of which Pillow only warns."""
+
+
+def _decode(image: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+        width, height = opened.size
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and width * height > limit:
+            raise _TooManyPixelsError(f" ({width} x {height} pixels)")
+        return _to_8_bits(opened).convert("RGB")
+
+
+def _without_texts(png: bytes) -> bytes:
+    """Returns a PNG without colour profile and texts, which are not pixels but may be large."""
+    parts, place = [png[: len(_PNG)]], len(_PNG)
+    while place < len(png):
+        length = int.from_bytes(png[place : place + 4])
+        end = place + length + 12  # with length, kind and checksum
+        if png[place + 4 : place + 8] not in _TEXTS:
+            parts.append(png[place:end])
+        place = end
+    return b"".join(parts)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -130,7 +164,7 @@ class ImageStore:
 
     def _read_record_numbers(self) -> np.ndarray:
         try:
-            numbers = np.load(self._directory / RECORD_NUMBERS, allow_pickle=False)
+            numbers = map_array(self._directory / RECORD_NUMBERS)
         except (OSError, ValueError) as error:
             raise self._damaged(RECORD_NUMBERS, error) from None
         if numbers.shape != (self._num_items,) or numbers.dtype != np.int32:
@@ -138,7 +172,7 @@ class ImageStore:
                 RECORD_NUMBERS,
                 f"holds {numbers.dtype}{list(numbers.shape)}, expected int32[{self._num_items}]",
             )
-        return numbers
+        return np.array(numbers)
 
     def _open(self, path: Path) -> array_record_module.ArrayRecordReader:
         with self._lock:

@@ -19,9 +19,10 @@ from pixelrec_jax.data.manifest import (
     SCHEMA_VERSION,
     Manifest,
 )
-from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.arrays import map_array
+from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.files import check_folder, digest
-from pixelrec_jax.system.frames import scan_ipc
+from pixelrec_jax.system.frames import POLARS_ERRORS, scan_ipc
 
 IMAGE_ROWS = "image_rows.npy"
 _NEEDED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
@@ -72,7 +73,10 @@ class Interactions:
 
 
 def _read_column(path: Path, name: str) -> pl.Series:
-    return scan_ipc(path).select(name).collect()[name]
+    try:
+        return scan_ipc(path).select(name).collect()[name]
+    except (OSError, *POLARS_ERRORS) as error:
+        raise damaged(path.parent, f"{path.name}: {reason(error)}") from None
 
 
 def load(directory: str | Path, verify: bool = True) -> Interactions:
@@ -93,7 +97,7 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     arrays = {}
     for name in ("offsets", "items", "timestamps"):
         try:
-            arrays[name] = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            arrays[name] = map_array(directory / f"{name}.npy")
         except (OSError, ValueError) as error:
             raise damaged(directory, f"{name}.npy: {error}") from None
     counts = manifest["counts"]

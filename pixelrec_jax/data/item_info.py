@@ -4,7 +4,7 @@ import polars as pl
 
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.system.errors import UserError, reason
-from pixelrec_jax.system.frames import scan_ipc
+from pixelrec_jax.system.frames import POLARS_ERRORS, scan_ipc
 
 FILE = "item_info.arrow"
 
@@ -22,7 +22,7 @@ def load(interactions: Interactions) -> pl.DataFrame | None:
         if frame.height != interactions.num_items - 1:
             raise OSError(f"{frame.height:,} rows for {interactions.num_items - 1:,} items")
         return frame
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, *POLARS_ERRORS) as error:
         raise UserError(
             f"{str(path)!r} cannot be read ({reason(error)}); prepare the dataset again"
         ) from None

@@ -12,6 +12,18 @@ import httpx2
 # On other ports there are services that are not web servers, such as mail.
 PORTS = (80, 443, 8080, 8443)
 _UNICAST = ipaddress.ip_network("2000::/3")
+# Python's own table differs by version. These are the ranges of the IANA's registries of special
+# addresses, and 168.63.129.16, which serves every machine of Azure.
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("168.63.129.16/32", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24"),
+        *("192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3"),
+        *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+    )
+)
 # Resolvers read "0x7f.1", "2130706433" and "0177.0.0.1" as IPv4 addresses.
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
@@ -30,9 +42,9 @@ def is_public(address: str) -> bool:
     that are mapped or translated to IPv6 (NAT64) are not global unicast.
     """
     ip = ipaddress.ip_address(address)
-    if ip.version == 4:
-        return ip.is_global and not ip.is_multicast
-    return ip in _UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
+    if not ip.is_global or any(ip in network for network in _SPECIAL):
+        return False
+    return ip.version == 4 or ip in _UNICAST
 
 
 def check_url(text: str, *, allowed: Collection[str] = ()) -> httpx2.URL:

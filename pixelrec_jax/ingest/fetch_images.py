@@ -15,6 +15,7 @@ import polars as pl
 from PIL import Image
 
 from pixelrec_jax.data import images
+from pixelrec_jax.ingest import image_warnings
 from pixelrec_jax.ingest.addresses import RefusedError
 from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.sources.source import SUFFIXES
@@ -123,6 +124,7 @@ async def _fetch_all(
 
     # One thread for each core bounds the memory of decoded images.
     with (
+        image_warnings.collected(),
         ThreadPoolExecutor(os.cpu_count()) as threads,
         progress_bar("images", len(todo)) as advance,
     ):
@@ -141,6 +143,7 @@ async def _fetch_all(
 
 def _save(body: bytes, out: Path, item_id: str) -> None:
     """Writes an image with the suffix of its real format; raises `ValueError` if it is not one."""
+    image_warnings.set_item(item_id)
     images.decode(body, None)  # the whole image: a server's headers may be wrong
     with Image.open(io.BytesIO(body), formats=images.FORMATS) as opened:
         assert opened.format is not None, "an opened file has a format"

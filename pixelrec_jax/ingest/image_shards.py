@@ -31,6 +31,7 @@ from pixelrec_jax.data.images import (
     resize,
 )
 from pixelrec_jax.data.manifest import File
+from pixelrec_jax.ingest import image_warnings
 from pixelrec_jax.ingest.sources.matching import MISSING
 from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
@@ -89,6 +90,7 @@ def write_shards(
     reasons: dict[int, str] = {}
     stop = threading.Event()
     with (
+        image_warnings.collected(),
         progress_bar("images", len(item_ids)) as advance,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
@@ -223,6 +225,7 @@ class _Shard:
 
 def _record(source: ImageSource, item_id: str, size: int | None) -> bytes:
     """Returns the record of an image after decoding all of it; raises `ValueError` if it fails."""
+    image_warnings.set_item(item_id)
     if item_id not in source.ids:
         raise ValueError(MISSING)
     image = source.read(item_id)

@@ -29,16 +29,10 @@ def _define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Fetches the images that the flags name and prints how many."""
-    import warnings
-
-    from PIL import Image
-
     from pixelrec_jax.ingest.fetch_images import fetch
 
     values = flags.FLAGS
     storage.local_only(values.out, "out", written=True)
-    # An oversized image is listed with its name, which Pillow's warning lacks.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     limits = Limits(
         concurrency=values.concurrency,
         rate=values.rate,

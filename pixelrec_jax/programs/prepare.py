@@ -36,17 +36,11 @@ def _define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Prepares the dataset that the flags name and prints what it holds."""
-    import warnings
-
-    from PIL import Image
-
     from pixelrec_jax.ingest.prepare import prepare, summary
 
     values = flags.FLAGS
     for name in ("interactions", "images", "item_info", "out"):
         storage.local_only(values[name].value, name, written=name == "out")
-    # An oversized image is listed as undecodable with its name, which Pillow's warning lacks.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     manifest = prepare(
         values.interactions,
         values.images,

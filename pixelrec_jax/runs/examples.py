@@ -15,7 +15,7 @@ from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.foreign import clean_line
-from pixelrec_jax.system.frames import scan_parquet
+from pixelrec_jax.system.frames import POLARS_ERRORS, scan_parquet
 
 _HISTORY = 8  # latest items shown
 _ID = 60  # characters shown of an id
@@ -87,7 +87,7 @@ def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
         drawn = np.random.default_rng(seed).permutation(len(known))[:users]
         chosen = known.gather(np.sort(drawn)).implode()
         return scan.filter(pl.col("user_id").is_in(chosen)).collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, *POLARS_ERRORS) as error:
         raise UserError(
             f"{path} cannot be read ({reason(error)}); write it with pixelrec train "
             f"--mode=evaluate --workdir={workdir}"

@@ -9,5 +9,8 @@ from functools import partial
 
 import polars as pl
 
+# A damaged file also ends in an error of Rust that is not an `Exception`.
+POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
 scan_ipc = partial(pl.scan_ipc, glob=False)
 scan_parquet = partial(pl.scan_parquet, glob=False)

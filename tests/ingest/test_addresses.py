@@ -7,7 +7,10 @@ from pixelrec_jax.ingest import addresses
 from pixelrec_jax.ingest.addresses import RefusedError
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700::6810:85e5"])
+@pytest.mark.parametrize(
+    "address",
+    ["93.184.216.34", "8.8.8.8", "168.63.129.17", "223.255.255.254", "2606:4700::6810:85e5"],
+)
 def test_hosts_of_the_internet_are_public(address):
     assert addresses.is_public(address)
 
@@ -23,7 +26,13 @@ def test_hosts_of_the_internet_are_public(address):
         "169.254.169.254",  # metadata of cloud machines
         "172.16.0.1",
         "192.168.1.1",
+        "192.0.0.9",  # protocols of the IETF
+        "192.0.0.192",
         "192.0.2.1",  # documentation
+        "192.31.196.1",  # AS112
+        "192.88.99.1",  # relays of 6to4
+        "168.63.129.16",  # Azure's own host
+        "100.100.100.200",  # metadata of Alibaba's machines
         "198.18.0.1",  # benchmarks
         "224.0.0.251",
         "239.1.1.1",
@@ -38,6 +47,10 @@ def test_hosts_of_the_internet_are_public(address):
         "2002:7f00:1::",  # 6to4
         "2001:0:53aa:64c:0:fbff:80ff:fffe",  # Teredo
         "2001:db8::1",
+        "2001:20::1",  # ORCHID
+        "3fff::1",  # documentation
+        "3fff:fff::1",
+        "2620:4f:8000::1",
         "fc00::1",
         "fd12:3456::1",
         "fe80::1",

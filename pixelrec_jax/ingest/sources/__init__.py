@@ -4,11 +4,9 @@ An id is looked up in the list of a source and never joined to a path, and nothi
 no name in an archive can lead outside of it.
 """
 
-import tarfile
-import zipfile
 from pathlib import Path
 
-from pixelrec_jax.ingest.sources.archive import TarImages, ZipImages
+from pixelrec_jax.ingest.sources.archive import TarImages, ZipImages, is_tar, is_zip
 from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.ingest.sources.lmdb import LmdbImages, is_lmdb
 from pixelrec_jax.ingest.sources.source import ImageSource
@@ -51,14 +49,6 @@ def open_source(path: Path) -> ImageSource:
     return source
 
 
-def _is_tar(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.TarError:
-        return False
-
-
 def _is_tfds(path: Path) -> bool:
     return (path / "dataset_info.json").is_file()
 
@@ -71,4 +61,4 @@ def _open_tfds(path: Path) -> ImageSource:
 
 _FOLDERS = ((_open_tfds, _is_tfds), (LmdbImages, is_lmdb))
 # A tar comes first: if it ends with a zip, `zipfile` also takes it.
-_FILES = ((TarImages, _is_tar), (LmdbImages, is_lmdb), (ZipImages, zipfile.is_zipfile))
+_FILES = ((TarImages, is_tar), (LmdbImages, is_lmdb), (ZipImages, is_zip))

@@ -1,19 +1,21 @@
 """Tar and zip archives of <item_id>.jpg, in any folders; they are read without unpacking."""
 
 import os
+import posixpath
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar
+from typing import IO, BinaryIO, Generic, TypeVar, cast
 
-from pixelrec_jax.ingest.sources.source import DamagedImageError, check_size, index
-from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.ingest.sources.source import DamagedImageError, check_size, damaged, index
+from pixelrec_jax.system.foreign import clean_line
 
 Member = TypeVar("Member")
 _CHUNK = 2**20
+_LARGEST_HEADER = 2**20  # bytes of one header of a tar; names have a few hundred
+_MOST_GLOBAL_HEADERS = 100  # of a tar
 
 
 class _Archive(Generic[Member]):
@@ -34,22 +36,33 @@ class _Archive(Generic[Member]):
         return self._ambiguous
 
 
+def is_tar(path: Path) -> bool:
+    """Returns whether a file begins with the header of a tar."""
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
+
+
 class TarImages(_Archive[tuple[int, int, float]]):
-    """The plain files of an uncompressed tar; links and devices are ignored."""
+    """The files of an uncompressed tar, also under their hard links; other links are ignored.
+
+    Memory: some 300 bytes for each entry, which has 512 in the file; no header of an entry is
+    larger than `_LARGEST_HEADER`. An image is read as a whole.
+    """
 
     def __init__(self, path: Path):
         """Lists the tar at `path`; raises `UserError` if it is damaged."""
         self._file = path.open("rb")
         try:
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                # A later entry with the same path replaces an earlier one, as in unpacking.
-                members = {m.name: (m.offset_data, m.size, m.mtime) for m in tar if _is_plain(m)}
-                _check_end(self._file, tar.offset)
-        except (tarfile.TarError, EOFError) as error:
+            with damaged(path, "tar"):
+                members = _members(self._file)
+        except BaseException:
             self.close()
-            raise UserError(
-                f"--images={path} is not a complete tar ({error}); copy it again"
-            ) from None
+            raise
         self._stamp = os.fstat(self._file.fileno()).st_mtime_ns
         super().__init__(path, members)
 
@@ -63,8 +76,8 @@ class TarImages(_Archive[tuple[int, int, float]]):
         check_size(size)
         try:
             content = os.pread(self._file.fileno(), size, start)
-        except OSError as error:
-            raise DamagedImageError(error.strerror or str(error)) from None
+        except (OSError, OverflowError) as error:
+            raise DamagedImageError(getattr(error, "strerror", None) or str(error)) from None
         if len(content) < size:
             raise DamagedImageError("the tar ends too early")
         return content
@@ -74,8 +87,39 @@ class TarImages(_Archive[tuple[int, int, float]]):
         self._file.close()
 
 
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    return member.isreg() and not member.issparse()
+def _members(file: BinaryIO) -> dict[str, tuple[int, int, float]]:
+    """Returns offset, size and time of the files in a tar by path."""
+    members: dict[str, tuple[int, int, float]] = {}
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as tar:
+        before = -1
+        while (member := tar.next()) is not None:
+            if tar.offset <= before or member.size < 0:
+                raise tarfile.TarError(f"the entry at byte {member.offset:,} does not end")
+            if len(tar.pax_headers) > _MOST_GLOBAL_HEADERS:  # each later entry has a copy
+                raise tarfile.TarError(f"it has over {_MOST_GLOBAL_HEADERS:,} global headers")
+            before = tar.offset
+            tar.members.clear()
+            name = posixpath.normpath(member.name)
+            # A later entry with the same path replaces an earlier one, as in unpacking.
+            if member.isreg() and not member.issparse():
+                members[name] = member.offset_data, member.size, member.mtime
+            elif member.islnk() and (target := posixpath.normpath(member.linkname)) in members:
+                members[name] = members[target]
+        _check_end(file, tar.offset)
+    return members
+
+
+class _Headers:
+    """A file of which tarfile reads the headers of entries: small parts at a time."""
+
+    def __init__(self, file: BinaryIO):
+        self.name, self.seek, self.tell, self._read = file.name, file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes; raises `TarError` if they are more than a header may have."""
+        if size > _LARGEST_HEADER:
+            raise tarfile.TarError(f"a header has {size:,} bytes")
+        return self._read(size)
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
@@ -89,19 +133,28 @@ def _check_end(file: BinaryIO, offset: int) -> None:
         raise tarfile.TarError(f"it ends at byte {offset:,} without its end mark")
 
 
+def is_zip(path: Path) -> bool:
+    """Returns whether a file ends as a zip does."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one of several parts, for example
+        return True
+
+
 class ZipImages(_Archive[zipfile.ZipInfo]):
-    """The plain files of a zip."""
+    """The plain files of a zip.
+
+    Memory: some kilobyte for each entry, which has at least 46 bytes in the file; a file that is
+    read takes the size that its entry claims, up to `source.LARGEST`.
+    """
 
     def __init__(self, path: Path):
         """Lists the zip at `path`; raises `UserError` if it is damaged."""
-        try:
+        with damaged(path, "zip"):
             self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise UserError(
-                f"--images={path} is not a complete zip ({error}); copy it again"
-            ) from None
-        # Zips of .NET have a backslash between folders.
-        members = {m.filename.replace("\\", "/"): m for m in self._zip.infolist() if _is_file(m)}
+            # Zips of .NET have a backslash between folders.
+            names = {m.filename.replace("\\", "/"): m for m in self._zip.infolist() if m.filename}
+            members = {name: member for name, member in names.items() if _is_file(member)}
         super().__init__(path, members)
 
     def fingerprint(self, item_id: str) -> str:
@@ -121,8 +174,9 @@ class ZipImages(_Archive[zipfile.ZipInfo]):
         try:
             with self._zip.open(member) as file:
                 return file.read(member.file_size)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DamagedImageError(str(error)) from None
+        # For damaged bytes zipfile raises nearly anything.
+        except Exception as error:
+            raise DamagedImageError(clean_line(str(error), width=200)) from None
 
     def close(self) -> None:
         """Closes the zip."""

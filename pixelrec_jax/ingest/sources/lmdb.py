@@ -1,19 +1,20 @@
 """The LMDB of the reference (generate_lmdb.py): pickled objects with the pixels of images."""
 
 import io
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 
-from pixelrec_jax.ingest.sources.source import check_size
+from pixelrec_jax.ingest.sources.lmdb_file import HEADER, MAGIC, read_keys
+from pixelrec_jax.ingest.sources.source import DamagedImageError, check_size, damaged
 from pixelrec_jax.system import pickled
-from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.files import open_regular
+from pixelrec_jax.system.foreign import clean_line
 
-_MAGIC = bytes.fromhex("dec0efbe")
-_PAGE_HEADER = 16  # bytes before the magic number in an LMDB's first page
+_MAGIC = MAGIC.to_bytes(4, "little")
 _DATA = "data.mdb"  # the file in an LMDB that is a folder
 _MOST_STEPS = 1000  # of the pickle of an image, which takes some 40
 
@@ -24,7 +25,7 @@ def is_lmdb(path: Path) -> bool:
     if not file.is_file():
         return False
     with file.open("rb") as opened:
-        return opened.read(_PAGE_HEADER + len(_MAGIC))[_PAGE_HEADER:] == _MAGIC
+        return opened.read(HEADER + len(_MAGIC))[HEADER:] == _MAGIC
 
 
 def _allowed(name: str) -> pickled.Call:
@@ -48,38 +49,33 @@ def _pixels(value: bytes) -> np.ndarray:
 
 
 class LmdbImages:
-    """The images of an LMDB; its keys are item ids."""
+    """The images of an LMDB; its keys are item ids.
+
+    Memory: that of `lmdb_file.read_keys`, and one value for each thread, with the pixels it holds.
+    """
 
     def __init__(self, path: Path):
         """Lists the keys of the LMDB at `path`; raises `UserError` if it is damaged."""
-        file = path / _DATA if path.is_dir() else path
+        self._file = open_regular(path / _DATA if path.is_dir() else path)
         try:
-            self._env = lmdb.open(
-                str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
-            )
-            pages, size = self._env.info()["last_pgno"] + 1, self._env.stat()["psize"]
-            if (found := file.stat().st_size) < pages * size:  # reading more kills the process
-                self.close()
-                raise UserError(
-                    f"--images={path} is not a complete LMDB ({found:,} of {pages * size:,} bytes)"
-                    "; copy it again"
-                )
-            with self._env.begin() as transaction, transaction.cursor() as cursor:
-                keys = [bytes(key) for key in cursor.iternext(keys=True, values=False)]
-        except lmdb.Error as error:
-            raise UserError(
-                f"--images={path} is not a complete LMDB ({error}); copy it again"
-            ) from None
+            with damaged(path, "LMDB"):
+                values = read_keys(self._file)
+        except BaseException:
+            self.close()
+            raise
         # __keys__ and __len__ hold a pickled list and number, which are not needed.
-        keys = [key for key in keys if not key.startswith(b"__") and _is_text(key)]
-        self._ids = {key.decode(): key for key in keys}
-        status = file.stat()
+        self._values = {
+            key.decode(): value
+            for key, value in values.items()
+            if not key.startswith(b"__") and _is_text(key)
+        }
+        status = os.fstat(self._file.fileno())
         self._stamp = f"{status.st_size} {status.st_mtime_ns}"
 
     @property
     def ids(self) -> Collection[str]:
         """The item ids that have one image."""
-        return self._ids.keys()
+        return self._values.keys()
 
     @property
     def ambiguous(self) -> Mapping[str, str]:
@@ -92,20 +88,23 @@ class LmdbImages:
 
     def read(self, item_id: str) -> np.ndarray:
         """Returns uint8[H, W, 3]; raises `ValueError` with the reason."""
+        start, size = self._values[item_id]
         try:
-            with self._env.begin() as transaction:
-                value = transaction.get(self._ids[item_id])
-            if value is None:
+            check_size(size)
+            value = os.pread(self._file.fileno(), size, start)
+            if len(value) < size:
                 raise ValueError("it is gone from the LMDB")
             return _pixels(value)
+        except OSError as error:
+            raise DamagedImageError(error.strerror or str(error)) from None
         # For damaged pickles, nearly any exception can be raised.
         except Exception as error:
-            why = " ".join(str(error).split())[:200]
+            why = clean_line(str(error), width=200)
             raise ValueError(f"not an image of the reference's LMDB ({why})") from None
 
     def close(self) -> None:
         """Closes the LMDB."""
-        self._env.close()
+        self._file.close()
 
 
 def _is_text(key: bytes) -> bool:

@@ -1,10 +1,17 @@
 """The interface of image sources, and functions for sources of image files."""
 
-from collections.abc import Collection, Mapping
+import errno
+import tarfile
+import zipfile
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 import numpy as np
+
+from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.foreign import clean_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # the first that exists is taken
 # Bytes of a file; a compressed image within Pillow's own limit is far smaller.
@@ -97,6 +104,29 @@ def by_item_id(places: Mapping[str, Place]) -> dict[str, Place]:
 def is_image(path: PurePosixPath) -> bool:
     """Returns whether a file is an image by its name."""
     return path.suffix.lower() in SUFFIXES
+
+
+@contextmanager
+def damaged(path: Path, kind: str) -> Generator[None]:
+    """Raises `UserError`, which names the source, if a file of `kind` has other bytes.
+
+    For damaged bytes libraries raise nearly anything. A failure of the disk stays an `OSError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # A position that no file has is EINVAL; BadZipFile and TarError have no number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        said = (
+            isinstance(error, (tarfile.TarError, zipfile.BadZipFile)) or type(error) is ValueError
+        )
+        why = clean_line(str(error), width=300) if said else reason(error)
+        raise UserError(
+            f"--images={path} is not a complete {kind} ({why}); copy it again"
+        ) from None
 
 
 def check_size(size: int) -> None:

@@ -1,6 +1,8 @@
 """Ids and images that are written a little differently: matched where only one can be meant."""
 
+import inspect
 import os
+import sys
 import unicodedata
 import zipfile
 
@@ -9,6 +11,7 @@ import pytest
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.ingest import prepare
 from pixelrec_jax.ingest.sources import open_source
+from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.ingest.sources.matching import MatchedImages
 from pixelrec_jax.system.errors import UserError
 from tests.ingest.test_sources import picture
@@ -125,17 +128,16 @@ def test_links_lead_to_files_of_the_folder_only(tmp_path):
 
 
 def test_a_folder_of_any_depth_is_listed(tmp_path):
-    here = os.getcwd()
+    limit = sys.getrecursionlimit()
+    names = [f"{'d/' * 200}2.png", "1.png"]
+    folder_of(tmp_path / "images", names)
+    frames = len(inspect.stack(0))
     try:
-        os.chdir(folder_of(tmp_path / "images", ["1.png"]))
-        for _ in range(1200):  # deeper than Python recurses, within the longest path
-            os.mkdir("d")
-            os.chdir("d")
-        with open("2.png", "wb") as file:
-            file.write(b"x")
+        sys.setrecursionlimit(frames + 100)
+        found = FolderImages(tmp_path / "images")
     finally:
-        os.chdir(here)
-    assert set(open_source(tmp_path / "images").ids) == {"1", "2"}
+        sys.setrecursionlimit(limit)
+    assert set(found.ids) == {"1", "2"}
 
 
 def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
