@@ -1,6 +1,5 @@
 """run.json: what depends on the machine."""
 
-
 import jax
 import numpy
 import pytest
