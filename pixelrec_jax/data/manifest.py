@@ -35,12 +35,22 @@ class Counts(TypedDict):
 
 
 @record
+class Times(TypedDict):
+    """The timestamps of the interactions: how they stood, and their range in the dataset's unit."""
+
+    form: Literal["integers", "floats", "dates"]
+    first: Whole
+    last: Whole
+
+
+@record
 class Source(TypedDict):
     """What a dataset was made from: the interactions, the options of `prepare`, and what it did."""
 
     file: str
     sha256: Sha256
     official: str | None
+    timestamps: Times
     repeats: Count
     with_item_info: NotRequired[Count]
     options: dict[str, str | Whole | None]

@@ -1,37 +1,29 @@
-"""CSV files: scans of all their rows, which are counted independently, and one-line errors.
+"""CSV files: scans of all their rows, which are counted independently.
 
 Where a quote stands inside of a field that is not quoted (12" vinyl), polars loses rows without an
-error (its issue 21519). So a file is first counted: by line ends where it has no quotes, with
-Python's csv where it has. If no field is quoted, polars then reads a quote as any other character.
+error (its issue 21519). So a file is first counted: by line ends where all quotes are around whole
+fields, with Python's csv elsewhere. If no field is quoted, polars then reads a quote as any other
+character.
 """
 
-import codecs
 import csv
 import io
-import itertools
-import re
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 
+from pixelrec_jax.ingest.column_names import plain_name
+from pixelrec_jax.ingest.csv_rows import CsvText
+from pixelrec_jax.ingest.file_formats import check_text
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import open_regular
 
-_BLOCK = 1 << 20  # bytes counted at once
+# The first is taken if the header does not tell. The last is MovieLens's; polars reads it as ":",
+# with a column without values between two columns.
+SEPARATORS = (",", "\t", ";", "|", "::")
 _ROWS = 5_000_000  # compared at once, to find a row that was not read
-_LONGEST = 1 << 24  # characters of a field; a quote that stays open takes as many
-_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and zstd begin
-_MAYBE_EMPTY = re.compile(rb'\n(?:[\n\r,]|"")')
-_EMPTY = re.compile(rb'(?:"")?(?:,(?:"")?)*+\r?\n?')
-# Lines whose quotes are all around whole fields, without quotes or line ends inside.
-_PLAIN = re.compile(rb'(?:(?:"[^"\n]*+"|[^",\r\n]*+)(?:,|\r?\n))*+')
-_OPENING = re.compile(r'(?:^|,)"')
-_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",\r\n]*+)'
-_QUOTED_AS_A_WHOLE = re.compile(rf"{_FIELD}(?:,{_FIELD})*+\r?\n?")
 
 
 @dataclass(frozen=True)
@@ -39,21 +31,51 @@ class CsvFile:
     """A CSV whose rows are counted.
 
     Attributes:
-      source: its path, or its content.
-      name: what messages call it.
-      rows: how many rows it has below the header; those without any value do not count.
+      text: its text.
+      rows: how many rows it has, without the header; those without any value do not count.
       quoted: whether any field is in quotes; otherwise quotes are parts of values.
+      positions: the names of the columns of a file without a header, which are 1, 2, ...; otherwise
+        None.
     """
 
-    source: Path | bytes
-    name: str
+    text: CsvText
     rows: int
     quoted: bool
+    positions: Sequence[str] | None = None
 
-    def scan(self, **options) -> pl.LazyFrame:
-        """Returns all columns as text; `options` are those of `polars.scan_csv`."""
-        quote = '"' if self.quoted else None
-        return pl.scan_csv(self.source, infer_schema=False, glob=False, quote_char=quote, **options)
+    row = "line"
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.text.name
+
+    @property
+    def first_row(self) -> int:
+        """The number of the line of the first row, if no line is blank."""
+        return 2 if self.positions is None else 1
+
+    def columns(self) -> list[str]:
+        """Returns the names of its columns; of two equal ones polars renames the second."""
+        return self.scan().collect_schema().names()
+
+    def scan(self, *, integers: Collection[str] = ()) -> pl.LazyFrame:
+        """Returns all columns as text but `integers`, columns that are read as int64."""
+        step = len(self.text.separator)
+        names = self.positions
+        if names is not None and step > 1:
+            names = [name for place in names for name in (place, f"after {place}")][:-1]
+        frame = pl.scan_csv(
+            self.text.source,
+            infer_schema=False,
+            glob=False,
+            quote_char='"' if self.quoted else None,
+            separator=self.text.separator[0],
+            has_header=self.positions is None,
+            new_columns=names,
+            schema_overrides=dict.fromkeys(integers, pl.Int64),
+        )
+        return frame if step == 1 else frame.select(frame.collect_schema().names()[::step])
 
     def check(self, read: int, columns: Sequence[str]) -> None:
         """Raises `UserError` unless all rows were read, with the first line that was not.
@@ -77,8 +99,10 @@ class CsvFile:
     def _first_difference(self, columns: Sequence[str]) -> tuple[int, tuple[str, ...]]:
         """Returns the first line that was read otherwise by Python's csv, and its values there."""
         read = self._values(columns)
-        rows = _rows(self.source, self.name, split=True, quoted=self.quoted)
-        header = next(row for row in rows if row.count).fields
+        rows = self.text.rows(split=True, quoted=self.quoted)
+        if self.positions is None:
+            next(row for row in rows if row.count)  # the header
+        header = self.columns()
         places = [header.index(name) for name in columns]
         line = 1
         for line, count, _, _, fields in rows:
@@ -95,38 +119,32 @@ class CsvFile:
                 yield from filter(any, rows.slice(start, _ROWS).collect().iter_rows())
 
 
-class _Rows(NamedTuple):
-    """One row as Python's csv reads it, or rows that are counted without being split.
-
-    Attributes:
-      line: the number of the first line.
-      count: how many rows have a value.
-      quoted: the number of a line with a field within quotes; 0 if there is none.
-      stray: whether a quote stands inside of a field that is not within quotes.
-      fields: the values of one row.
-    """
-
-    line: int
-    count: int
-    quoted: int = 0
-    stray: bool = False
-    fields: Sequence[str] = ()
-
-
-def open_csv(source: Path | bytes, name: str | None = None) -> CsvFile:
+def open_csv(
+    source: Path | bytes,
+    name: str | None = None,
+    *,
+    wanted: Collection[str] = ("item_id",),
+    has_header: bool = True,
+) -> CsvFile:
     """Returns a CSV, of which all rows were counted.
 
     Args:
       source: its path, or its content.
       name: what messages call it; by default its path.
+      wanted: names of columns, which tell the separator: it is the one between them.
+      has_header: otherwise columns are named by their positions, 1, 2, ...
 
     Raises:
-      UserError: some fields are quoted while others have quotes inside, a quoted field does not
-        end, or text follows its end; with the number of the line.
+      UserError: it is not text in UTF-8, some fields are quoted while others have quotes inside, a
+        quoted field does not end, or text follows its end; with the number of the line.
     """
     name = repr(str(source)) if name is None else name
+    first = next(CsvText(source, name).blocks(), b"")
+    check_text(first[:4096], name)
+    separator, fields = _separator(first, wanted)
+    text = CsvText(source, name, separator)
     count, quoted, stray = 0, 0, 0  # the last two are lines, 0 if there is none
-    for rows in _rows(source, name):
+    for rows in text.rows(quoted=len(separator) == 1):
         count += rows.count
         quoted = quoted or rows.quoted
         stray = stray or rows.line * rows.stray
@@ -135,117 +153,30 @@ def open_csv(source: Path | bytes, name: str | None = None) -> CsvFile:
             f"{name} line {stray}: a quote stands inside of a field, while line {quoted} has a "
             "field within quotes; put the field within quotes and write its own quotes twice"
         )
-    return CsvFile(source, name, max(count - 1, 0), quoted > 0)
+    positions = None if has_header else [str(place + 1) for place in range(len(fields))]
+    return CsvFile(text, max(count - has_header, 0), quoted > 0, positions)
 
 
-def _rows(
-    source: Path | bytes, name: str, *, split: bool = False, quoted: bool = True
-) -> Iterator[_Rows]:
-    """Yields the rows of a CSV: with `split` one by one, otherwise many where that is enough.
+def _separator(block: bytes, wanted: Collection[str]) -> tuple[str, list[str]]:
+    """Returns the separator of a CSV, and the fields of its first row.
 
-    Without `quoted`, quotes are characters like any other.
+    It is the one that gives most of the wanted names, and of these the one that gives most fields.
     """
-    line, blocks = 1, _blocks(source)
-    for block in blocks:
-        if line == 1:
-            block = block.removeprefix(codecs.BOM_UTF8)
-        quote = block.find(b'"')
-        if not split and (quote < 0 or _PLAIN.fullmatch(block)):
-            first = 0 if quote < 0 else line + block.count(b"\n", 0, quote)
-            yield _Rows(line, _count(block), first)
-            line += block.count(b"\n")
-            continue
-        try:
-            for text, fields in _parse(block, blocks, quoted=quoted):
-                opened = line if '"' in text and _OPENING.search(text) else 0
-                inside = '"' in text and any('"' in field for field in fields)
-                stray = inside and not _QUOTED_AS_A_WHOLE.fullmatch(text)
-                yield _Rows(line, any(fields), opened, stray, fields)
-                line += text.count("\n")
-        except csv.Error as error:
-            problem = str(error).partition(" - ")[0]
-            raise UserError(
-                f"{name} is not a valid CSV: {problem}, in the row of line {line}; mend that row"
-            ) from None
+    text = block.decode("utf-8", "replace").lstrip("\r\n")
+    rows = {separator: _first_row(text, separator) for separator in SEPARATORS}
+
+    def fitness(separator: str) -> tuple[int, int]:
+        names = set(rows[separator]) | set(map(plain_name, rows[separator]))
+        return len(names & set(wanted)), len(rows[separator])
+
+    best = max(SEPARATORS, key=fitness)
+    return best, rows[best]
 
 
-def _blocks(source: Path | bytes) -> Iterator[bytes]:
-    """Yields the content of a file, decompressed, in blocks of whole lines."""
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        compressed = file.read(4).startswith(_COMPRESSED)
-        file.seek(0)
-        while not compressed and (block := file.read(_BLOCK)):
-            yield block + file.readline()
-    if not compressed:
-        return
-    lines = pl.scan_csv(
-        source,
-        glob=False,
-        has_header=False,
-        infer_schema=False,
-        new_columns=["line"],
-        quote_char=None,
-        separator="\x01",  # a character that no text has
-        truncate_ragged_lines=True,
-    )
-    for batch in lines.collect_batches(maintain_order=True):
-        yield "".join(f"{line}\n" for line in batch["line"].fill_null("")).encode()
-
-
-def _count(block: bytes) -> int:
-    """Returns how many lines have a value, if their quotes are all around whole fields."""
-    if _MAYBE_EMPTY.search(b"\n" + block):
-        return sum(1 for line in io.BytesIO(block) if not _EMPTY.fullmatch(line))
-    return block.count(b"\n") + (not block.endswith(b"\n"))
-
-
-def _parse(
-    block: bytes, blocks: Iterator[bytes], *, quoted: bool
-) -> Iterator[tuple[str, list[str]]]:
-    """Yields text and fields of the rows of a block, and of those after it that its last row needs.
-
-    Raises `csv.Error`.
-    """
-    last, taken = 0, []  # the last line read so far; the lines of a row
-
-    def lines() -> Iterator[str]:
-        nonlocal last
-        for part in itertools.chain([block], blocks):
-            text = io.StringIO(part.decode("utf-8", "surrogateescape"), newline="\n")
-            last += part.count(b"\n") + (not part.endswith(b"\n"))
-            for line in text:
-                taken.append(line)
-                yield line
-
-    csv.field_size_limit(_LONGEST)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines(), strict=True, quoting=quoting)
-    for fields in reader:
-        yield "".join(taken), fields
-        taken.clear()
-        if reader.line_num == last:
-            return
-
-
-@contextmanager
-def one_line_errors(path: Path, what: str) -> Generator[None]:
-    """Raises `UserError` for a file that is missing, unreadable, empty or malformed."""
+def _first_row(text: str, separator: str) -> list[str]:
+    if len(separator) > 1:
+        return text.partition("\n")[0].rstrip("\r").split(separator)
     try:
-        if not path.exists():
-            raise UserError(f"{what} {str(path)!r} does not exist; give a CSV file")
-        if not path.is_file():
-            raise UserError(f"{what} {str(path)!r} is not a file; give a CSV file")
-        open_regular(path).close()  # raises "Permission denied" in the words of the system
-        yield
-    except pl.exceptions.NoDataError:
-        raise UserError(f"{what} {str(path)!r} is empty; give a CSV file with a header") from None
-    except pl.exceptions.PolarsError as error:
-        raise UserError(
-            f"{str(path)!r} is not a valid CSV: {str(error).splitlines()[0]}; mend it, or give "
-            "another file"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot read {str(path)!r}: {error.strerror or error}; allow reading it, or give "
-            "another file"
-        ) from None
+        return next(csv.reader(io.StringIO(text, newline="\n"), delimiter=separator), [])
+    except csv.Error:  # quotes that are not around whole fields
+        return text.partition("\n")[0].rstrip("\r").split(separator)

@@ -7,7 +7,7 @@ This is the paper's "special tool to permanently access and download related ima
 import asyncio
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from PIL import Image
 from pixelrec_jax.data import images
 from pixelrec_jax.ingest import image_warnings
 from pixelrec_jax.ingest.addresses import RefusedError
-from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.sources.source import SUFFIXES
+from pixelrec_jax.ingest.table_file import as_text, find_columns, one_line_errors
 from pixelrec_jax.ingest.web import Fetcher
-from pixelrec_jax.system import errors, files
+from pixelrec_jax.system import files
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.temporary import remove_leftovers
@@ -31,27 +31,23 @@ ITEM_ID = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 
-def read_urls(path: Path) -> pl.DataFrame:
-    """Returns the columns item_id and url of a CSV, as text; empty URLs stay.
+def read_urls(path: Path, columns: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Returns the columns item_id and url of a table, as text; empty URLs stay.
+
+    Args:
+      path: a CSV, Parquet or Arrow file.
+      columns: {our name: name in the file} where they differ; positions in a CSV without a header.
 
     Raises:
       UserError: the file or a row of it cannot be read, an id is not a file name or occurs twice.
     """
-    try:
-        files.check_regular(path)
-        if not path.stat().st_size:
-            raise UserError(f"{path} is empty; give a CSV with the columns {','.join(COLUMNS)}")
-        file = open_csv(path)
-        frame = file.scan().select(COLUMNS).fill_null("").collect()
-        file.check(frame.filter(pl.any_horizontal(pl.all() != "")).height, COLUMNS)
-    except OSError as error:
-        raise UserError(f"cannot read --urls={path}: {error.strerror}; give a CSV file") from None
-    except pl.exceptions.PolarsError as error:
-        reason = errors.reason(error).partition(" Resolved plan")[0]
-        raise UserError(
-            f"{path} is not a CSV with the columns {','.join(COLUMNS)} ({reason}); mend it, or "
-            "give another file"
-        ) from None
+    with one_line_errors(path, "list of URLs"):
+        file, names = find_columns(path, COLUMNS, columns or {})
+        scan = file.scan()
+        item_id, url = as_text(scan, names, file.name)
+        frame = scan.select(item_id, url).fill_null("").collect()
+        rows = frame.filter(pl.any_horizontal(pl.all() != "")).height
+        file.check(rows, list(names.values()))
     ids = frame["item_id"]
     bad = ids.filter(~ids.str.contains(f"^(?:{ITEM_ID})$") | ids.str.contains("..", literal=True))
     if len(bad):
@@ -64,17 +60,23 @@ def read_urls(path: Path) -> pl.DataFrame:
     return frame
 
 
-def fetch(urls: str | Path, out: str | Path, fetcher: Fetcher) -> dict[str, int]:
+def fetch(
+    urls: str | Path,
+    out: str | Path,
+    fetcher: Fetcher,
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, int]:
     """Fetches the images that are not in the folder `out`; returns how many it fetched and found.
 
     Every file is checked by decoding it and appears complete or not at all. Failures are listed in
-    `<out>.failures.csv` (item_id, url, reason), which the next run replaces.
+    `<out>.failures.csv` (item_id, url, reason), which the next run replaces. For `columns` see
+    `read_urls`.
 
     Raises:
       UserError: wrong input, or images that could not be fetched.
     """
     out = Path(os.path.realpath(out))
-    frame = read_urls(Path(urls))
+    frame = read_urls(Path(urls), columns)
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)

@@ -1,11 +1,12 @@
-"""Item information (views, title, tag, ...): CSV -> Arrow, where row i belongs to item i + 1."""
+"""Item information (views, title, tag, ...): a table -> Arrow, where row i is of item i + 1."""
 
 from pathlib import Path
 
 import polars as pl
 
 from pixelrec_jax.data.item_info import FILE
-from pixelrec_jax.ingest import csv_file
+from pixelrec_jax.ingest import table_file
+from pixelrec_jax.ingest.column_names import find, plain_name
 from pixelrec_jax.system.errors import UserError
 
 # PixelRec's columns (section 2.1) except item_id.
@@ -28,40 +29,56 @@ TEXTS = ("title", "tag", "description")
 _INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})(?:\.0)?$"
 
 
-def read_csv(path: Path) -> pl.LazyFrame:
+def read_item_info(path: Path, id_column: str = "item_id") -> pl.LazyFrame:
     """Returns the rows of an item information file as a lazy frame, after checks.
 
-    The column item_id is needed and all others are kept; an empty field is null. Columns of whole
+    The column of ids is needed and all others are kept; an empty field is null. Columns of whole
     numbers are Int64, except `TEXTS`; all others are String.
 
+    Args:
+      path: a CSV, Parquet or Arrow file.
+      id_column: the name of item_id in the file; if there is none of this name, it is "item_id".
+
     Raises:
-      UserError: the file is missing, empty, malformed or without the column item_id, a row cannot
-        be read, or an item_id is empty or occurs twice.
+      UserError: the file is missing, empty, malformed or without ids, a row cannot be read, or an
+        id is empty or occurs twice.
     """
-    with csv_file.one_line_errors(path, "item information"):
-        return _checked(path)
+    with table_file.one_line_errors(path, "item information"):
+        return _checked(path, id_column)
 
 
-def _checked(path: Path) -> pl.LazyFrame:
-    file = csv_file.open_csv(path)
-    scan = file.scan()
-    header = scan.collect_schema().names()
-    if "item_id" not in header:
+def _checked(path: Path, id_column: str) -> pl.LazyFrame:
+    file = table_file.open_table(path, ["item_id", id_column])
+    columns = {plain_name(name): name for name in file.columns()}
+    given = {"item_id": id_column} if id_column in columns else {}
+    names = find(file.columns(), ["item_id"], given, file.name)
+    others = {ours: theirs for ours, theirs in columns.items() if theirs != names["item_id"]}
+    if "item_id" in others:
         raise UserError(
-            f"{str(path)!r} has no column item_id; it has {', '.join(header)}; give a "
-            "comma-separated file with a header line"
+            f"{file.name} has both {id_column!r}, which --columns names for ids, and 'item_id'; "
+            "rename one"
         )
+    scan = file.scan()
+    for name, dtype in scan.collect_schema().items():
+        if dtype.is_nested():
+            raise UserError(
+                f"{file.name} has lists or structures in {name[:100]!r}; write text or numbers, or "
+                "leave the column out"
+            )
+    scan = scan.select(
+        *table_file.as_text(scan, names, file.name),
+        *(pl.col(theirs).cast(pl.String).alias(ours) for ours, theirs in others.items()),
+    )
     scan = scan.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     scan = scan.with_columns(pl.all().replace("", None))
-    others = [name for name in header if name not in ("item_id", *TEXTS)]
-    whole = [pl.col(name).str.contains(_INTEGER).all() for name in others]
+    whole = [pl.col(name).str.contains(_INTEGER).all() for name in others if name not in TEXTS]
     item_id = pl.col("item_id")
     counts = pl.struct(all=item_id.len(), nameless=item_id.null_count()).alias("item_id")
     facts = scan.select(counts, *whole).collect(engine="streaming").to_dicts()[0]
     rows = facts.pop("item_id")
     if count := rows["nameless"]:
         raise UserError(f"{str(path)!r} has {count:,} rows without an item_id; every row needs one")
-    file.check(rows["all"], header)
+    file.check(rows["all"], list(columns.values()))
     repeated = scan.group_by("item_id").len().filter(pl.col("len") > 1).sort("item_id")
     if found := repeated.collect(engine="streaming").to_dicts():
         raise UserError(
@@ -76,7 +93,7 @@ def write(rows: pl.LazyFrame, item_ids: pl.Series, directory: Path) -> int:
     """Writes `FILE` into a prepared dataset and returns how many of its items have a row.
 
     Args:
-      rows: the result of `read_csv`; rows of other items are left out.
+      rows: the result of `read_item_info`; rows of other items are left out.
       item_ids: the item ids of the dataset; entry i is item i + 1. Items without a row get nulls.
       directory: the folder of the dataset.
 

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,17 +22,17 @@ from pixelrec_jax.data.manifest import (
     Manifest,
     Source,
 )
-from pixelrec_jax.data.time_units import OTHER
-from pixelrec_jax.ingest import columns, image_shards, missing_images, official, selection
+from pixelrec_jax.ingest import columns as interaction_columns
+from pixelrec_jax.ingest import image_shards, missing_images, official, selection
 from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest import options as choices
 from pixelrec_jax.ingest.columns import Table
+from pixelrec_jax.ingest.interactions_file import read_interactions
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.ingest.sources.matching import MISSING, MatchedImages
 from pixelrec_jax.system import errors
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import LOCK, digest, sync, work_folder
-from pixelrec_jax.system.foreign import visible
 
 
 def prepare(
@@ -49,6 +49,7 @@ def prepare(
     image_size: int | None = None,
     repeats: str = "keep",
     timestamp_unit: str = "auto",
+    columns: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Writes the prepared dataset `out` and returns its manifest.
 
@@ -56,11 +57,13 @@ def prepare(
     not at all. An interrupted run leaves its finished images there for the next run.
 
     Args:
-      interactions: CSV of item_id, user_id and timestamp.
+      interactions: CSV, Parquet or Arrow table of item_id, user_id and timestamp.
       images: folder, tar, zip, LMDB or TFDS dataset; None makes a dataset without images.
       out: folder to create.
-      item_info: CSV of item_id and any attributes of items.
+      item_info: such a table of item_id and any attributes of items.
       min_interactions ... timestamp_unit: as the flags of `pixelrec prepare`.
+      columns: {our name: name in the file} of columns of the interactions with other names;
+        positions from 1 in a CSV without a header. The name of item_id also holds for `item_info`.
 
     Raises:
       UserError: wrong input, an `out` that is not empty, or a full disk. Images that stop the run
@@ -68,6 +71,7 @@ def prepare(
     """
     if image_size is None and store == "resized":
         image_size = choices.IMAGE_SIZE
+    names = dict(columns or {})
     options = {
         "min_interactions": min_interactions,
         "sample": sample,
@@ -77,42 +81,50 @@ def prepare(
         "image_size": image_size,
         "repeats": repeats,
         "timestamp_unit": timestamp_unit,
+        "columns": ",".join(f"{ours}={theirs}" for ours, theirs in names.items()),
     }
     _check_options(options)
     source, out = Path(interactions), Path(os.path.realpath(out))
     _check_free(out)
-    info = None if item_info is None else information.read_csv(Path(item_info))
+    info = (
+        None
+        if item_info is None
+        else information.read_item_info(Path(item_info), names.get("item_id", "item_id"))
+    )
     with ExitStack() as stack:
         pictures = None
         if images is not None:
             pictures = stack.enter_context(closing(open_source(Path(images))))
         work = stack.enter_context(_partial(out))
-        table = columns.read_csv(source)
+        table, times = read_interactions(source, names, unit=timestamp_unit)
         sha256 = digest(source)
         dropped: selection.Dropped = {}
         facts: Source = {
             "file": source.name,
             "sha256": sha256,
             "official": official.recognise(source.name, table.counts, sha256),
-            "repeats": columns.count_repeats(table),
+            "timestamps": {
+                "form": times.form,
+                "first": int(table.timestamps.min()),
+                "last": int(table.timestamps.max()),
+            },
+            "repeats": interaction_columns.count_repeats(table),
             "options": options,
             "dropped": dropped,
         }
-        if timestamp_unit == "auto":
-            timestamp_unit = columns.recognise_unit(table.timestamps)
         table = selection.select(table, options, dropped)
         stored = None
         if pictures is None:
             shutil.rmtree(work / FOLDER, ignore_errors=True)
         else:
             table, stored = _write_images(work, out, pictures, table, options, dropped)
-        columns.write_columns(table, work)
+        interaction_columns.write_columns(table, work)
         if info is not None:
             facts["with_item_info"] = information.write(info, table.item_ids, work)
         manifest: Manifest = {
             "schema_version": SCHEMA_VERSION,
             "counts": cast(Counts, table.counts),
-            "timestamp_unit": timestamp_unit,
+            "timestamp_unit": times.unit,
             "source": facts,
             "images": stored,
             "files": _seal(work),
@@ -255,52 +267,3 @@ def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
         )
     message = f"cannot write {str(out)!r}: {error}; give another --out"
     return message if isinstance(error, OSError) else None
-
-
-def summary(manifest: Manifest, out: str) -> str:
-    """Returns the summary of a manifest as text, one line for each figure."""
-    counts, source = manifest["counts"], manifest["source"]
-    lines = [
-        f"Prepared {source['file']} in {out}",
-        f"  users         {counts['users']:>13,}",
-        f"  items         {counts['items']:>13,}",
-        f"  interactions  {counts['interactions']:>13,}   "
-        f"{counts['interactions'] / counts['users']:.1f} per user",
-        f"  timestamps    {manifest['timestamp_unit']:>13}{_how_known(manifest)}",
-    ]
-    if stored := manifest["images"]:
-        files = manifest["files"].items()
-        size = sum(file["bytes"] for name, file in files if name.startswith(FOLDER)) / 1e6
-        kind = (
-            f"resized to {stored['size']} x {stored['size']}" if stored["size"] else "as they were"
-        )
-        lines.append(f"  images        {stored['count']:>13,}   {kind}, {size:,.0f} MB")
-        if count := len(stored["placeholders"]):
-            lines.append(f"  grey images   {count:>13,}   see missing_images.csv")
-    if "with_item_info" in source:
-        lines.append(
-            f"  described     {source['with_item_info']:>13,}   items, in {information.FILE}"
-        )
-    minimum = selection.least_interactions(source["options"])
-    reasons = {
-        "repeats": "repeats of a user with an item",
-        "missing_images": "items without an image",
-        "min_interactions": f"users below {minimum} interactions",
-        "sample": f"outside of --sample={source['options']['sample']}",
-    }
-    for why, lost in source["dropped"].items():
-        if listed := ", ".join(f"{count:,} {name}" for name, count in lost.items() if count):
-            lines.append(f"  dropped {listed}: {reasons[why]}")
-    if source["repeats"] and source["options"]["repeats"] == "keep":
-        lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
-    if source["official"]:
-        lines.append(f"  {source['official']}")
-    return "\n".join(map(visible, lines))
-
-
-def _how_known(manifest: Manifest) -> str:
-    if manifest["source"]["options"]["timestamp_unit"] != "auto":
-        return ""
-    if manifest["timestamp_unit"] == OTHER:
-        return "   unit not recognised; models that read times need --timestamp_unit"
-    return "   since 1970, as recognised"

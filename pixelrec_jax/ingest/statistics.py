@@ -10,8 +10,8 @@ import polars as pl
 from pixelrec_jax.data import item_info
 from pixelrec_jax.data.interactions import Interactions
 from pixelrec_jax.data.time_units import UNITS
-from pixelrec_jax.ingest.columns import recognise_unit
 from pixelrec_jax.ingest.item_info import COUNTS
+from pixelrec_jax.ingest.timestamps import recognise_unit
 
 _ROWS_PER_BLOCK = 8_000_000  # bounds the memory of counting, whatever the size of the dataset
 _TAGS = 20  # how many of the most frequent tags are listed

@@ -13,7 +13,8 @@ from pixelrec_jax.system import program, storage
 
 def _define_flags() -> None:
     limits = Limits()
-    program.define_path("urls", None, "CSV: item_id,url", required=True)
+    program.define_path("urls", None, "table: item_id,url", required=True)
+    flags.DEFINE_list("columns", [], "names in the file, as in item_id=asin,url=image")
     program.define_path("out", None, "folder of the images", required=True)
     flags.DEFINE_integer(
         "concurrency", limits.concurrency, "requests at once", lower_bound=1, upper_bound=512
@@ -29,10 +30,11 @@ def _define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Fetches the images that the flags name and prints how many."""
-    from pixelrec_jax.ingest.fetch_images import fetch
+    from pixelrec_jax.ingest import column_names, fetch_images
 
     values = flags.FLAGS
     storage.local_only(values.out, "out", written=True)
+    columns = column_names.parse(values.columns, fetch_images.COLUMNS)
     limits = Limits(
         concurrency=values.concurrency,
         rate=values.rate,
@@ -41,7 +43,7 @@ def main(_: Sequence[str]) -> None:
         max_bytes=values.max_bytes,
         allow_hosts=frozenset(host.strip().lower() for host in values.allow_hosts),
     )
-    counts = fetch(values.urls, values.out, Fetcher(limits))
+    counts = fetch_images.fetch(values.urls, values.out, Fetcher(limits), columns)
     print(
         f"{counts['fetched']:,} images fetched to {values.out}, {counts['there']:,} were there "
         "before"

@@ -1,4 +1,4 @@
-"""Prepares a dataset for training: interactions CSV + images -> one directory.
+"""Prepares a dataset for training: interactions + images -> one directory.
 
 pixelrec prepare --interactions=X.csv --images=DIR --out=DIR --min_interactions=5
 
@@ -16,9 +16,10 @@ from pixelrec_jax.system import program, storage
 
 
 def _define_flags() -> None:
-    program.define_path("interactions", None, "CSV: item_id,user_id,timestamp", required=True)
+    program.define_path("interactions", None, "table: item_id,user_id,timestamp", required=True)
+    flags.DEFINE_list("columns", [], "names in the file: item_id=article_id,timestamp=t_dat")
     program.define_path("images", None, "folder, tar, zip, LMDB or TFDS dataset; default none")
-    program.define_path("item_info", None, "CSV: item_id and any attributes of items")
+    program.define_path("item_info", None, "table: item_id and any attributes of items")
     program.define_path("out", None, "folder to create", required=True)
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
     flags.DEFINE_string("sample", "", "number of random users, or pixel200k, pixel1m, pixel8m")
@@ -36,11 +37,15 @@ def _define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Prepares the dataset that the flags name and prints what it holds."""
-    from pixelrec_jax.ingest.prepare import prepare, summary
+    from pixelrec_jax.ingest import column_names
+    from pixelrec_jax.ingest.columns import COLUMNS
+    from pixelrec_jax.ingest.prepare import prepare
+    from pixelrec_jax.ingest.summary import summary
 
     values = flags.FLAGS
     for name in ("interactions", "images", "item_info", "out"):
         storage.local_only(values[name].value, name, written=name == "out")
+    columns = column_names.parse(values.columns, COLUMNS)
     manifest = prepare(
         values.interactions,
         values.images,
@@ -54,6 +59,7 @@ def main(_: Sequence[str]) -> None:
         image_size=values.image_size,
         repeats=values.repeats,
         timestamp_unit=values.timestamp_unit,
+        columns=columns,
     )
     print(summary(manifest, values.out))
 

@@ -5,6 +5,7 @@ import pytest
 
 from pixelrec_jax.data import interactions
 from pixelrec_jax.ingest import columns
+from pixelrec_jax.ingest.interactions_file import read_interactions
 from tests.prepared import HEADER, ROWS, lines, refused, run, sequences
 
 
@@ -61,7 +62,7 @@ def test_sorting_in_blocks_equals_sorting_at_once(place, monkeypatch):
     assert sequences(place) == expected
     repeated = sum(map(len, expected.values())) - sum(map(len, earliest.values()))
     assert manifest["source"]["repeats"] == repeated
-    table = columns.read_csv(place / "x.csv")
+    table, _ = read_interactions(place / "x.csv")
     assert columns.first_of_repeats(table).sum() == sum(map(len, earliest.values()))
 
 
@@ -71,7 +72,7 @@ def test_sorting_in_blocks_equals_sorting_at_once(place, monkeypatch):
         ("", "is empty"),
         (HEADER, "has a header but no interactions"),
         ("item,user_id,time\na,b,1\n", "has no column item_id, timestamp; it has item, user_id, t"),
-        (HEADER + "a,b,1\n\nc,b,1.5\nc,b,x\n", r"line 4: timestamp '1\.5' is not an integer"),
+        (HEADER + "a,b,1\n\nc,b,1.5\nc,b,x\n", r"line 5: timestamp 'x' is not a finite number"),
         (HEADER + "a,b,1\na,b,\n", "line 3: timestamp '' is not an integer"),
         (HEADER + "a,b,99999999999999999999\n", "line 2: timestamp '9+' is not an integer"),
         (HEADER + "a,b,1\n,b,2\n", "line 3: item_id is empty"),
@@ -89,5 +90,5 @@ def test_bad_csv(place, text, match):
 def test_a_star_in_the_name_of_a_file_is_a_star(place):
     (place / "x.csv").rename(place / "x*[1].csv")
     (place / "x2.csv").write_text(HEADER + "other,rows,1\n")
-    table = columns.read_csv(place / "x*[1].csv")
+    table, _ = read_interactions(place / "x*[1].csv")
     assert table.counts == {"users": 2, "items": 4, "interactions": 7}

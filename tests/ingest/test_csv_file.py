@@ -7,8 +7,11 @@ import io
 import polars as pl
 import pytest
 
-from pixelrec_jax.ingest import columns, csv_file, fetch_images, item_info
+from pixelrec_jax.ingest import csv_rows, fetch_images, item_info
+from pixelrec_jax.ingest.columns import COLUMNS
 from pixelrec_jax.ingest.csv_file import CsvFile, open_csv
+from pixelrec_jax.ingest.csv_rows import CsvText
+from pixelrec_jax.ingest.interactions_file import read_interactions
 from pixelrec_jax.ingest.tfds import items, pieces
 from pixelrec_jax.system.errors import UserError
 
@@ -32,7 +35,7 @@ def path(tmp_path):
 
 
 def count_table(path):
-    return columns.read_csv(path).counts["interactions"]
+    return read_interactions(path)[0].counts["interactions"]
 
 
 def count_pieces(path):
@@ -42,7 +45,7 @@ def count_pieces(path):
 
 READERS = {
     "prepare": count_table,
-    "prepare --item_info": lambda path: item_info.read_csv(path).select("item_id").collect().height,
+    "prepare --item_info": lambda path: item_info.read_item_info(path).collect().height,
     "fetch_images": lambda path: len(fetch_images.read_urls(path)),
     "tfds": count_pieces,
     "tfds --item_info": lambda path: len(items._read_info(str(path))),
@@ -102,7 +105,7 @@ def test_values_are_those_of_pythons_csv(path):
 
 @pytest.mark.parametrize("block", [1, 50, 1000])
 def test_fields_may_go_on_in_later_blocks(path, monkeypatch, block):
-    monkeypatch.setattr(csv_file, "_BLOCK", block)
+    monkeypatch.setattr(csv_rows, "_BLOCK", block)
     long = '"' + "line\n" * 100 + '"'
     path.write_text(text({n: long for n in (0, 1, 2000, 3999)}))
     assert open_csv(path).rows == ROWS
@@ -133,7 +136,7 @@ def test_compressed_files_are_counted(path, tmp_path):
 def test_a_row_without_ids_is_not_a_blank_line(path):
     path.write_text(text(STRAY) + ",,,a title,\n\n")
     with pytest.raises(UserError, match="line 4002: item_id, user_id, timestamp are empty"):
-        columns.read_csv(path)
+        read_interactions(path)
 
 
 def test_a_field_may_be_long(path):
@@ -143,8 +146,8 @@ def test_a_field_may_be_long(path):
 
 def test_the_first_row_that_polars_loses_is_named(path):
     path.write_text("\n" + text(STRAY))
-    file = CsvFile(path, "x.csv", ROWS, quoted=True)  # as polars reads by default
-    read = file.scan().select(columns.COLUMNS).collect(engine="streaming").height
+    file = CsvFile(CsvText(path, "x.csv"), ROWS, quoted=True)  # as polars reads by default
+    read = file.scan().select(COLUMNS).collect(engine="streaming").height
     assert read < ROWS
     with pytest.raises(UserError, match=f"x.csv line 104 cannot .* 4,000 rows .*, {read:,} were"):
-        file.check(read, columns.COLUMNS)
+        file.check(read, COLUMNS)

@@ -214,8 +214,8 @@ def test_ids_that_could_leave_the_folder_are_refused(tmp_path, server, item_id):
     ("text", "reason"),
     [
         ("", "is empty"),
-        ("item,url\n1,http://x/\n", "not a CSV with the columns item_id,url"),
-        ("item_id,url\n1,http://x/,3\n", "not a CSV"),
+        ("item,url\n1,http://x/\n", "has no column item_id; it has item, url"),
+        ("item_id,url\n1,http://x/,3\n", "not a valid CSV"),
         ("item_id,url\n1,http://x/\n1,http://y/\n", "'1' more than once"),
     ],
 )

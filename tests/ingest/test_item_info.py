@@ -32,7 +32,7 @@ def dataset(tmp_path):
 def read(folder, content):
     path = folder / "info.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return item_info.read_csv(path)
+    return item_info.read_item_info(path)
 
 
 def test_rows_follow_the_items_and_columns_their_content(dataset):
@@ -81,7 +81,7 @@ def test_a_bad_file_is_refused_before_anything_is_written(tmp_path, content, mes
 def test_files_that_are_missing_foreign_or_damaged_are_told(dataset):
     folder = dataset.directory
     with pytest.raises(UserError, match=r"item information '.*no\.csv' does not exist"):
-        item_info.read_csv(folder / "no.csv")
+        item_info.read_item_info(folder / "no.csv")
     for content, example in (("item_id\nq\n", "'q'"), ("item_id\n", "''")):
         with pytest.raises(UserError, match=f"none of the 3 items .* 'b', --item_info .*{example}"):
             item_info.write(read(folder, content), ITEM_IDS, folder)

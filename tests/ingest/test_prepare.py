@@ -12,6 +12,7 @@ from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.ingest import columns, image_shards
 from pixelrec_jax.ingest import prepare as program
+from pixelrec_jax.ingest.summary import summary
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
 from tests.prepared import HEADER, lines, refused, run
@@ -63,7 +64,7 @@ def test_the_manifest_names_the_unit_that_was_given(place, unit):
     (place / "x.csv").write_text(HEADER + lines(("c", "a", 1_600_000_000 + n) for n in range(3)))
     manifest = run(place, timestamp_unit=unit)
     assert manifest["timestamp_unit"] == unit
-    assert f"timestamps    {unit:>13}\n" in program.summary(manifest, "out") + "\n"
+    assert f"timestamps    {unit:>13}\n" in summary(manifest, "out") + "\n"
     assert interactions.load(place / "out").manifest["timestamp_unit"] == unit
 
 

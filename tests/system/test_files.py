@@ -12,7 +12,7 @@ import pytest
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.features import FeatureStore, provenance
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.ingest import columns, fetch_images, item_info
+from pixelrec_jax.ingest import fetch_images, interactions_file, item_info
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.ingest.tfds import items
@@ -76,8 +76,8 @@ def tfds_of(interactions, place):
 
 READERS = {
     "images": lambda path: open_source(path),
-    "interactions": lambda path: columns.read_csv(path),
-    "item information": lambda path: item_info.read_csv(path),
+    "interactions": lambda path: interactions_file.read_interactions(path),
+    "item information": lambda path: item_info.read_item_info(path),
     "addresses": lambda path: fetch_images.read_urls(path),
     "weights": lambda path: read_tensors(path),
     "features": lambda path: FeatureStore(path, interactions_of([np.arange(1, 5)], 5)),

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pixelrec_jax.ingest.columns import read_csv, write_columns
+from pixelrec_jax.ingest.columns import write_columns
+from pixelrec_jax.ingest.interactions_file import read_interactions
 from pixelrec_jax.ingest.tfds import pieces
+from pixelrec_jax.ingest.timestamps import INTEGERS
+from pixelrec_jax.system.errors import UserError
 
 _USERS_AT_ONCE = 10_000
 # The interactions of a user in one piece of the file: its first byte, item ids, timestamps.
@@ -23,9 +26,11 @@ def examples(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the key and example of every user of a CSV.
 
     Sorted columns (12 bytes an interaction) are memory-mapped from a temporary folder, so that this
-    takes no more memory than `read_csv`.
+    takes no more memory than `read_interactions`. Raises `UserError` as `pieces.read`.
     """
-    table = read_csv(Path(path))
+    table, times = read_interactions(Path(path))
+    if times.form != INTEGERS:
+        raise UserError(f"{path!r} has timestamps that are {times.form}; write integers")
     item_ids, user_ids = table.item_ids, table.user_ids
     with tempfile.TemporaryDirectory() as columns:
         write_columns(table, Path(columns))

@@ -7,6 +7,7 @@ from etils import epath
 
 from pixelrec_jax.ingest.columns import COLUMNS
 from pixelrec_jax.ingest.csv_file import open_csv
+from pixelrec_jax.ingest.interactions_file import CONTROL
 from pixelrec_jax.system.errors import UserError
 
 SIZE = 32 << 20  # bytes
@@ -49,7 +50,7 @@ def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
             text += file.readline()
     where = f"{path!r}, in the {size:,} bytes from {start:,} on"
     try:
-        file = open_csv(header.rstrip(b"\r\n") + b"\n" + text, where)
+        file = open_csv(header.rstrip(b"\r\n") + b"\n" + text, where, wanted=COLUMNS)
         table = file.scan().select(COLUMNS).collect()
     except pl.exceptions.PolarsError as error:
         raise UserError(
@@ -58,8 +59,10 @@ def read(start: int, *, path: str, size: int = SIZE) -> pl.DataFrame:
     table = table.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     file.check(len(table), COLUMNS)
     integer = pl.col("timestamp").cast(pl.Int64, strict=False)
-    nameless = pl.any_horizontal(pl.col("item_id", "user_id").fill_null("") == "")
-    wrong = table.filter(integer.is_null() | nameless)
+    ids = pl.col("item_id", "user_id").fill_null("")
+    wrong = table.filter(
+        integer.is_null() | pl.any_horizontal(ids == "", ids.str.contains(CONTROL))
+    )
     if len(wrong):
         line = ",".join(value or "" for value in wrong.row(0))
         raise UserError(f"{where}: expected {','.join(COLUMNS)}, got {line!r}; mend the line")
