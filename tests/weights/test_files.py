@@ -76,7 +76,7 @@ def test_a_truncated_file_is_refused(weights_file):
     whole = weights_file.read_bytes()
     for length in (9, 100, len(whole) - 1):
         weights_file.write_bytes(whole[:length])
-        assert "not a readable safetensors file" in refusal(files.read, weights_file)
+        assert "not a readable safetensors file" in refusal(files.read_tensors, weights_file)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
@@ -87,7 +87,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         b"version https://git-lfs.github.com/spec/v1\n",
     ):
         path.write_bytes(content)
-        message = refusal(files.read, path)
+        message = refusal(files.read_tensors, path)
         assert "neither a safetensors nor a PyTorch file" in message
         assert repr(content[:20]) in message
 
@@ -97,10 +97,10 @@ def test_a_file_that_cannot_be_opened_is_called_nothing_else(weights_file, monke
         raise PermissionError(13, "Permission denied")
 
     assert "cannot be read (FileNotFoundError" in refusal(
-        files.read, weights_file.with_name("missing")
+        files.read_tensors, weights_file.with_name("missing")
     )
     monkeypatch.setattr(files, "open_regular", refuse)  # root may open anything
-    message = refusal(files.read, weights_file)
+    message = refusal(files.read_tensors, weights_file)
     assert "cannot be read (PermissionError" in message
     assert "fetch" not in message
 
@@ -109,4 +109,4 @@ def test_a_type_that_numpy_lacks_is_refused(tmp_path):
     header = b'{"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}'
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
-    assert "float8" in refusal(files.read, path)
+    assert "float8" in refusal(files.read_tensors, path)
