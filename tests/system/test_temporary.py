@@ -13,7 +13,7 @@ from pixelrec_jax.ingest.image_shards import write_shards
 from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.system import files, storage, temporary
 from pixelrec_jax.system.errors import UserError
-from tests.ingest.test_sources import picture
+from tests.ingest.pictures import picture
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from pixelrec_jax.ingest.sources import archive, open_source
 from pixelrec_jax.system.errors import UserError
-from tests.ingest.test_sources import picture
+from tests.ingest.pictures import picture
 
 CONTENT = picture(0)[0]
 

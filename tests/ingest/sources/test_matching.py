@@ -14,7 +14,7 @@ from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.ingest.sources.matching import MatchedImages
 from pixelrec_jax.system.errors import UserError
-from tests.ingest.test_sources import picture
+from tests.ingest.pictures import picture
 
 
 def folder_of(path, names):
