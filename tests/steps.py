@@ -4,10 +4,12 @@ import jax
 import numpy as np
 
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
+from pixelrec_jax.recommender import trainable_filter
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import TrainState, state_template
 from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.weights.partition import partition
 
 
 def run_steps(
@@ -24,12 +26,10 @@ def run_steps(
     return np.array(losses), state
 
 
-def draw_state(experiment: Experiment) -> TrainState:
-    """Returns a random state at step 0, in memory of the host.
+def draw_variables(shapes: dict) -> dict:
+    """Returns random variables of these shapes, in memory of the host.
 
-    No compiled program makes it: most of a model's first compilation is that of random numbers.
-    That all meshes start alike shows in the first losses of
-    `test_train_step.test_losses_are_those_of_one_device`.
+    No compiled program makes them: most of a model's first compilation is that of random numbers.
     """
     rng = np.random.default_rng(0)
 
@@ -39,12 +39,29 @@ def draw_state(experiment: Experiment) -> TrainState:
         spread = 1 / np.sqrt(np.prod(x.shape[:-1])) if len(x.shape) > 1 else 0.02
         return rng.normal(scale=spread, size=x.shape).astype(x.dtype)
 
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def draw_state(experiment: Experiment) -> TrainState:
+    """Returns a random state at step 0, in memory of the host.
+
+    That all meshes start alike shows in the first losses of
+    `test_train_step.test_losses_are_those_of_one_device`.
+    """
     template = state_template(experiment)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
-    parts = ("trainable", "frozen", "model_state")
-    return zeros.replace(
-        **{part: jax.tree_util.tree_map_with_path(draw, getattr(template, part)) for part in parts}
+    return start_state(
+        experiment,
+        draw_variables({"params": template.params, **template.model_state}),
     )
+
+
+def start_state(experiment: Experiment, variables: dict) -> TrainState:
+    """Returns the state at step 0 with these variables, in memory of the host."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state_template(experiment))
+    model_state = dict(variables)
+    params = model_state.pop("params")
+    trainable, frozen = partition(params, trainable_filter(experiment.model))
+    return zeros.replace(trainable=trainable, frozen=frozen, model_state=model_state)
 
 
 def place_state(state: TrainState, experiment: Experiment) -> TrainState:

@@ -17,8 +17,8 @@ from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.parallel.tables import COLLECTION
 from pixelrec_jax.recommender import build
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.users import USER_ENCODERS
+from tests.steps import draw_state, draw_variables, place_state
 from tests.tiny import (
     TINY,
     items_of,
@@ -68,8 +68,9 @@ class Case:
             negative=rng.integers(1, NUM_ITEMS, (*shape, 2)).astype(np.int32),
             weight=(history[..., -self.targets :] > 0).astype(np.float32),
         )
-        init = jax.jit(lambda: self.model.init(jax.random.key(0), self.batch, train=False))
-        self.variables = {"params": {}, **init()}
+        init = partial(self.model.init, train=False)
+        shapes = jax.eval_shape(init, jax.random.key(0), self.batch)
+        self.variables = {"params": {}, **draw_variables(shapes)}
         self.scores = jax.jit(partial(pair_scores, self.model))
         self.encode_items = jax.jit(partial(self.model.apply, method="encode_items"))
         self.entries = self.encode_items(self.variables, self.batch.items).shape[-1]  # E
@@ -260,7 +261,7 @@ def test_remat_changes_nothing_but_memory(toy_dataset):
         config.item.remat = remat
         experiment = build_experiment(config, devices=jax.devices()[:1])
         batch = make_global_arrays(experiment.batches[0], experiment.mesh, BATCH_SPEC)
-        state = init_state(experiment)
+        state = place_state(draw_state(experiment), experiment)
 
         @jax.jit
         def value(params):
