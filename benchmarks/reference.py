@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks.synthetic import random_interactions
 from benchmarks.timing import Epoch
 from pixelrec_jax.configs.loading import load_config
-from pixelrec_jax.data.pipeline import iterate
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.runs.progress import Speed, TrainingProgress
 from pixelrec_jax.system import program

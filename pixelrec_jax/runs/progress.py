@@ -148,20 +148,27 @@ class TrainingProgress:
             doing = _DOING.get(phase, "training") if phase != "input" or waits > 1 else "training"
         return f"stopping: {doing}" if self._stopping else doing
 
+    def _epoch(self) -> str:
+        """Returns the epoch that the run is in, as in "1/40"; an evaluation belongs to the last."""
+        assert self._goodput is not None
+        ended = self._goodput.phase_now in ("evaluation", "save")
+        epochs = math.ceil(self._total / self._steps_per_epoch)
+        epoch = max(0, self._step - ended) // self._steps_per_epoch + 1
+        return f"{min(epoch, epochs)}/{epochs}"
+
     def _line(self) -> RenderableType:
         """Returns the live line: what matters first, the rest where there is room."""
         left = self._seconds_left()
         head = f"{clock(time.monotonic() - self._began)} eta {clock(left)} "
-        epochs = math.ceil(self._total / self._steps_per_epoch)
-        epoch = min(self._step // self._steps_per_epoch + 1, epochs)
-        tail = f" epoch {epoch}/{epochs} step {self._step:,}/{self._total:,} {self._doing()}"
+        epoch = self._epoch()
+        tail = f" epoch {epoch} step {self._step:,}/{self._total:,} {self._doing()}"
         room = self._console.width - 1 - _SHORTEST_BAR
         for name, value in self._scalars.items():
             more = f", {_short(name)} {value:.4g}"
             if name.startswith("train/") and len(head + tail + more) <= room:
                 tail += more
         if len(head + tail) > room:
-            tail = f" epoch {epoch}/{epochs} {self._doing()}"
+            tail = f" epoch {epoch} {self._doing()}"
         width = max(0, min(_LONGEST_BAR, self._console.width - 1 - len(head + tail)))
         evaluating = self._goodput and self._goodput.phase_now == "evaluation"
         done, parts = self._evaluated if evaluating else (self._step, self._total)

@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
-from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import Batch
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.evaluation.recommendations import write_ranks, write_recommendations
 from pixelrec_jax.evaluation.result import RESULT, Result, SplitSettings
 from pixelrec_jax.losses import build_loss
