@@ -67,8 +67,8 @@ class TrainingProgress:
             yield
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._console.print(text, soft_wrap=True)
+        """Prints a line that stays; a terminal breaks it between words."""
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def shape(self, shape: Sequence[int]) -> None:
         """Takes the shape of a batch before its step: the step is compiled for a new one."""
@@ -243,8 +243,8 @@ def format_scalars(step: int, scalars: dict[str, float]) -> str:
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """Returns metrics, which are fractions, in percent, as in "ndcg@10 4.21 %"."""
-    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+    """Returns metrics, which are fractions, in percent, as in "percent: ndcg@10 4.21"."""
+    return "percent: " + ", ".join(f"{name} {100 * x:.2f}" for name, x in metrics.items())
 
 
 def clock(seconds: float | None) -> str:
