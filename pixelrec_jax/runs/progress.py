@@ -22,6 +22,7 @@ _DOING = {"input": "waiting for data", "evaluation": "evaluating", "save": "savi
 _AWAITED = {"evaluation": "the evaluation and the next step", "save": "the save and the next step"}
 _SHORTEST_BAR = 6
 _LONGEST_BAR = 40
+_AFTER = 3  # columns that stay free, as a terminal prints ^C there
 _TIMED = 20  # latest steps whose mean time predicts that of the others
 _TOLD = 2  # steps that are timed before the time of an epoch is told
 
@@ -162,14 +163,14 @@ class TrainingProgress:
         head = f"{clock(time.monotonic() - self._began)} eta {clock(left)} "
         epoch = self._epoch()
         tail = f" epoch {epoch} step {self._step:,}/{self._total:,} {self._doing()}"
-        room = self._console.width - 1 - _SHORTEST_BAR
+        room = self._console.width - _AFTER - _SHORTEST_BAR
         for name, value in self._scalars.items():
             more = f", {_short(name)} {value:.4g}"
             if name.startswith("train/") and len(head + tail + more) <= room:
                 tail += more
         if len(head + tail) > room:
             tail = f" epoch {epoch} {self._doing()}"
-        width = max(0, min(_LONGEST_BAR, self._console.width - 1 - len(head + tail)))
+        width = max(0, min(_LONGEST_BAR, self._console.width - _AFTER - len(head + tail)))
         evaluating = self._goodput and self._goodput.phase_now == "evaluation"
         done, parts = self._evaluated if evaluating else (self._step, self._total)
         line = Table.grid()
