@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import seconds_per_call
+from benchmarks.timing import seconds_per_call, stage
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.vision import VISION_ENCODERS
@@ -153,15 +153,16 @@ def main(_: Sequence[str]) -> None:
     )
     rows = []
     for name in names:
-        row = measure(
-            name,
-            batch=values.batch,
-            calls=values.calls,
-            trainable=values.trainable,
-            dtype=values.dtype,
-        )
-        if values.pytorch:
-            row |= _compare(row, batch=values.batch, calls=values.calls)
+        with stage(name):
+            row = measure(
+                name,
+                batch=values.batch,
+                calls=values.calls,
+                trainable=values.trainable,
+                dtype=values.dtype,
+            )
+            if values.pytorch:
+                row |= _compare(row, batch=values.batch, calls=values.calls)
         rows.append(row)
         cells = (columns[key].format(row[key]) if key in row else "" for key in columns)
         table.add_row(*cells)

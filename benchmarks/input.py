@@ -29,7 +29,8 @@ from rich.table import Table
 
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.pipeline import TrainBatches, iterate
+from pixelrec_jax.data.pipeline import TrainBatches
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.system import program

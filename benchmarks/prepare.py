@@ -23,6 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import stage
 from pixelrec_jax.launch.dryrun.programs import random_items
 from pixelrec_jax.system import program
 from pixelrec_jax.system.errors import UserError
@@ -97,7 +98,8 @@ def main(_: Sequence[str]) -> None:
             ("prepare", [*prepare, f"--interactions={csv}", f"--out={out}"]),
             ("open", [sys.executable, "-c", _OPEN, str(out)]),
         ):
-            seconds, memory = _measure(command)
+            with stage(name):
+                seconds, memory = _measure(command)
             table.add_row(name, f"{seconds:.1f}", f"{memory:.1f}")
     finally:
         shutil.rmtree(out, ignore_errors=True)

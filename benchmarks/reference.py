@@ -35,10 +35,11 @@ from rich.table import Table
 from benchmarks.synthetic import random_interactions
 from benchmarks.timing import Epoch
 from pixelrec_jax.configs.loading import load_config
-from pixelrec_jax.data.pipeline import iterate
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
-from pixelrec_jax.runs.progress import Speed, TrainingProgress
+from pixelrec_jax.runs.progress import Speed
 from pixelrec_jax.system import program
+from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import make_train_step
@@ -87,7 +88,7 @@ class Ours:
         stop = self.step + batches.steps_per_epoch
         begin, first, speed, previous = time.perf_counter(), 0.0, Speed(), None
         with (
-            TrainingProgress(start=self.step, total=stop) as progress,
+            progress_bar("training", batches.steps_per_epoch) as advance,
             iterate(
                 batches,
                 start=self.step,
@@ -104,7 +105,7 @@ class Ours:
                 previous = loss
                 self.step += 1
                 speed.count(local)
-                progress.step(self.step, 0)
+                advance(1)
             jax.block_until_ready(previous)
         return Epoch(batches.steps_per_epoch, first, time.perf_counter() - begin)
 

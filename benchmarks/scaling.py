@@ -20,6 +20,7 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
+from benchmarks.timing import stage
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun.roofline import compile_and_count
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
     meshes = [("data", 1), *((axis, n) for axis in _AXES.value for n in (2, 4, 8))]
     table = Table("mesh", "state", "temporaries", "sent", "of which", box=box.SIMPLE)
     for axis, devices in meshes:
-        table.add_row(*measure(axis, devices))
+        with stage(f"mesh {axis}={devices}"):
+            table.add_row(*measure(axis, devices))
     print(f"MiB of each device; user={_USER.value}, item={_ITEM.value}")
     print(render([table]))
 

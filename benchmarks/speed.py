@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.synthetic import RandomImages, random_interactions
-from benchmarks.timing import seconds_per_call
+from benchmarks.timing import seconds_per_call, stage
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.system import program
@@ -61,9 +61,11 @@ def measure(item: str) -> dict[str, float]:
         )
         return metrics["loss"]
 
-    for _ in range(8):  # every number of slots that will occur is compiled before the timing
-        step()
-    result = {"step_seconds": seconds_per_call(step, _STEPS.value)}
+    with stage(f"{item}: compiling the step"):
+        for _ in range(8):  # every number of slots that will occur is compiled before the timing
+            jax.block_until_ready(step())
+    with stage(f"{item}: timing {_STEPS.value} steps"):
+        result = {"step_seconds": seconds_per_call(step, _STEPS.value)}
     result["sequences_per_second"] = config.train.batch_size / result["step_seconds"]
     variables = state.variables
     if pixels:
@@ -76,15 +78,15 @@ def measure(item: str) -> dict[str, float]:
         few = build_experiment(
             config, interactions=random_interactions(64, _ENCODE.value - 1), store=store
         ).evaluator
-        seconds = seconds_per_call(lambda: few.encode_catalog(variables), 2, warmup=1)
+        with stage(f"{item}: encoding {_ENCODE.value} items"):
+            seconds = seconds_per_call(lambda: few.encode_catalog(variables), 2, warmup=1)
         result["catalog_images_per_second"] = _ENCODE.value / seconds
-        evaluator.encode_catalog = lambda variables: jax.jit(
-            lambda: jax.random.normal(
-                jax.random.key(0),
-                (evaluator.source.num_shards, evaluator.source.rows_per_shard, config.width),
-            )
+        shape = (evaluator.source.num_shards, evaluator.source.rows_per_shard, config.width)
+        evaluator.encode_catalog = lambda variables, advance=None: jax.jit(
+            lambda: jax.random.normal(jax.random.key(0), shape)
         )()
-    seconds = seconds_per_call(lambda: evaluator.rank(variables, "test").rank, 3, warmup=1)
+    with stage(f"{item}: ranking for {_USERS.value} users"):
+        seconds = seconds_per_call(lambda: evaluator.rank(variables, "test").rank, 3, warmup=1)
     result["ranked_users_per_second"] = _USERS.value / seconds
     return result
 
@@ -101,9 +103,10 @@ def main(argv: Sequence[str]) -> None:
         "items": _ITEMS.value,
         "users": _USERS.value,
     }
-    print(json.dumps(setting))
+    print(json.dumps(setting), flush=True)
     for item in _MODELS.value:
-        print(json.dumps({"item": item} | {k: round(v, 4) for k, v in measure(item).items()}))
+        row = {"item": item} | {name: round(value, 4) for name, value in measure(item).items()}
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -59,10 +59,14 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         "cold_threshold": Key(3, "most training interactions of a cold target", Whole(0)),
     },
     "data": {
-        "workers": Key(0, "processes that decode images; 0 decodes in threads", Whole(0)),
-        "threads": Key(2, "threads in each of these processes", Whole()),
-        "prefetch": Key(2, "batches that each process may be ahead; they take memory", Whole()),
-        "slot_buckets": Key(1, "how many different sizes U, a shard's items, may have", Whole()),
+        "workers": Key(0, "processes that decode images; 0 decodes in threads", Whole(0, 1024)),
+        "threads": Key(2, "threads in each of these processes", Whole(1, 1024)),
+        "prefetch": Key(
+            2, "batches that each process may be ahead; they take memory", Whole(1, 1024)
+        ),
+        "slot_buckets": Key(
+            1, "how many sizes U, a shard's items, may have; the step is compiled for each", Whole()
+        ),
     },
     "log": {
         "writers": Key((), "trackers that also get the metrics: wandb, mlflow", None),

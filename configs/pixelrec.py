@@ -80,7 +80,7 @@ def _set_pixels(
     )
     _set_hyperparameters(config, hyperparameters)
     config.optim.visual_lr, config.optim.visual_weight_decay = 1e-4, encoder.weight_decay
-    config.data.slot_buckets = 16
+    config.data.slot_buckets = 2
     config.data.workers = 1
 
 

@@ -20,6 +20,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "train": Program("pixelrec_jax.programs.train", "trains a recommender, or evaluates one"),
+    "list": Program("pixelrec_jax.programs.list_choices", "lists models, datasets and keys"),
     "report": Program("pixelrec_jax.programs.report", "shows the results of runs side by side"),
     "prepare": Program("pixelrec_jax.programs.prepare", "makes a dataset from a CSV and images"),
     "analyze": Program("pixelrec_jax.programs.analyze", "shows statistics of prepared datasets"),

@@ -1,39 +1,24 @@
-"""The grain input pipeline: one element is a whole batch, and its index is the global step.
+"""Batches: one element is a whole batch, and its index is the global step.
 
 Batch i is a pure function of (dataset, seed, i). So its content does not depend on the number of
 workers, threads or processes, and the position of an interrupted run is one integer.
 """
 
-import ctypes
-import errno
-import os
-import re
-import signal
-import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
-import grain
 import numpy as np
 
 from pixelrec_jax.data.negatives import Negatives
+from pixelrec_jax.data.rows import Rows
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.types import PAD, Batch, Items
 from pixelrec_jax.system.config import check_batch_size
-from pixelrec_jax.system.errors import TransientError, UserError
 
-_Element = TypeVar("_Element", covariant=True)
-
-
-class Source(Protocol[_Element]):
-    """Random access to elements that are pure functions of their index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> _Element: ...
+_SAMPLED = 32  # batches from which sizes are chosen
+_MULTIPLE = 8  # sizes are multiples of it
 
 
 class ItemStore(Protocol):
@@ -98,7 +83,7 @@ class TrainBatches:
           seed: of order, masks and negatives.
           num_shards: G of the global batch.
           local_shards: the shards that this process supplies.
-          slot_buckets: how many different sizes U may have.
+          slot_buckets: how many different sizes U may have; the step is compiled for each.
           needs_time: whether batches have times, in the unit of the task.
 
         Raises:
@@ -112,8 +97,8 @@ class TrainBatches:
             self.time_offsets = TimeOffsets(task.split.interactions, task.time_unit)
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
-        self.slot_buckets = slot_buckets
         self._latest_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._sizes = self._choose_sizes(slot_buckets)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -124,12 +109,8 @@ class TrainBatches:
         return self.steps_per_epoch * self.epochs
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, position = divmod(int(index), self.steps_per_epoch)
-        chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
-        rng = np.random.default_rng((self.seed, 1, index))
-        rows = self.task.rows(chosen, rng)
-        ids = (rows.history, rows.positive, self.negatives.draw(rows, rng))
-        items, (history, positive, negative) = self._slots(*map(self._by_shard, ids))
+        rows, ids = self._read(int(index))
+        items, (history, positive, negative) = self._slots(*ids)
         local, time = self.local_shards, None
         if self.time_offsets is not None:
             time = self._by_shard(self.time_offsets.of(rows.event))[local]
@@ -142,6 +123,32 @@ class TrainBatches:
             weight=self._by_shard(rows.weight)[local],
             time=time,
         )
+
+    def _read(self, index: int) -> tuple[Rows, list[np.ndarray]]:
+        """Returns the rows of a batch, and ids [G, ...] of histories, positives and negatives."""
+        epoch, position = divmod(index, self.steps_per_epoch)
+        chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
+        rng = np.random.default_rng((self.seed, 1, index))
+        rows = self.task.rows(chosen, rng)
+        ids = (rows.history, rows.positive, self.negatives.draw(rows, rng))
+        return rows, [self._by_shard(x) for x in ids]
+
+    def _choose_sizes(self, count: int) -> list[int]:
+        """Returns at most `count` sizes for U, ascending.
+
+        The last one suffices for every batch, the one before it for nearly all. The last batch of
+        an epoch, though smaller, has the same sizes: to compile for it would take longer.
+        """
+        first = self._read(0)[1]
+        largest = min(sum(x[0].size for x in first) + 1, self.num_items)
+        if count == 1:
+            return [largest]
+        steps = np.linspace(0, max(self.steps_per_epoch - 2, 0), _SAMPLED).astype(int)
+        used = np.array([_distinct(self._read(step)[1]) for step in np.unique(steps)]) + 1  # PAD
+        parts = np.arange(1, count - 1) / (count - 1)
+        wanted = [*np.quantile(used, parts), used.mean() + 4 * used.std()]
+        multiples = [int(_MULTIPLE * np.ceil(size / _MULTIPLE)) for size in wanted]
+        return sorted({largest, *(min(size, largest) for size in multiples)})
 
     def _order(self, epoch: int) -> np.ndarray:
         # One read and one write: threads of two epochs may run this at the same time.
@@ -161,12 +168,7 @@ class TrainBatches:
     def _slots(self, *ids: np.ndarray) -> tuple[Items, list[np.ndarray]]:
         """Returns the distinct items of the local shards, and id arrays [G, ...] as slots."""
         flat = [x.reshape(self.num_shards, -1) for x in ids]
-        total = sum(x.shape[1] for x in flat)
-        unique, slots = deduplicate(
-            np.concatenate(flat, axis=1),
-            bucket=-(-(total + 1) // self.slot_buckets),
-            largest=min(total + 1, self.num_items),
-        )
+        unique, slots = deduplicate(np.concatenate(flat, axis=1), sizes=self._sizes)
         split = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
         slots = [slot.reshape(x.shape) for slot, x in zip(split, ids, strict=True)]
         items = item_batch(unique[self.local_shards], self.store)
@@ -174,6 +176,12 @@ class TrainBatches:
             weight = rows_with_slot(slots, num_slots=unique.shape[1])
             items = items.replace(weight=weight[self.local_shards])
         return items, slots
+
+
+def _distinct(ids: Sequence[np.ndarray]) -> int:
+    """Returns the largest number of distinct items in a shard of id arrays [G, ...]."""
+    flat = np.sort(np.concatenate([x.reshape(len(x), -1) for x in ids], axis=1), axis=1)
+    return int(np.count_nonzero(np.diff(flat, axis=1, prepend=PAD), axis=1).max())
 
 
 class CatalogBatches:
@@ -211,88 +219,3 @@ class CatalogBatches:
         ids = first + np.arange(self.chunk)
         ids = np.where(ids < self.num_items, ids, PAD).astype(np.int32)
         return item_batch(ids, self.store)
-
-
-@contextmanager
-def iterate(
-    source: Source[_Element], *, start: int, stop: int, workers: int, threads: int, prefetch: int
-) -> Generator[Iterator[_Element]]:
-    """Yields an iterator over source[start:stop]; grain makes the batches ahead of time.
-
-    Args:
-      source: random access to batches.
-      start: index of the first batch; an interrupted run gives the one it continues from.
-      stop: index after the last batch.
-      workers: number of processes that make batches; with 0, threads of this process make them.
-      threads: number of threads in each process.
-      prefetch: how many batches each process may be ahead.
-    """
-    dataset = grain.MapDataset.source(source).slice(slice(start, stop))
-    batches = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    )
-    if workers:
-        # Python's resource tracker frees batches that were not read, and would warn about each.
-        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
-            worker_init_fn=set_up_worker,
-        )
-    iterator = iter(batches)
-    try:
-        yield _explained(iterator) if workers else iterator
-    finally:
-        iterator.close()  # ends workers now and not at some later garbage collection
-
-
-def _explained(batches: Iterator[_Element]) -> Iterator[_Element]:
-    """Yields what workers make; says why one ended and what to do.
-
-    Raises:
-      UserError: the memory that workers share is full.
-      TransientError: the system ended a worker.
-    """
-    full = (
-        "/dev/shm, through which workers pass their batches, is full; give the container more with "
-        "--shm-size=8g, or make the batches without workers, with data.workers=0"
-    )
-    try:
-        yield from batches
-    except OSError as error:
-        if error.errno == errno.ENOSPC and error.filename is None:
-            raise UserError(full) from None
-        raise
-    except RuntimeError as error:
-        ended = _ENDED.search(str(error))
-        if ended is None:
-            raise
-        number = -int(ended[1])
-        if number == signal.SIGBUS:
-            raise UserError(full) from None
-        raise TransientError(
-            f"a worker that makes batches was ended by the system ({_signal(number)}), most often "
-            "for lack of memory; start the same command again to continue, with a smaller "
-            "data.workers or data.prefetch"
-        ) from None
-
-
-def _signal(number: int) -> str:
-    known = {each.value for each in signal.Signals}
-    return signal.Signals(number).name if number in known else f"exit code {-number}"
-
-
-# Grain's error for a worker that did not end by itself; -9 is the exit code after SIGKILL.
-_ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def set_up_worker(index: int, count: int) -> None:
-    """Makes a worker ignore signals, and on Linux end when its parent is killed.
-
-    Slurm and terminals send signals to all processes; only the parent handles them.
-    """
-    del index, count  # grain passes them to every worker
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+def deduplicate(ids: np.ndarray, *, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Replaces ids by slots, which index the sorted distinct ids of a shard; slot 0 is PAD.
 
     Args:
       ids: int32[G, M], with repeats, 0 = PAD.
-      bucket: U, the number of slots, is a multiple of it, so that few shapes are compiled. U is the
-        same in all shards.
-      largest: upper bound of U; no shard may have more distinct ids.
+      sizes: what U, the number of slots, may be, ascending, so that few shapes are compiled: the
+        first that suffices for all shards. The last one suffices always.
 
     Returns:
       The ids by slot int32[G, U], 0 in unused slots, and the slots int32[G, M].
@@ -26,7 +25,7 @@ def deduplicate(ids: np.ndarray, *, bucket: int, largest: int) -> tuple[np.ndarr
     slots = np.empty_like(ids)
     np.put_along_axis(slots, order, rank.astype(ids.dtype), axis=1)
     used = int(rank[:, -1].max()) + 1
-    unique = np.zeros((shards, min(-(-used // bucket) * bucket, largest)), ids.dtype)
+    unique = np.zeros((shards, next(size for size in sizes if size >= used)), ids.dtype)
     np.put_along_axis(unique, rank, ordered, axis=1)
     return unique, slots[:, 1:]
 

@@ -10,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore, iterate
+from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore
 from pixelrec_jax.data.types import Array, Items
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,

@@ -13,6 +13,7 @@ from pixelrec_jax.system import program, storage
 
 def _define_flags() -> None:
     flags.DEFINE_bool("unfinished", False, "show runs without a result instead of stopping")
+    flags.DEFINE_enum("format", "text", ["text", "markdown", "csv", "latex"], "of the table")
     flags.DEFINE_integer("examples", 0, "users to show with histories and recommendations", 0)
     flags.DEFINE_integer("seed", 0, "which users these are", 0)
 
@@ -22,7 +23,8 @@ def main(argv: Sequence[str]) -> None:
     from pixelrec_jax.runs import examples, report
 
     workdirs = [storage.path(workdir) for workdir in argv[1:]]
-    print(report.table(workdirs, unfinished=flags.FLAGS.unfinished))
+    values = flags.FLAGS
+    print(report.table(workdirs, unfinished=values.unfinished, form=values["format"].value))
     if not flags.FLAGS.examples:
         return
     for workdir in workdirs:

@@ -6,12 +6,13 @@ pixelrec train --workdir=DIR --config=pixelrec:user=sasrec,item=clip_vit_b32,dat
 import re
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pixelrec_jax.configs.loading import SHIPPED, load_config, parse_flags
-from pixelrec_jax.system import faults, program, storage
+from pixelrec_jax.system import console, faults, program, storage
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 
@@ -48,13 +49,14 @@ def _define_flags() -> None:
 
 def main(_: Sequence[str]) -> None:
     """Trains, evaluates or describes, as --mode says."""
-    import jax
+    with console.status("loading the program"):
+        import jax
 
-    from pixelrec_jax.parallel import distributed
-    from pixelrec_jax.runs import checkpoint, report, run_folder
-    from pixelrec_jax.system.start_jax import start_jax
-    from pixelrec_jax.training import train
-    from pixelrec_jax.training.describe import describe_config
+        from pixelrec_jax.parallel import distributed
+        from pixelrec_jax.runs import checkpoint, report, run_folder
+        from pixelrec_jax.system.start_jax import start_jax
+        from pixelrec_jax.training import train
+        from pixelrec_jax.training.describe import describe_config
 
     values = flags.FLAGS
     if not values.workdir and (values.mode != "describe" or values.config is None):
@@ -78,7 +80,17 @@ def main(_: Sequence[str]) -> None:
                 raise faults.out_of_memory(error, _sizes(config)) from None
             raise
         if jax.process_index() == 0:
-            print(report.table([workdir]))
+            print(f"{report.table([workdir])}\n\n{_next_steps(workdir)}")
+
+
+def _next_steps(workdir: Path) -> str:
+    """Returns where the results are and what can be done with them."""
+    return (
+        f"results: {workdir}/result.json (fractions), ranks.parquet, checkpoints\n"
+        f"curves:  tensorboard --logdir={workdir}\n"
+        f"next:    pixelrec report {workdir} --examples=3  (users and their lists)\n"
+        f"         pixelrec report {workdir} OTHER  (runs side by side)"
+    )
 
 
 def _sizes(config: ConfigDict) -> dict[str, tuple[float, float]]:

@@ -20,8 +20,9 @@ from pixelrec_jax.configs.loading import SHIPPED
 from pixelrec_jax.data.features import PROVENANCE, Provenance, item_ids_digest, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.pipeline import ItemStore, item_batch, iterate
+from pixelrec_jax.data.pipeline import ItemStore, item_batch
 from pixelrec_jax.data.types import PAD, Items
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
     build_mesh,

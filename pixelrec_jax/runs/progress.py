@@ -22,6 +22,7 @@ _DOING = {"input": "waiting for data", "evaluation": "evaluating", "save": "savi
 _AWAITED = {"evaluation": "the evaluation and the next step", "save": "the save and the next step"}
 _SHORTEST_BAR = 6
 _LONGEST_BAR = 40
+_AFTER = 3  # columns that stay free, as a terminal prints ^C there
 _TIMED = 20  # latest steps whose mean time predicts that of the others
 _TOLD = 2  # steps that are timed before the time of an epoch is told
 
@@ -67,8 +68,8 @@ class TrainingProgress:
             yield
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._console.print(text, soft_wrap=True)
+        """Prints a line that stays; a terminal breaks it between words."""
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def shape(self, shape: Sequence[int]) -> None:
         """Takes the shape of a batch before its step: the step is compiled for a new one."""
@@ -148,21 +149,28 @@ class TrainingProgress:
             doing = _DOING.get(phase, "training") if phase != "input" or waits > 1 else "training"
         return f"stopping: {doing}" if self._stopping else doing
 
+    def _epoch(self) -> str:
+        """Returns the epoch that the run is in, as in "1/40"; an evaluation belongs to the last."""
+        assert self._goodput is not None
+        ended = self._goodput.phase_now in ("evaluation", "save")
+        epochs = math.ceil(self._total / self._steps_per_epoch)
+        epoch = max(0, self._step - ended) // self._steps_per_epoch + 1
+        return f"{min(epoch, epochs)}/{epochs}"
+
     def _line(self) -> RenderableType:
         """Returns the live line: what matters first, the rest where there is room."""
         left = self._seconds_left()
         head = f"{clock(time.monotonic() - self._began)} eta {clock(left)} "
-        epochs = math.ceil(self._total / self._steps_per_epoch)
-        epoch = min(self._step // self._steps_per_epoch + 1, epochs)
-        tail = f" epoch {epoch}/{epochs} step {self._step:,}/{self._total:,} {self._doing()}"
-        room = self._console.width - 1 - _SHORTEST_BAR
+        epoch = self._epoch()
+        tail = f" epoch {epoch} step {self._step:,}/{self._total:,} {self._doing()}"
+        room = self._console.width - _AFTER - _SHORTEST_BAR
         for name, value in self._scalars.items():
             more = f", {_short(name)} {value:.4g}"
             if name.startswith("train/") and len(head + tail + more) <= room:
                 tail += more
         if len(head + tail) > room:
-            tail = f" epoch {epoch}/{epochs} {self._doing()}"
-        width = max(0, min(_LONGEST_BAR, self._console.width - 1 - len(head + tail)))
+            tail = f" epoch {epoch} {self._doing()}"
+        width = max(0, min(_LONGEST_BAR, self._console.width - _AFTER - len(head + tail)))
         evaluating = self._goodput and self._goodput.phase_now == "evaluation"
         done, parts = self._evaluated if evaluating else (self._step, self._total)
         line = Table.grid()
@@ -236,8 +244,8 @@ def format_scalars(step: int, scalars: dict[str, float]) -> str:
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """Returns metrics, which are fractions, in percent, as in "ndcg@10 4.21 %"."""
-    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+    """Returns metrics, which are fractions, in percent, as in "percent: ndcg@10 4.21"."""
+    return "percent: " + ", ".join(f"{name} {100 * x:.2f}" for name, x in metrics.items())
 
 
 def clock(seconds: float | None) -> str:

@@ -1,17 +1,17 @@
 """The table of finished runs: their test metrics side by side, with their baselines."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from rich import box
-from rich.table import Table
+from typing import Literal, NamedTuple
 
 from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.evaluation.result import RESULT, Estimate, Result
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.foreign import csv_cell
+from pixelrec_jax.system.sheets import Sheet, as_latex, as_markdown, as_text
 
 _GROUPS: dict[Literal["all", "cold"], str] = {"all": "all test targets", "cold": "cold targets"}
 
@@ -31,11 +31,23 @@ def read_result(workdir: Path) -> Result:
         ) from None
 
 
-def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
-    """Returns a text table: one row per run and baseline, in percent, with 95 % intervals.
+class _Row(NamedTuple):
+    """A run or a baseline: its label, its result if it is a run, and its metrics by group."""
 
-    A run's row also has the size of its model: millions of parameters, and of trained ones. With
-    `unfinished`, a folder without a result has a row that says so; otherwise it is an error.
+    label: str
+    result: Result | None
+    metrics: Mapping[str, Mapping[str, Estimate]] | None
+
+
+def table(workdirs: Sequence[str | Path], *, unfinished: bool = False, form: str = "text") -> str:
+    """Returns a table: one row per run and baseline, in percent, with 95 % intervals.
+
+    A second table has the sizes of the models: millions of parameters, and of trained ones.
+
+    Args:
+      workdirs: the folders of the runs.
+      unfinished: whether a folder without a result has a row that says so, and is not an error.
+      form: one of `FORMATS`.
 
     Raises:
       UserError: a folder has no result, no folder has one, or runs used different data or settings.
@@ -54,40 +66,66 @@ def table(workdirs: Sequence[str | Path], *, unfinished: bool = False) -> str:
                 f"{workdir} and {reference} are runs on different data, or with other splits or "
                 "eval settings; compare runs that agree in all of them"
             )
-    rows: list[tuple[str, str, str, Any]] = [
-        (name, "", "", first["test"][name]) for name in ("random", "popularity")
-    ]
+    rows = [_Row(name, None, first["test"][name]) for name in ("random", "popularity")]
     for workdir, result in runs:
         if result is None:
-            rows.append((f"no result yet ({workdir})", "", "", None))
+            rows.append(_Row(f"no result yet ({workdir})", None, None))
             continue
         model = result["model"]
         label = f"{model['user']}, item={model['item']}"
         label += f" ({workdir})" if len(runs) > 1 else ""
-        size, trained = (
-            f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")
-        )
-        rows.append((label, size, trained, result["test"]["model"]))
-    test = first["test"]
+        rows.append(_Row(label, result, result["test"]["model"]))
+    return FORMATS[form](first, rows)
+
+
+def _sheets(first: Result, rows: Sequence[_Row]) -> list[Sheet]:
+    test, sheets = first["test"], []
     names = list(test["model"]["all"])
-    grids = []
     for group, title in _GROUPS.items():
         if group == "cold":
             title += f" (at most {test['cold_threshold']} training interactions)"
-        grid = Table(
-            title=f"{first['dataset']}{_split(first)}: {title}, {test['users'][group]:,} users, "
-            f"{test['items']:,} items ranked, percent",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
+        lines = [("percent", *names)]
+        for label, _, metrics in rows:
+            cells = [_cell(metrics[group][name]) if metrics else "" for name in names]
+            lines.append((label, *cells))
+        sheets.append(
+            Sheet(
+                f"{first['dataset']}{_split(first)}: {title}, {test['users'][group]:,} users, "
+                f"{test['items']:,} items ranked",
+                lines,
+            )
         )
-        grid.add_column("")
-        for name in ("M parameters", "M trained", *names):
-            grid.add_column(name, justify="right")
-        for *labels, metrics in rows:
-            cells = [_cell(metrics[group][name]) for name in names] if metrics else []
-            grid.add_row(*labels, *cells)
-        grids.append(grid)
-    return render(grids)
+    models = [(label, *_sizes(result)) for label, result, _ in rows if result]
+    return [*sheets, Sheet("Millions of parameters", [("", "all", "trained"), *models])]
+
+
+def _sizes(result: Result) -> list[str]:
+    model = result["model"]
+    return [f"{model[key] / 1e6:,.2f}" for key in ("parameters", "trainable_parameters")]
+
+
+def _as_csv(first: Result, rows: Sequence[_Row]) -> str:
+    """Returns a line for each row and group of targets; numbers are in percent."""
+    text, names = io.StringIO(), list(first["test"]["model"]["all"])
+    lines = csv.writer(text, lineterminator="\n")
+    metrics = [f"{name}{end} (%)" for name in names for end in ("", " low", " high")]
+    lines.writerow(["run", "targets", "parameters", "trainable_parameters", *metrics])
+    for label, result, known in rows:
+        for group in _GROUPS if known else ():
+            model = result["model"] if result else {}
+            sizes = [model.get("parameters", ""), model.get("trainable_parameters", "")]
+            ends = [known[group][name][end] for name in names for end in ("value", "low", "high")]
+            percent = ["" if x is None else f"{100 * x:.4f}" for x in ends]
+            lines.writerow([csv_cell(label), group, *sizes, *percent])
+    return text.getvalue().rstrip("\n")
+
+
+FORMATS: dict[str, Callable[[Result, Sequence[_Row]], str]] = {
+    "text": lambda first, rows: as_text(_sheets(first, rows)),
+    "markdown": lambda first, rows: as_markdown(_sheets(first, rows)),
+    "latex": lambda first, rows: as_latex(_sheets(first, rows)),
+    "csv": _as_csv,
+}
 
 
 def _split(result: Result) -> str:
@@ -109,5 +147,6 @@ def _cell(estimate: Estimate) -> str:
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
     if value is None:
         return "no users"
-    interval = "" if low is None or high is None else f" [{100 * low:5.2f}, {100 * high:5.2f}]"
-    return f"{100 * value:.2f}{interval}"
+    if low is None or high is None:
+        return f"{100 * value:.2f}"
+    return f"{100 * value:.2f} ±{100 * max(high - value, value - low):.2f}"

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from pixelrec_jax.system.errors import UserError, nearest, nearest_key
 
-_INT32 = 2**31 - 1  # steps, sizes and ids on the devices
 _FLOAT32 = 3.4028234663852886e38  # the largest finite float32
 
 
@@ -21,14 +20,15 @@ class Range(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Whole numbers of `least` or more that the devices can count with, in int32."""
+    """Whole numbers from `least` to `most`, which by default is the largest int32 of devices."""
 
     least: int = 1
+    most: int = 2**31 - 1
 
     def fault(self, value: Any) -> str:
         """See `Range`."""
-        if type(value) is int and value > _INT32:
-            return f"={value!r}; expected at most {_INT32}"
+        if type(value) is int and value > self.most:
+            return f"={value!r}; expected at most {self.most}"
         if type(value) is int and value >= self.least:  # a bool is an int in Python
             return ""
         return f"={value!r}; expected {self.least} or more (a whole number)"

@@ -40,7 +40,7 @@ class _PathParser(flags.ArgumentParser):
 class _FiniteParser(flags.FloatParser):
     """Takes a number that is not infinite and not NaN, which is within no bounds."""
 
-    def convert(self, argument: str) -> float:
+    def convert(self, argument: int | float | str) -> float:
         """Returns the number; raises `ValueError` if it is not finite."""
         value = super().convert(argument)
         if not math.isfinite(value):
@@ -133,7 +133,7 @@ def _help() -> str:
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         text = f"--{flag.name}: {' '.join(str(flag.help).split())}"
         if flag.default not in (None, "", [], False):
-            text += f" (default: {flag.default_as_str.strip(chr(39))})"
+            text += f" (default: {str(flag.default_as_str).strip(chr(39))})"
         lines.append(
             textwrap.fill(
                 text,

@@ -25,6 +25,13 @@ def meaning(key: str) -> str:
     Raises:
       UserError: no config has this key.
     """
+    options = all_options()
+    check_keys([key], options)
+    return options[key].meaning
+
+
+def all_options() -> dict[str, Option]:
+    """Returns every key that some config has, by dotted name."""
     options = _shared_options()
     for encoder in USER_ENCODERS.values():
         options |= flatten(options_of(encoder), "user.")
@@ -32,8 +39,7 @@ def meaning(key: str) -> str:
         options |= flatten(item_options(name), "item.")
     for task in TASKS.values():
         options |= flatten(task.options, "task.")
-    check_keys([key], options)
-    return options[key].meaning
+    return options
 
 
 def check_values(config: ConfigDict) -> None:
@@ -90,9 +96,16 @@ def _options(config: ConfigDict) -> dict[str, Option]:
             f"task.name={config.task.name!r} does not suit user={name}: it {problems[0]}; "
             "take the task of configs/recommenders.py"
         )
-    return {
-        **_shared_options(),
+    options = {
         **flatten(options_of(USER_ENCODERS[name]), "user."),
         **flatten(item_options(config.item.name), "item."),
-        **flatten(needed, "task."),
     }
+    for section in ("user", "item"):
+        chosen = config[section].name
+        foreign = [x for x in config[section] if x != "name" and f"{section}.{x}" not in options]
+        if foreign:
+            raise UserError(
+                f"{section}.name={chosen} does not take {section}.{foreign[0]}, which the config "
+                f"has; choose it by its word, as in --config=pixelrec:{section}={chosen}"
+            )
+    return _shared_options() | options | flatten(needed, "task.")

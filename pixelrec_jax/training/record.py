@@ -90,7 +90,7 @@ class StepRecord:
         if values is not None:
             scalars |= {f"valid/{name}": value for name, value in values.items()}
             epoch = step // self._steps_per_epoch
-            self._progress.say(f"epoch {epoch}, step {step}: {format_metrics(values)}")
+            self._progress.say(f"epoch {epoch}, {format_metrics(values)}")
         scalars |= self._goodput.scalars()
         if self._log:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})

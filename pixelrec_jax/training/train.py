@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
-from pixelrec_jax.data.pipeline import iterate
 from pixelrec_jax.data.types import Batch
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.evaluation.recommendations import write_ranks, write_recommendations
 from pixelrec_jax.evaluation.result import RESULT, Result, SplitSettings
 from pixelrec_jax.losses import build_loss
@@ -192,7 +192,7 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
         with progress_bar("evaluating", experiment.evaluator.parts("valid")) as advance:
             values = _validate(experiment, state, stopping, advance)
         scalars = {f"valid/{name}": value for name, value in values.items()}
-        progress.say(f"untrained: {format_metrics(values)}")
+        progress.say(f"untrained, {format_metrics(values)}")
         if log:
             log.write(0, {"epoch": 0.0, **scalars})
             log.flush()
@@ -332,7 +332,8 @@ def _build(config: ConfigDict, workdir: Path) -> Experiment:
     check_equal("--workdir", str(workdir))
     check_equal("config", json.dumps(run_folder.to_json(config)))
     check_writers(config.log.writers)
-    experiment = build_experiment(config)
+    with status(f"reading {config.dataset.path}"):
+        experiment = build_experiment(config)
     check_equal("dataset", experiment.data_fingerprint)
     return experiment
 

@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.data.negatives import Uniform, build_negatives
-from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches, iterate
+from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches
 from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.rows import Rows
 from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.split import leave_one_out, training_counts
 from pixelrec_jax.data.tasks import TASKS, NextItem, Pairs
 from pixelrec_jax.data.windows import read_items, training_windows, window_events
+from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.system.errors import UserError
 from tests.tiny import interactions_of
 
@@ -167,11 +168,22 @@ def test_rows_with_slot_do_not_depend_on_the_shards():
 
 def test_deduplicate():
     ids = np.array([[7, 0, 7, 3], [1, 2, 3, 4]], np.int32)
-    unique, slots = deduplicate(ids, bucket=3, largest=10)
+    unique, slots = deduplicate(ids, sizes=[3, 6, 9])
     np.testing.assert_array_equal(unique, [[0, 3, 7, 0, 0, 0], [0, 1, 2, 3, 4, 0]])
     np.testing.assert_array_equal(slots, [[2, 0, 2, 1], [1, 2, 3, 4]])
     np.testing.assert_array_equal(unslot(unique, slots), ids)
-    assert deduplicate(ids, bucket=3, largest=5)[0].shape == (2, 5)
+    assert deduplicate(ids, sizes=[3, 5])[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize("slot_buckets", [1, 2, 3])
+def test_batches_have_few_sizes(toy_dataset, slot_buckets):
+    shards = {"num_shards": 1, "local_shards": [0]}
+    batches = make_batches(toy_dataset, pixels=False, slot_buckets=slot_buckets, **shards)
+    shapes = {batches[index].items.id.shape for index in range(len(batches))}
+    assert len(shapes) <= slot_buckets
+    mean = np.mean([np.count_nonzero(batches[index].items.id) for index in range(len(batches))])
+    if slot_buckets > 1:
+        assert min(shapes)[1] < 1.3 * mean
 
 
 def test_an_epoch_covers_every_window_once(toy_dataset):

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from pixelrec_jax.data.pipeline import _explained, iterate
+from pixelrec_jax.data.workers import _explained, iterate
 from pixelrec_jax.system.errors import TransientError, UserError
 
 

@@ -105,7 +105,7 @@ class Golden:
         rows = LAYOUTS[self.case.layout](self.file)
         ids = [x.reshape(1, -1) for x in (rows.history, rows.positive, rows.negative)]
         largest = self.num_items + 1  # the mask
-        unique, slots = deduplicate(np.concatenate(ids, axis=1), bucket=1, largest=largest)
+        unique, slots = deduplicate(np.concatenate(ids, axis=1), sizes=range(1, largest + 1))
         history, positive, negative = np.split(slots, np.cumsum([x.size for x in ids])[:2], axis=1)
         return Batch(
             items=item_batch(unique, self.experiment.store),

@@ -80,7 +80,7 @@ def test_evaluating_needs_the_workdir_only(finished):
 def test_runs_are_compared_side_by_side(finished):
     workdir, _ = finished
     process = run(workdir, workdir, "--examples=3", module="report")
-    assert process.stdout.count(f"sasrec, item=id ({workdir})") == 4  # two runs, all and cold
+    assert process.stdout.count(f"sasrec, item=id ({workdir})") == 6  # two runs: all, cold, sizes
     assert len(re.findall("^user ", process.stdout, re.MULTILINE)) == 2 * 3
     assert run(module="report").stderr.startswith("error: WORKDIR [WORKDIR ...] is missing")
     assert "holds no result.json" in run(workdir.parent, module="report").stderr
@@ -92,7 +92,7 @@ def test_runs_without_a_result_have_a_row_if_asked_for(finished, tmp_path):
     parameters = json.loads((workdir / "result.json").read_text())["model"]["parameters"]
     for rows in table.split("cold targets"):
         assert rows.index(f"no result yet ({tmp_path})") < rows.index(f"item=id ({workdir})")
-        assert f"{parameters / 1e6:.2f}" in rows
+    assert re.search(rf"item=id \({workdir}\) +{parameters / 1e6:.2f} ", table)
     with pytest.raises(UserError, match="holds no result"):
         report.table([tmp_path, workdir])
     with pytest.raises(UserError, match="none of the 1 runs has a result yet"):

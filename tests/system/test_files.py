@@ -93,7 +93,7 @@ def test_one_file(tmp_path, kind, reader):
 def test_what_features_were_made_from(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((5, 2), np.float32))
     make(provenance(tmp_path / "x.npy"), "pipe")
-    with pytest.raises(UserError, match=r"x\.json is damaged"):
+    with pytest.raises(UserError, match=r"x\.json cannot be read \(it is a named pipe"):
         FeatureStore(tmp_path / "x.npy", interactions_of([np.arange(1, 5)], 5))
 
 

@@ -76,8 +76,8 @@ def test_a_table_keeps_its_lines(harm):
 
 
 def test_a_line_of_progress_is_one_line(harm, capsys):
-    with progress.TrainingProgress(start=0, total=1) as shown:
-        shown.say(f"training on {harm}")
+    shown = progress.TrainingProgress(start=0, total=1, steps_per_epoch=1, eval_every=1)
+    shown.say(f"training on {harm}")
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert printed.rstrip() == f"training on {visible(harm)}".rstrip()
