@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
+from pixelrec_jax.data.mask_item import mask_item_of
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Array, Batch, History, Items, gather_slots
 from pixelrec_jax.items import build_item_encoder
@@ -133,7 +134,7 @@ def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
         item_encoder=build_item_encoder(
             config.item,
             num_items=num_items,
-            has_mask=task_of(config).uses_mask_item,
+            mask_item=mask_item_of(task_of(config), num_items),
             width=config.width,
         ),
         user_encoder=encoder(

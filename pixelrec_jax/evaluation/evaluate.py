@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.graph import Resident
+from pixelrec_jax.data.mask_item import mask_item_of, num_ids, with_mask_item
 from pixelrec_jax.data.pipeline import ItemStore
 from pixelrec_jax.data.queries import Queries, ranking_queries
 from pixelrec_jax.data.split import Holdout, Split, training_counts
@@ -77,10 +78,10 @@ class Evaluator:
         self.num_items = split.interactions.num_items
         self.k = min(max(config.eval.ks), self.num_items - 1)
         self.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
-        self._uses_mask_item = task_of(config).uses_mask_item
+        self._mask_item = mask_item_of(task_of(config), self.num_items)
         self._time_unit = task_of(config).time_unit if model.user_encoder.needs_time else None
         self.catalog = CatalogEncoder(
-            model, store, config, mesh, num_items=self.num_items + self._uses_mask_item
+            model, store, config, mesh, num_items=num_ids(self.num_items, self._mask_item)
         )
         self.source = self.catalog.source
 
@@ -185,13 +186,7 @@ class Evaluator:
                 history_length=length,
                 time_unit=self._time_unit,
             )
-            if self._uses_mask_item:  # it stands in the place of the item to predict
-                mask = np.full((len(filled), 1), self.num_items, np.int32)
-                history = np.concatenate([queries.history, mask], axis=1)
-                queries = queries.replace(history=history)
-                if queries.time is not None:
-                    queries = queries.replace(time=np.pad(queries.time, ((0, 0), (0, 1))))
-            yield queries, len(chosen)
+            yield with_mask_item(queries, self._mask_item), len(chosen)
 
     def _collect(
         self,

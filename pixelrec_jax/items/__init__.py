@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.mask_item import num_ids
 from pixelrec_jax.items.encoder import ItemEncoder
 from pixelrec_jax.items.features import FEATURE_HEADS, SemanticIds
 from pixelrec_jax.items.id import TABLE_INITS, IdEncoder
@@ -104,14 +105,14 @@ def uses_features(item: ConfigDict) -> bool:
 
 
 def build_item_encoder(
-    item: ConfigDict, *, num_items: int, has_mask: bool, width: int
+    item: ConfigDict, *, num_items: int, mask_item: int | None, width: int
 ) -> ItemEncoder:
     """Returns the item encoder that `config.item` describes.
 
     Args:
       item: `config.item`.
       num_items: N, padding included.
-      has_mask: whether there is a mask item; it becomes item N.
+      mask_item: the id of the mask item, None if there is none.
       width: D.
 
     Raises:
@@ -119,14 +120,14 @@ def build_item_encoder(
         that the encoder cannot divide into patches.
     """
     check_options(flatten(item.to_dict(), "item."), flatten(item_options(item.name), "item."))
-    mask_item = num_items if has_mask else None
+    ids = num_ids(num_items, mask_item)
     if item.name in VISION_ENCODERS:
         return _pixel_encoder(item, mask_item, width)
     if item.name == "semantic_ids":
         return SemanticIds(item.codebook_size, mask_item, width, item.initializer)
     if item.name in FEATURES:
-        return _feature_encoder(item, num_items + has_mask, mask_item, width)
-    return IdEncoder(num_items + has_mask, width, item.initializer, item.init_std)
+        return _feature_encoder(item, ids, mask_item, width)
+    return IdEncoder(ids, width, item.initializer, item.init_std)
 
 
 def _feature_encoder(

@@ -125,7 +125,7 @@ def features(
 
 
 def _build(item: ConfigDict, width: int) -> PixelEncoder:
-    module = build_item_encoder(item, num_items=1, has_mask=False, width=width)
+    module = build_item_encoder(item, num_items=1, mask_item=None, width=width)
     assert isinstance(module, PixelEncoder), f"{item.name} does not look at images"
     # Without a backward pass, rematerialisation saves nothing.
     return module.clone(backbone=module.backbone.clone(remat=False))

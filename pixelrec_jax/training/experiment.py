@@ -13,6 +13,7 @@ from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.mask_item import mask_item_of, num_ids
 from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
@@ -113,7 +114,7 @@ def build_experiment(
         task,
         store,
         negatives=build_negatives(config, task),
-        num_items=interactions.num_items + task.uses_mask_item,
+        num_items=num_ids(interactions.num_items, mask_item_of(type(task), interactions.num_items)),
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         seed=config.seed,

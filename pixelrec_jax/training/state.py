@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from pixelrec_jax.data.mask_item import query_length
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Batch
@@ -73,7 +74,7 @@ def _init_variables(experiment: Experiment) -> dict:
     """Returns the variables of the model by Flax collection; tables are not padded yet."""
     config = experiment.config
     items = item_batch(np.zeros((1, 1), np.int32), experiment.store)
-    length = config.task.history_length + task_of(config).uses_mask_item
+    length = query_length(task_of(config), config.task.history_length)
     slot = jnp.zeros((1, 1, length), jnp.int32)
     batch = Batch(
         items=items,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.mask_item import mask_item_of, num_ids
 from pixelrec_jax.data.negatives import Uniform
 from pixelrec_jax.data.pipeline import TrainBatches
 from pixelrec_jax.data.queries import ranking_queries
@@ -95,7 +96,7 @@ def make_batches(name: str, interactions: Interactions, **options) -> TrainBatch
         task,
         None,
         negatives=Uniform(task, count=1),
-        num_items=interactions.num_items + task.uses_mask_item,
+        num_items=num_ids(interactions.num_items, mask_item_of(type(task), interactions.num_items)),
         batch_size=8,
         epochs=1,
         seed=0,

@@ -148,7 +148,7 @@ def test_unknown_and_unfit_heads_are_refused(words, head, message):
     config = tiny_config(f"{words},dataset=custom")
     config.item.feature_head = head
     with pytest.raises(UserError, match=message):
-        build_item_encoder(config.item, num_items=N, has_mask=False, width=D)
+        build_item_encoder(config.item, num_items=N, mask_item=None, width=D)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def config_of(dataset):
 def test_it_trains_and_is_ranked(toy_dataset, tmp_path):
     config = config_of(toy_dataset)
     assert config.item.exponent == 2.0
-    encoder = items.build_item_encoder(config.item, num_items=5, has_mask=False, width=16)
+    encoder = items.build_item_encoder(config.item, num_items=5, mask_item=None, width=16)
     assert encoder.backbone.exponent == 2.0
     config.train.epochs = 1
     result = train.train_and_evaluate(config, tmp_path / "run")
