@@ -95,6 +95,11 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
     return Pod(CHIPS[on.generation], list(described.devices), slices)
 
 
+def leave_cache() -> None:
+    """Keeps this process from JAX's cache of compiled programs, which cannot read those of a pod."""
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
 def _libtpu_installed() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 

@@ -21,7 +21,9 @@ from pixelrec_jax.system.files import write_json
 def main(_: Sequence[str]) -> None:
     """Runs the dry run that the flags describe and prints the result."""
     from pixelrec_jax.launch.dryrun.estimate import dry_run, report, writable
+    from pixelrec_jax.launch.dryrun.programs import leave_cache
 
+    leave_cache()
     values = flags.FLAGS
     if values.config is None:
         raise UserError("--config is missing; give that of the run, as pixelrec:words")

@@ -24,7 +24,9 @@ def main(_: Sequence[str]) -> None:
     """Compiles the missing cases of the study and prints its table."""
     from pixelrec_jax.launch.dryrun import table
     from pixelrec_jax.launch.dryrun.estimate import writable
+    from pixelrec_jax.launch.dryrun.programs import leave_cache
 
+    leave_cache()
     values = flags.FLAGS
     if values.study not in table.STUDIES:
         raise UserError(f"unknown --study={values.study!r}{nearest(values.study, table.STUDIES)}")

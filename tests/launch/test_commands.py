@@ -122,7 +122,7 @@ def test_a_script_that_the_output_cannot_hold_is_refused():
     assert "cannot be printed in ascii; set PYTHONUTF8=1" in process.stderr
     plain = {"LC_ALL": "C", "PYTHONUTF8": "1"}
     process = subprocesses.run(argv, cwd=ROOT, env=os.environ | plain, check=True)
-    assert "export A=ä" in process.stdout
+    assert "export A='ä'" in process.stdout
 
 
 @pytest.mark.parametrize(
