@@ -40,9 +40,8 @@ class ColumnarFile:
         """Returns the names of its columns."""
         return self.frame.collect_schema().names()
 
-    def scan(self, *, integers: Collection[str] = ()) -> pl.LazyFrame:
-        """Returns all columns; `integers`, those to be read as int64, have their type already."""
-        del integers
+    def scan(self) -> pl.LazyFrame:
+        """Returns all columns, of the types that the file gives them."""
         return self.frame
 
     def check(self, read: int, columns: Sequence[str]) -> None:

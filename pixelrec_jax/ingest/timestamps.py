@@ -129,7 +129,7 @@ def finish(values: np.ndarray, form: str, unit: str, *, per_second: int) -> Time
       UserError: `unit` is not that of dates, or floats have fractions of an unknown unit.
     """
     if form == DATES:
-        exact = _coarsest(values, per_second)
+        values, exact = _coarsest(values, per_second)
         if unit not in ("auto", ORDER, exact):
             raise UserError(
                 f"--timestamp_unit={unit}, but timestamps are dates, kept in {exact}; leave it out"
@@ -141,8 +141,8 @@ def finish(values: np.ndarray, form: str, unit: str, *, per_second: int) -> Time
     return Timestamps(*_whole(values, unit), form)
 
 
-def _coarsest(values: np.ndarray, per_second: int) -> str:
-    """Divides dates int64[rows] in place and returns the coarsest unit, up to seconds, that fits.
+def _coarsest(values: np.ndarray, per_second: int) -> tuple[np.ndarray, str]:
+    """Returns dates int64[rows] in the coarsest unit, up to seconds, that keeps them; and the unit.
 
     `per_second` is the number of units of the given dates in a second.
     """
@@ -150,9 +150,8 @@ def _coarsest(values: np.ndarray, per_second: int) -> str:
         factor = per_second * UNITS[unit] // UNITS["seconds"]
         blocks = [values[start : start + _ROWS] for start in range(0, len(values), _ROWS)]
         if not any((block % factor).any() for block in blocks):
-            values //= factor
-            return unit
-    return "nanoseconds"
+            return values // factor, unit
+    return values, "nanoseconds"
 
 
 def _whole(values: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
