@@ -18,7 +18,7 @@ from pixelrec_jax.ingest.timestamps import FLOATS, INTEGERS, Timestamps
 from pixelrec_jax.system.errors import UserError
 
 # Control characters and ends of lines or paragraphs, which no id has.
-CONTROL = r"[\p{Cc}\p{Zl}\p{Zp}]"
+CONTROL = "[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _IDS = ("user_id", "item_id")
 
 
