@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -74,16 +75,11 @@ class _Reader:
         try:
             frame, ids = self._read_codes()
         except pl.exceptions.PolarsError:
-            frame, ids = None, {}
             if not (bad := self._first_bad()):
                 raise
-        else:
-            bad = self._first_bad() if sum(frame.null_count().row(0)) else None
-        if bad and self.form == INTEGERS and timestamps.form_of(bad["timestamp"] or "") == FLOATS:
-            self.form = FLOATS
-            return self.read(unit)
-        if bad:
-            raise self._error(bad)
+            return self._read_as_floats(bad, unit)
+        if sum(frame.null_count().row(0)) and (bad := self._first_bad()):
+            return self._read_as_floats(bad, unit)
         frame = frame.drop_nulls()  # Blank lines only, as at the end of many files.
         self.file.check(frame.height, [self.names[name] for name in COLUMNS])
         if not frame.height:
@@ -96,6 +92,13 @@ class _Reader:
         times = timestamps.finish(arrays["timestamp"], self.form, unit, per_second=per_second)
         codes = arrays["user_id"], arrays["item_id"]
         return Table(*codes, times.values, ids["user_id"], ids["item_id"]), times
+
+    def _read_as_floats(self, bad: Mapping[str, Any], unit: str) -> tuple[Table, Timestamps]:
+        """Reads timestamps again if the first that is not an integer is a float, or raises."""
+        if self.form == INTEGERS and timestamps.form_of(bad["timestamp"] or "") == FLOATS:
+            self.form = FLOATS
+            return self.read(unit)
+        raise self._error(bad)
 
     def _read_codes(self) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
         scan, times = self.file.scan(), self.time
@@ -118,7 +121,7 @@ class _Reader:
         frame = scan.select(*codes, times.alias("timestamp")).collect(engine="streaming")
         return frame, ids
 
-    def _first_bad(self) -> dict[str, str | int | None] | None:
+    def _first_bad(self) -> dict[str, Any] | None:
         """Returns the first row with an id or a timestamp that cannot be one, None if all can.
 
         Its values are text; "row" is its number, which counts records and the header. Blank lines
@@ -141,10 +144,10 @@ class _Reader:
         except pl.exceptions.PolarsError:
             return None  # not readable as text either: the caller reports the first error of polars
 
-    def _error(self, bad: Mapping[str, str | int | None]) -> UserError:
+    def _error(self, bad: Mapping[str, Any]) -> UserError:
         where = f"{self.file.name} {self.file.row} {bad['row']}"
         for name in ("item_id", "user_id"):
-            value = str(bad[name] or "")
+            value = bad[name] or ""
             if not value:
                 return UserError(f"{where}: {name} is empty; every interaction needs one")
             if wrong := pl.Series([value]).str.extract(f"({CONTROL})").item():
@@ -152,7 +155,7 @@ class _Reader:
                     f"{where}: {name} {value[:60]!r} has the control character "
                     f"U+{ord(wrong):04X}; take it out"
                 )
-        value = str(bad["timestamp"] or "")
+        value = bad["timestamp"] or ""
         return UserError(
             f"{where}: timestamp {value[:60]!r} is not {timestamps.EXPECTED[self.form]}; every "
             "interaction needs one"
