@@ -45,7 +45,11 @@ class Times(TypedDict):
 
 @record
 class Source(TypedDict):
-    """What a dataset was made from: the interactions, the options of `prepare`, and what it did."""
+    """What a dataset was made from: the interactions, the options of `prepare`, and what it did.
+
+    `dropped` counts what the interactions lost; with items="all", `without_interactions` counts the
+    items that are in the catalogue by their pictures alone.
+    """
 
     file: str
     sha256: Sha256
@@ -53,6 +57,7 @@ class Source(TypedDict):
     timestamps: Times
     repeats: Count
     with_item_info: NotRequired[Count]
+    without_interactions: NotRequired[Count]
     options: dict[str, str | Whole | None]
     dropped: dict[str, dict[str, Count]]
 

@@ -11,12 +11,23 @@ from pixelrec_jax.data.split import Split, training_counts
 from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.system.files import replaced_file
 
+# Both files carry a line on what they are, as metadata of Parquet.
+_TOP_K = (
+    "Test of a model: the {k} best unseen items of each user, given only the history before the "
+    "test target; not lists for use, which would know the whole history. score: as the model gives "
+    "it, larger is better, not a probability."
+)
+_RANKS = (
+    "Test of a model: the rank of the test target of each user among num_candidates items, 1 is "
+    "best, null if the user had seen the target before. Counts are of interactions."
+)
 
-def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ranking) -> None:
-    """Writes recommendations.parquet, with a row for each place in a user's top list.
+
+def write_test_top_k(workdir: Path, interactions: Interactions, ranking: Ranking) -> None:
+    """Writes test_top_k.parquet, with a row for each place in a user's top list of the test.
 
     Its columns are user_id and item_id, both original; rank, 1 = best; score; and title, if the
-    dataset has titles of items.
+    dataset has titles of items. The metadata of the file says what it is.
     """
     user_ids, item_ids = interactions.user_ids(), interactions.item_ids()
     users, k = ranking.top_ids.shape
@@ -32,8 +43,8 @@ def write_recommendations(workdir: Path, interactions: Interactions, ranking: Ra
         columns["title"] = info["title"].gather(top)
     table = polars.DataFrame(columns)
     table = table.filter(polars.col("score").is_finite())  # a user may have fewer than k items left
-    with replaced_file(workdir / "recommendations.parquet") as temporary:
-        table.write_parquet(temporary)
+    with replaced_file(workdir / "test_top_k.parquet") as temporary:
+        table.write_parquet(temporary, metadata={"content": _TOP_K.format(k=k)})
 
 
 def write_ranks(workdir: Path, split: Split, ranking: Ranking) -> None:
@@ -61,4 +72,4 @@ def write_ranks(workdir: Path, split: Split, ranking: Ranking) -> None:
     masked = polars.col("num_candidates") == 0
     table = table.with_columns(rank=polars.when(~masked).then("rank"))
     with replaced_file(workdir / "ranks.parquet") as temporary:
-        table.write_parquet(temporary)
+        table.write_parquet(temporary, metadata={"content": _RANKS})

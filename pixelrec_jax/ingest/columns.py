@@ -146,7 +146,9 @@ def write_columns(table: Table, directory: Path) -> None:
             items.write((table.items[rows] + np.int32(1)).data)
             timestamps.write(table.timestamps[rows].data)
     for ids, name in ((table.item_ids, "item_id"), (table.user_ids, "user_id")):
-        pl.DataFrame({name: ids}).write_ipc(directory / f"{name}s.arrow")
+        # The oldest form of text has one way to write it, and every reader of Arrow knows it.
+        oldest = pl.CompatLevel.oldest()
+        pl.DataFrame({name: ids}).write_ipc(directory / f"{name}s.arrow", compat_level=oldest)
 
 
 def _write_header(file: BinaryIO, dtype: type, rows: int) -> None:

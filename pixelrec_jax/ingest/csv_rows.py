@@ -197,7 +197,7 @@ def _places(text: np.ndarray, character: str) -> np.ndarray:
 
 
 def _count(text: np.ndarray, character: str) -> int:
-    return np.count_nonzero(text == ord(character))
+    return int(np.count_nonzero(text == ord(character)))
 
 
 _patterns = lru_cache(_Patterns)

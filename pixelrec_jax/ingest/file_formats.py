@@ -1,5 +1,6 @@
 """Formats of table files, told by their first bytes and never by their names."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +9,6 @@ from pixelrec_jax.system.files import open_regular
 
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and zstd begin
 PARQUET, ARROW = b"PAR1", b"ARROW1"
-_HEAD = 4096  # bytes that are looked at
 # Formats that are not read: how a file begins, what it is, and what to do.
 _OTHERS = {
     b"\xfd7zXZ\0": ("compressed with xz", "decompress it (unxz)"),
@@ -27,10 +27,20 @@ _OTHERS = {
 }
 
 
-def begins(path: Path) -> bytes:
-    """Returns the first bytes of a file."""
-    with open_regular(path) as file:
-        return file.read(_HEAD)
+def columnar(path: Path) -> str | None:
+    """Returns "Parquet" or "Arrow" if a file begins so, otherwise None.
+
+    Raises `UserError` if such a file does not end as it began: it is cut off.
+    """
+    for magic, kind in ((PARQUET, "Parquet"), (ARROW, "Arrow")):
+        with open_regular(path) as file:
+            if file.read(len(magic)) != magic:
+                continue
+            file.seek(-len(magic), os.SEEK_END)
+            if file.tell() == 0 or file.read() != magic:
+                raise UserError(f"{str(path)!r} is a {kind} file that is cut off; copy it again")
+            return kind
+    return None
 
 
 def check_text(head: bytes, name: str) -> None:
@@ -47,7 +57,7 @@ def check_text(head: bytes, name: str) -> None:
         raise UserError(f"{name} is a Parquet or Arrow file; give a CSV file")
     line = re.split(rb"[\r\n]", head.lstrip(b"\r\n"), maxsplit=1)[0]
     if b"\0" in line:
-        wide = b"\0" in line[::2] != b"\0" in line[1::2]
+        wide = (b"\0" in line[::2]) != (b"\0" in line[1::2])
         what = "UTF-16 without its mark" if wide else "not text"
         raise UserError(f"{name} is {what}; give UTF-8 text")
     if b"\r" in head and b"\n" not in head:

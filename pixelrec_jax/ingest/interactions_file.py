@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from pixelrec_jax.ingest import timestamps
 from pixelrec_jax.ingest.columns import COLUMNS, Table
+from pixelrec_jax.ingest.csv_file import CsvFile
 from pixelrec_jax.ingest.table_file import (
-    ColumnarFile,
     TableFile,
     as_text,
     find_columns,
@@ -18,7 +19,7 @@ from pixelrec_jax.ingest.timestamps import FLOATS, INTEGERS, Timestamps
 from pixelrec_jax.system.errors import UserError
 
 # Control characters and ends of lines or paragraphs, which no id has.
-CONTROL = r"[\p{Cc}\p{Zl}\p{Zp}]"
+CONTROL = "[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _IDS = ("user_id", "item_id")
 
 
@@ -28,7 +29,7 @@ def read_interactions(
     """Returns the interactions of a table with the columns item_id, user_id and timestamp.
 
     A CSV is scanned four times (count, user ids, item ids, codes) instead of held in memory, which
-    takes 16 bytes a row plus the distinct ids.
+    takes 16 bytes a row (24 with floats or dates) plus the distinct ids.
 
     Args:
       path: a CSV, Parquet or Arrow file.
@@ -74,16 +75,11 @@ class _Reader:
         try:
             frame, ids = self._read_codes()
         except pl.exceptions.PolarsError:
-            frame, ids = None, {}
             if not (bad := self._first_bad()):
                 raise
-        else:
-            bad = self._first_bad() if sum(frame.null_count().row(0)) else None
-        if bad and self.form == INTEGERS and timestamps.form_of(bad["timestamp"] or "") == FLOATS:
-            self.form = FLOATS
-            return self.read(unit)
-        if bad:
-            raise self._error(bad)
+            return self._read_as_floats(bad, unit)
+        if sum(frame.null_count().row(0)) and (bad := self._first_bad()):
+            return self._read_as_floats(bad, unit)
         frame = frame.drop_nulls()  # Blank lines only, as at the end of many files.
         self.file.check(frame.height, [self.names[name] for name in COLUMNS])
         if not frame.height:
@@ -97,9 +93,19 @@ class _Reader:
         codes = arrays["user_id"], arrays["item_id"]
         return Table(*codes, times.values, ids["user_id"], ids["item_id"]), times
 
+    def _read_as_floats(self, bad: Mapping[str, Any], unit: str) -> tuple[Table, Timestamps]:
+        """Reads timestamps again if the first that is not an integer is a float, or raises."""
+        if self.form == INTEGERS and timestamps.form_of(bad["timestamp"] or "") == FLOATS:
+            self.form = FLOATS
+            return self.read(unit)
+        raise self._error(bad)
+
     def _read_codes(self) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
-        integers = (self.names["timestamp"],) if self.form == INTEGERS else ()
-        scan = self.file.scan(integers=integers)
+        scan, times = self.file.scan(), self.time
+        if isinstance(self.file, CsvFile) and self.form == INTEGERS:
+            scan = self.file.scan(integers=[self.names["timestamp"]])  # faster than from text
+        else:
+            times = timestamps.values_of(times, self.type, self.form)
         ids = {}
         for name, column in zip(_IDS, self.ids, strict=True):
             first = scan.select(column).with_row_index("row").drop_nulls()
@@ -112,13 +118,10 @@ class _Reader:
             column.cast(pl.Enum(ids[name])).to_physical().cast(pl.Int32)
             for name, column in zip(_IDS, self.ids, strict=True)
         ]
-        times = self.time
-        if not (integers and self.type == pl.String):
-            times = timestamps.values_of(times, self.type, self.form)
         frame = scan.select(*codes, times.alias("timestamp")).collect(engine="streaming")
         return frame, ids
 
-    def _first_bad(self) -> dict[str, str | int | None] | None:
+    def _first_bad(self) -> dict[str, Any] | None:
         """Returns the first row with an id or a timestamp that cannot be one, None if all can.
 
         Its values are text; "row" is its number, which counts records and the header. Blank lines
@@ -131,7 +134,7 @@ class _Reader:
             time.is_null().alias("timeless"),
         )
         rows = rows.with_row_index("row", offset=self.file.first_row)
-        if not isinstance(self.file, ColumnarFile):
+        if isinstance(self.file, CsvFile):
             rows = rows.filter(~pl.all_horizontal(pl.col(COLUMNS).is_null()))
         ids = [pl.col(name).fill_null("") for name in _IDS]
         bad = [(column == "") | column.str.contains(CONTROL) for column in ids]
@@ -141,10 +144,10 @@ class _Reader:
         except pl.exceptions.PolarsError:
             return None  # not readable as text either: the caller reports the first error of polars
 
-    def _error(self, bad: Mapping[str, str | int | None]) -> UserError:
+    def _error(self, bad: Mapping[str, Any]) -> UserError:
         where = f"{self.file.name} {self.file.row} {bad['row']}"
         for name in ("item_id", "user_id"):
-            value = str(bad[name] or "")
+            value = bad[name] or ""
             if not value:
                 return UserError(f"{where}: {name} is empty; every interaction needs one")
             if wrong := pl.Series([value]).str.extract(f"({CONTROL})").item():
@@ -152,7 +155,7 @@ class _Reader:
                     f"{where}: {name} {value[:60]!r} has the control character "
                     f"U+{ord(wrong):04X}; take it out"
                 )
-        value = str(bad["timestamp"] or "")
+        value = bad["timestamp"] or ""
         return UserError(
             f"{where}: timestamp {value[:60]!r} is not {timestamps.EXPECTED[self.form]}; every "
             "interaction needs one"

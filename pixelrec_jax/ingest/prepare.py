@@ -1,10 +1,12 @@
-"""Makes a prepared dataset: interactions CSV + images -> one directory (programs/prepare.py)."""
+"""Makes a prepared dataset: interactions + images -> one directory (programs/prepare.py)."""
 
+import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +29,7 @@ from pixelrec_jax.ingest import image_shards, missing_images, official, selectio
 from pixelrec_jax.ingest import item_info as information
 from pixelrec_jax.ingest import options as choices
 from pixelrec_jax.ingest.columns import Table
-from pixelrec_jax.ingest.interactions_file import read_interactions
+from pixelrec_jax.ingest.interactions_file import CONTROL, read_interactions
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.ingest.sources.matching import MISSING, MatchedImages
 from pixelrec_jax.system import errors
@@ -50,6 +52,7 @@ def prepare(
     repeats: str = "keep",
     timestamp_unit: str = "auto",
     columns: Mapping[str, str] | None = None,
+    items: str = "interactions",
 ) -> Manifest:
     """Writes the prepared dataset `out` and returns its manifest.
 
@@ -64,6 +67,7 @@ def prepare(
       min_interactions ... timestamp_unit: as the flags of `pixelrec prepare`.
       columns: {our name: name in the file} of columns of the interactions with other names;
         positions from 1 in a CSV without a header. The name of item_id also holds for `item_info`.
+      items: "all" adds the images that no interaction names as items.
 
     Raises:
       UserError: wrong input, an `out` that is not empty, or a full disk. Images that stop the run
@@ -81,9 +85,12 @@ def prepare(
         "image_size": image_size,
         "repeats": repeats,
         "timestamp_unit": timestamp_unit,
+        "items": items,
         "columns": ",".join(f"{ours}={theirs}" for ours, theirs in names.items()),
     }
     _check_options(options)
+    if items == "all" and images is None:
+        raise UserError("--items=all takes items from their images; name them with --images")
     source, out = Path(interactions), Path(os.path.realpath(out))
     _check_free(out)
     info = (
@@ -118,6 +125,9 @@ def prepare(
             shutil.rmtree(work / FOLDER, ignore_errors=True)
         else:
             table, stored = _write_images(work, out, pictures, table, options, dropped)
+        if items == "all":
+            with_some = int(np.count_nonzero(np.bincount(table.items)))
+            facts["without_interactions"] = len(table.item_ids) - with_some
         interaction_columns.write_columns(table, work)
         if info is not None:
             facts["with_item_info"] = information.write(info, table.item_ids, work)
@@ -208,7 +218,8 @@ def _write_images(
     """Writes the images of all items; returns the table of the kept items, and facts on images."""
     missing, size = options["missing"], options["image_size"]
     ids = table.item_ids.to_list()
-    matched = MatchedImages(source, ids)
+    matched = MatchedImages(source, ids, every=options["items"] == "all")
+    ids += _checked_names(matched.unnamed)
     reasons = image_shards.write_shards(work / FOLDER, matched, ids, size=size)
     reasons = {
         index: matched.missing(ids[index]) if why == MISSING else why
@@ -229,11 +240,19 @@ def _write_images(
         if len(reasons) == len(ids):
             raise UserError(f"all {len(ids):,} items are without an image; give their images")
         records[list(reasons)] = -1
+    kept = np.ones(len(ids), bool)
     if reasons and missing == "drop":
-        table = selection.drop(table, (records >= 0)[table.items], "missing_images", dropped)
+        kept = records >= 0
+        table = selection.drop(table, kept[table.items], "missing_images", dropped)
         table = selection.drop_rare_users(table, selection.least_interactions(options), dropped)
+    catalog = table.item_ids.to_list()
+    if options["items"] == "all":
+        named = set(catalog)
+        catalog += [ids[i] for i in np.flatnonzero(kept) if ids[i] not in named]
+        table = dataclasses.replace(table, item_ids=pl.Series(catalog, dtype=pl.String))
+    if catalog != ids:
         record_of = dict(zip(ids, records, strict=True))
-        records = np.array([record_of[item_id] for item_id in table.item_ids], np.int32)
+        records = np.array([record_of[item_id] for item_id in catalog], np.int32)
     np.save(work / RECORD_NUMBERS, records)
     return table, {
         "store": options["store"],
@@ -241,6 +260,16 @@ def _write_images(
         "count": len(records),
         "placeholders": [ids[i] for i in sorted(reasons)] if missing == "placeholder" else [],
     }
+
+
+def _checked_names(names: Sequence[str]) -> Sequence[str]:
+    """Returns names of images as item ids; raises `UserError` for one that cannot be an id."""
+    for name in names:
+        if not name or re.search(f"{CONTROL}|[\ud800-\udfff]", name):
+            raise UserError(
+                f"--items=all: the image {name[:100]!r} cannot be named so as an item; rename it"
+            )
+    return names
 
 
 def _seal(work: Path) -> dict[str, File]:

@@ -47,6 +47,8 @@ def summary(manifest: Manifest, out: str) -> str:
     for why, lost in source["dropped"].items():
         if listed := ", ".join(f"{count:,} {name}" for name, count in lost.items() if count):
             lines.append(f"  dropped {listed}: {reasons[why]}")
+    if count := source.get("without_interactions"):
+        lines.append(f"  {count:,} items have no interactions: --items=all takes them from images")
     if source["repeats"] and source["options"]["repeats"] == "keep":
         lines.append(f"  kept {source['repeats']:,} repeats (--repeats=first drops them)")
     if source["official"]:

@@ -40,9 +40,8 @@ class ColumnarFile:
         """Returns the names of its columns."""
         return self.frame.collect_schema().names()
 
-    def scan(self, *, integers: Collection[str] = ()) -> pl.LazyFrame:
-        """Returns all columns; `integers`, those to be read as int64, have their type already."""
-        del integers
+    def scan(self) -> pl.LazyFrame:
+        """Returns all columns, of the types that the file gives them."""
         return self.frame
 
     def check(self, read: int, columns: Sequence[str]) -> None:
@@ -69,10 +68,9 @@ def open_table(path: Path, wanted: Collection[str], *, has_header: bool = True) 
       UserError: it is of another format, or rows of a CSV cannot be told apart.
       OSError, PolarsError: it cannot be read; see `one_line_errors`.
     """
-    name, head = repr(str(path)), file_formats.begins(path)
-    if head.startswith((file_formats.PARQUET, file_formats.ARROW)):
-        scan = scan_parquet if head.startswith(file_formats.PARQUET) else scan_ipc
-        frame = scan(path)
+    name = repr(str(path))
+    if kind := file_formats.columnar(path):
+        frame = scan_parquet(path) if kind == "Parquet" else scan_ipc(path)
         return ColumnarFile(frame, name, frame.select(pl.len()).collect().item())
     return open_csv(path, name, wanted=wanted, has_header=has_header)
 
@@ -135,20 +133,13 @@ def one_line_errors(path: Path, what: str) -> Generator[None]:
     except pl.exceptions.NoDataError:
         raise UserError(f"{what} {str(path)!r} is empty; give a CSV file with a header") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        kind = file_formats.columnar(path) or "CSV"
         why = str(error).partition("\n")[0][:300]
         raise UserError(
-            f"{str(path)!r} is not a valid {_kind(path)}: {why}; mend it, or give another file"
+            f"{str(path)!r} is not a valid {kind}: {why}; mend it, or give another file"
         ) from None
     except OSError as error:
         raise UserError(
             f"cannot read {str(path)!r}: {error.strerror or error}; allow reading it, or give "
             "another file"
         ) from None
-
-
-def _kind(path: Path) -> str:
-    head = file_formats.begins(path)
-    for magic, kind in ((file_formats.PARQUET, "Parquet file"), (file_formats.ARROW, "Arrow file")):
-        if head.startswith(magic):
-            return kind
-    return "CSV"

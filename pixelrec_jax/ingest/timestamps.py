@@ -1,7 +1,7 @@
 """Timestamps of tables: integers, numbers and dates become int64 in a unit that is told."""
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -9,7 +9,10 @@ import polars as pl
 from pixelrec_jax.data.time_units import ORDER, OTHER, UNITS
 from pixelrec_jax.system.errors import UserError
 
-INTEGERS, FLOATS, DATES = "integers", "floats", "dates"
+Form = Literal["integers", "floats", "dates"]
+INTEGERS: Form = "integers"
+FLOATS: Form = "floats"
+DATES: Form = "dates"
 # What a value that cannot be read is not.
 EXPECTED = {
     INTEGERS: "an integer (64 bit)",
@@ -41,10 +44,10 @@ class Timestamps(NamedTuple):
 
     values: np.ndarray
     unit: str
-    form: str
+    form: Form
 
 
-def form_of(value: str) -> str:
+def form_of(value: str) -> Form:
     """Returns the form that a text has, by which all timestamps of its column are then read."""
     if _INTEGER.fullmatch(value):
         return INTEGERS
@@ -53,7 +56,7 @@ def form_of(value: str) -> str:
     return DATES if re.match(r"\d{4}-", value) else INTEGERS
 
 
-def form_of_type(dtype: pl.DataType) -> str | None:
+def form_of_type(dtype: pl.DataType) -> Form | None:
     """Returns the form of a column that is not text, None for a type that cannot be a time."""
     if dtype.is_integer():
         return INTEGERS
@@ -62,7 +65,7 @@ def form_of_type(dtype: pl.DataType) -> str | None:
     return DATES if isinstance(dtype, pl.Date | pl.Datetime) else None
 
 
-def values_of(column: pl.Expr, dtype: pl.DataType, form: str) -> pl.Expr:
+def values_of(column: pl.Expr, dtype: pl.DataType, form: Form) -> pl.Expr:
     """Returns timestamps as they are collected, null where one cannot be read.
 
     They are int64, for floats float64; dates are in microseconds since 1970, or in nanoseconds for
@@ -116,7 +119,7 @@ def recognise_unit(timestamps: np.ndarray) -> str:
     return OTHER
 
 
-def finish(values: np.ndarray, form: str, unit: str, *, per_second: int) -> Timestamps:
+def finish(values: np.ndarray, form: Form, unit: str, *, per_second: int) -> Timestamps:
     """Returns timestamps of at least one row.
 
     Args:
@@ -129,7 +132,7 @@ def finish(values: np.ndarray, form: str, unit: str, *, per_second: int) -> Time
       UserError: `unit` is not that of dates, or floats have fractions of an unknown unit.
     """
     if form == DATES:
-        exact = _coarsest(values, per_second)
+        values, exact = _coarsest(values, per_second)
         if unit not in ("auto", ORDER, exact):
             raise UserError(
                 f"--timestamp_unit={unit}, but timestamps are dates, kept in {exact}; leave it out"
@@ -141,8 +144,8 @@ def finish(values: np.ndarray, form: str, unit: str, *, per_second: int) -> Time
     return Timestamps(*_whole(values, unit), form)
 
 
-def _coarsest(values: np.ndarray, per_second: int) -> str:
-    """Divides dates int64[rows] in place and returns the coarsest unit, up to seconds, that fits.
+def _coarsest(values: np.ndarray, per_second: int) -> tuple[np.ndarray, str]:
+    """Returns dates int64[rows] in the coarsest unit, up to seconds, that keeps them; and the unit.
 
     `per_second` is the number of units of the given dates in a second.
     """
@@ -150,9 +153,8 @@ def _coarsest(values: np.ndarray, per_second: int) -> str:
         factor = per_second * UNITS[unit] // UNITS["seconds"]
         blocks = [values[start : start + _ROWS] for start in range(0, len(values), _ROWS)]
         if not any((block % factor).any() for block in blocks):
-            values //= factor
-            return unit
-    return "nanoseconds"
+            return values // factor, unit
+    return values, "nanoseconds"
 
 
 def _whole(values: np.ndarray, unit: str) -> tuple[np.ndarray, str]:

@@ -24,6 +24,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("min_interactions", 0, "drop users with fewer interactions")
     flags.DEFINE_string("sample", "", "number of random users, or pixel200k, pixel1m, pixel8m")
     flags.DEFINE_integer("seed", 0, "seed of --sample")
+    flags.DEFINE_enum("items", "interactions", CHOICES["items"], "or all that have an image")
     flags.DEFINE_enum("missing", "error", CHOICES["missing"], "for items without a usable image")
     flags.DEFINE_enum("store", "original", CHOICES["store"], "files as they are, or raw pixels")
     flags.DEFINE_integer(
@@ -60,6 +61,7 @@ def main(_: Sequence[str]) -> None:
         repeats=values.repeats,
         timestamp_unit=values.timestamp_unit,
         columns=columns,
+        items=values.items,
     )
     print(summary(manifest, values.out))
 

@@ -14,7 +14,7 @@ from pixelrec_jax.system import program, storage
 def _define_flags() -> None:
     flags.DEFINE_bool("unfinished", False, "show runs without a result instead of stopping")
     flags.DEFINE_enum("format", "text", ["text", "markdown", "csv", "latex"], "of the table")
-    flags.DEFINE_integer("examples", 0, "users to show with histories and recommendations", 0)
+    flags.DEFINE_integer("examples", 0, "users to show with histories and top lists", 0)
     flags.DEFINE_integer("seed", 0, "which users these are", 0)
 
 

@@ -1,4 +1,4 @@
-"""A few users of a run: their history, their recommendations and their test item."""
+"""A few users of a run: their history, their top list and their test item."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ _TEXTS = {"title": 60, "tag": 20}  # item information shown, with widths in char
 def show(workdir: Path, *, users: int, seed: int) -> str:
     """Returns text tables of `users` random users of a run; `seed` decides which.
 
-    A table lists the latest items before the test item, the recommendations with a mark at a hit,
+    A table lists the latest items before the test item, the top list with a mark at a hit,
     and the test item; with titles and tags if the dataset has them.
 
     Raises:
-      UserError: the workdir does not hold recommendations, or its dataset is gone or another one.
+      UserError: the workdir does not hold top lists, or its dataset is gone or another one.
     """
     settings = read_config(workdir).dataset
-    top = _recommendations(workdir, users=users, seed=seed)
+    top = _top_lists(workdir, users=users, seed=seed)
     dataset = interactions.load(settings.path)
     split = build_split(dataset, settings.split)
     names = top["user_id"].unique(maintain_order=True)
@@ -78,9 +78,9 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     return render(grids)
 
 
-def _recommendations(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
-    """Returns the rows of recommendations.parquet of random users, in the order of the file."""
-    path = workdir / "recommendations.parquet"
+def _top_lists(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
+    """Returns the rows of test_top_k.parquet of random users, in the order of the file."""
+    path = workdir / "test_top_k.parquet"
     try:
         scan = scan_parquet(storage.local_file(path))
         known = scan.filter(pl.col("rank") == 1).select("user_id").collect()["user_id"]

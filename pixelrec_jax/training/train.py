@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.data.workers import iterate
-from pixelrec_jax.evaluation.recommendations import write_ranks, write_recommendations
+from pixelrec_jax.evaluation.recommendations import write_ranks, write_test_top_k
 from pixelrec_jax.evaluation.result import RESULT, Result, SplitSettings
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
@@ -309,7 +309,7 @@ def finish(
         "test": evaluator.report(ranking, "test"),
     }
     if jax.process_index() == 0:
-        write_recommendations(workdir, experiment.interactions, ranking)
+        write_test_top_k(workdir, experiment.interactions, ranking)
         write_ranks(workdir, experiment.split, ranking)
         write_machine_record(workdir, seconds_per_epoch)
         RESULT.write(workdir / RESULT.name, result)

@@ -27,6 +27,8 @@ def test_ranks_of_targets_with_their_counts_and_null_for_repeats(tmp_path):
     )
     ranking = experiment.evaluator.rank_by_popularity("test")
     write_ranks(tmp_path, experiment.split, ranking)
+    said = polars.read_parquet_metadata(tmp_path / "ranks.parquet")["content"]
+    assert said.startswith("Test of a model: the rank of the test target of each user")
 
     named = [[items[item - 1] for item in sequence] for sequence in sequences]
     training = Counter(item for sequence in named for item in sequence[:-2])

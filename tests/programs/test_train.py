@@ -55,9 +55,9 @@ def test_a_run_prints_its_table_and_fills_its_workdir(finished, toy_dataset):
     assert result["test"]["users"]["all"] == 60
 
 
-def test_recommendations_are_unseen_items_in_order(finished, toy_dataset):
+def test_top_lists_are_unseen_items_in_order(finished, toy_dataset):
     workdir, _ = finished
-    table = pl.read_parquet(workdir / "recommendations.parquet")
+    table = pl.read_parquet(workdir / "test_top_k.parquet")
     data = load(toy_dataset)
     assert table.columns == ["user_id", "rank", "item_id", "score"]
     assert table.height == 60 * 10

@@ -1,4 +1,4 @@
-"""Item information for readers: recommendations.parquet and the examples of a report."""
+"""Item information for readers: test_top_k.parquet and the examples of a report."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.evaluation.evaluate import Ranking
-from pixelrec_jax.evaluation.recommendations import write_recommendations
+from pixelrec_jax.evaluation.recommendations import write_test_top_k
 from pixelrec_jax.runs import examples
 from pixelrec_jax.system import files
 from pixelrec_jax.system.errors import UserError
@@ -38,7 +38,7 @@ def run(toy_dataset, tmp_path):
         workdir.mkdir()
         config = {"train": {}, "dataset": {"path": str(directory), "split": LEAVE_ONE_OUT}}
         (workdir / "config.json").write_text(json.dumps(config))
-        write_recommendations(workdir, dataset, Ranking(user, target, user, top, scores, user))
+        write_test_top_k(workdir, dataset, Ranking(user, target, user, top, scores, user))
         return workdir, dataset
 
     return write
@@ -50,10 +50,12 @@ def titled(ids):
     return "item_id,title,tag\n" + "".join(rows)
 
 
-def test_recommendations_have_titles_where_the_items_have(run):
+def test_top_lists_have_titles_where_the_items_have(run):
     workdir, dataset = run(titled)
-    table = pl.read_parquet(workdir / "recommendations.parquet")
+    table = pl.read_parquet(workdir / "test_top_k.parquet")
     assert table.columns == ["user_id", "rank", "item_id", "score", "title"]
+    said = pl.read_parquet_metadata(workdir / "test_top_k.parquet")["content"]
+    assert said.startswith("Test of a model: the 2 best unseen items of each user")
     assert table.height == 2 * (dataset.num_users - 1) - 1
     nameless = dataset.item_ids()[0]
     for row in table.iter_rows(named=True):
@@ -107,11 +109,11 @@ def test_what_is_missing_or_foreign_is_one_line(run):
     shutil.rmtree(dataset.directory)
     with pytest.raises(UserError, match="data' is not a prepared dataset"):
         examples.show(workdir, users=1, seed=0)
-    (workdir / "recommendations.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"recommendations\.parquet cannot be read .*--mode=eval"):
+    (workdir / "test_top_k.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"test_top_k\.parquet cannot be read .*--mode=eval"):
         examples.show(workdir, users=1, seed=0)
-    (workdir / "recommendations.parquet").unlink()
-    with pytest.raises(UserError, match=r"recommendations\.parquet cannot be read .*--mode=eval"):
+    (workdir / "test_top_k.parquet").unlink()
+    with pytest.raises(UserError, match=r"test_top_k\.parquet cannot be read .*--mode=eval"):
         examples.show(workdir, users=1, seed=0)
 
 

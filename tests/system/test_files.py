@@ -140,7 +140,7 @@ def test_the_list_of_a_prepared_dataset(toy_dataset, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "metrics.jsonl", "recommendations.parquet", "checkpoints/3/d/array"]
+    "name", ["config.json", "metrics.jsonl", "test_top_k.parquet", "checkpoints/3/d/array"]
 )
 def test_a_run(tmp_path, kind, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def test_a_split_by_time_ranks_those_who_have_a_past_and_a_target(toy_dataset, t
     seen = data.items[data.timestamps < result["split"]["valid_from"]]
     cold = np.bincount(seen, minlength=data.num_items) <= config.eval.cold_threshold
     assert result["test"]["users"]["cold"] == cold[list(target.values())].sum() > 0
-    table = polars.read_parquet(tmp_path / "recommendations.parquet")
+    table = polars.read_parquet(tmp_path / "test_top_k.parquet")
     assert set(table["user_id"]) == set(past)
     number = {name: n for n, name in enumerate(data.item_ids(), start=1)}
     for user, item in zip(table["user_id"], table["item_id"], strict=True):

@@ -34,9 +34,12 @@ class MatchedImages:
     catalogues; `missing` shows both sides.
 
     Memory: some hundred bytes for each item and image.
+
+    Attributes:
+      unnamed: with `every`, sorted names of images that no id means, which are ids as well.
     """
 
-    def __init__(self, source: ImageSource, item_ids: Sequence[str]):
+    def __init__(self, source: ImageSource, item_ids: Sequence[str], *, every: bool = False):
         named, wanted = {*source.ids, *source.ambiguous}, set(item_ids)
         others, free = wanted - named, named - wanted
         self._source = source
@@ -45,8 +48,10 @@ class MatchedImages:
         for key, meant in _by(_normal, others).items():
             if len(meant) == len(images.get(key, ())) == 1:
                 self._names[meant[0]] = images[key][0]
+        self.unnamed = sorted(free - {*self._names.values()}) if every else []
         self._some_match = len(others) < len(wanted) or bool(self._names)
         self._similar = _by(_loose, named) if len(others) > len(self._names) else {}
+        wanted |= {*self.unnamed}
         self._ambiguous = {
             item_id: source.ambiguous[self._name(item_id)]
             for item_id in (wanted if source.ambiguous else ())
