@@ -146,7 +146,7 @@ TRANSFORMERS = {
         _CLIP.clone(activation="gelu"),
         vit.CLIP_HUGGINGFACE,
         _numbered("pre_layrnorm", "encoder.layers.{}", 2),
-        pools=("tokens",),
+        pools=_TOKENS,
     ),
     "openai": Case(
         OPENAI,
