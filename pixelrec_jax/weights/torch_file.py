@@ -115,6 +115,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     tensors, one level deeper at most; values that are not tensors are left out. A TorchScript
     module also gives non-persistent buffers and tensor attributes.
 
+    Memory: the file, and a copy of each storage; what its pickle may make is bounded in
+    `pickled.load`, at any depth. A view that repeats elements has at most `_MOST_REPEATED` of them.
+
     Raises:
       UserError: the file is damaged, names other types than tensors and plain values, or does not
         have a tensor.
