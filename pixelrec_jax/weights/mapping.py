@@ -214,15 +214,16 @@ def read_weights(
                 problems.append(("tensor{s} for what another one fills", name, f"to {path}"))
             else:
                 value = rule.transform.read(piece, targets[path])
-                fits = value.shape == targets[path]
-                # Only a fitting tensor is made float32: a file may claim any size.
-                with np.errstate(over="ignore"):  # float64 beyond float32 is not finite, told below
-                    filled[path] = np.asarray(value, np.float32) if fits else None
-                if fits and not np.isfinite(filled[path]).all():
-                    broken.append(name)
-                if not fits:
+                filled[path] = None
+                if value.shape != targets[path]:
                     detail = f"to {path} of {value.shape} instead of {targets[path]}"
                     problems.append(("tensor{s} of another shape", name, detail))
+                    continue
+                # Only a fitting tensor is made float32: a file may claim any size.
+                with np.errstate(over="ignore"):  # float64 beyond float32 is told below
+                    filled[path] = single = np.asarray(value, np.float32)
+                if not np.isfinite(single).all():
+                    broken.append(name)
     problems += [
         ("parameter{s} unfilled", path, f"{shape}")
         for path, shape in targets.items()
