@@ -34,11 +34,19 @@ _RN50X16 = "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"
 _RN50X64 = "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"
 _TORCHVISION = "https://download.pytorch.org/models"
 
+_QUICK = {"activation": "quick_gelu"}  # of OpenAI's own weights
+
 ENCODERS = {
     # ViT of Table 6 and its larger relatives, for studies of encoder size.
-    "clip_vit_b32": EncoderSettings(weights="openai/clip-vit-base-patch32", pool="tokens"),
-    "clip_vit_b16": EncoderSettings(weights="openai/clip-vit-base-patch16", pool="tokens"),
-    "clip_vit_l14": EncoderSettings(weights="openai/clip-vit-large-patch14", pool="tokens"),
+    "clip_vit_b32": EncoderSettings(
+        weights="openai/clip-vit-base-patch32", pool="tokens", options=_QUICK
+    ),
+    "clip_vit_b16": EncoderSettings(
+        weights="openai/clip-vit-base-patch16", pool="tokens", options=_QUICK
+    ),
+    "clip_vit_l14": EncoderSettings(
+        weights="openai/clip-vit-large-patch14", pool="tokens", options=_QUICK
+    ),
     # RN50 of Table 6 and its larger relatives, at the resolutions of their pretraining.
     "clip_rn50": EncoderSettings(
         weights=f"{_OPENAI}/{_RN50}/RN50.pt#sha256={_RN50}",

@@ -18,7 +18,7 @@ from pixelrec_jax.items.vision.efficientnet import LITE, by_stage
 from pixelrec_jax.items.vision.mobilenet import MobileNet, layer_by_layer, repeat
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.items.vision.swin import Swin
-from pixelrec_jax.items.vision.vit import VisionTransformer
+from pixelrec_jax.items.vision.vit import ClipTransformer, VisionTransformer
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.users import USER_ENCODERS
 
@@ -29,9 +29,7 @@ ROOT = Path(__file__).parent.parent
 # CLIP's ViT is the tower of the golden files.
 _VIT = {"width": 16, "depth": 2, "heads": 2, "patch": 8, "mlp": 32}
 _BACKBONES = {
-    "clip_vit_b32": partial(
-        VisionTransformer, width=32, depth=3, heads=4, patch=8, mlp=64, clip=True, epsilon=1e-5
-    ),
+    "clip_vit_b32": partial(ClipTransformer, width=32, depth=3, heads=4, patch=8, mlp=64),
     "vit_b16": partial(VisionTransformer, **_VIT),
     "vit_toy": partial(VisionTransformer, **_VIT),
     "beit_b16": partial(Beit, **_VIT),

@@ -59,7 +59,8 @@ def locate(name: str, directory: Path) -> Path:
 class FeatureStore:
     """The rows of an .npy file by item index, read on demand; row 0 is padding.
 
-    Threads may share a store. It can be pickled: each process maps the file itself.
+    Threads may share a store. It can be pickled: each process maps the file itself. Memory: the
+    rows that are read.
     """
 
     field = "feature"  # of `Items`

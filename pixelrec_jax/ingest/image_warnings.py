@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from absl import logging
 from PIL import Image
@@ -27,7 +28,14 @@ def collected() -> Generator[None]:
     """
     found: dict[str, list[str]] = {}
 
-    def collect(message: Warning | str, category: type[Warning], *_: object) -> None:
+    def collect(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if not issubclass(category, Image.DecompressionBombWarning):
             text = clean_line(str(message), width=200)
             if text in found or len(found) < _MOST_SHOWN:
@@ -35,7 +43,7 @@ def collected() -> Generator[None]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module=r"PIL\.")
-        warnings.showwarning = collect
+        cast(Any, warnings).showwarning = collect
         try:
             yield
         finally:

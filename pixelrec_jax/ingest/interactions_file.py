@@ -87,7 +87,11 @@ class _Reader:
                 f"interactions file {self.file.name} has a header but no interactions; add some"
             )
         # The frame drops one column at a time, so that only the column being copied is held twice.
-        arrays = {name: frame.drop_in_place(name).to_numpy() for name in COLUMNS}
+        # Timestamps may be divided in place.
+        arrays = {
+            name: frame.drop_in_place(name).to_numpy(writable=name == "timestamp")
+            for name in COLUMNS
+        }
         per_second = timestamps.ticks(self.type)
         times = timestamps.finish(arrays["timestamp"], self.form, unit, per_second=per_second)
         codes = arrays["user_id"], arrays["item_id"]

@@ -102,7 +102,7 @@ def read_config(workdir: Path) -> ConfigDict:
             f"--workdir={workdir} holds no run (no config.json); give --config to start one, in a "
             "new folder if this one has checkpoints"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); the same config is in custom_metadata of the files "
             f"{workdir}/checkpoints/*/_CHECKPOINT_METADATA"
@@ -141,7 +141,7 @@ class MetricsLog:
         if earlier.exists():
             for line in earlier.read_bytes().decode(errors="replace").splitlines():
                 # A line that was cut when the run was killed is not a record.
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
                     record = json.loads(line)
                     if record["step"] <= continue_from:
                         lines.append(line + "\n")

@@ -1,8 +1,12 @@
 """Files of published weights: finding, reading and writing them."""
 
+import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -10,22 +14,31 @@ from safetensors.numpy import save
 
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError, reason
-from pixelrec_jax.system.files import open_regular, replaced_file
+from pixelrec_jax.system.files import open_regular, read_bytes, replaced_file
+from pixelrec_jax.weights.index import SUFFIX, read_index
 from pixelrec_jax.weights.torch_file import LEGACY, ZIP, read_torch
 
 # The hub's two names for the same weights; the first is preferred.
 _NAMES = ("model.safetensors", "pytorch_model.bin")
+_INDICES = tuple(f"{name}{SUFFIX}" for name in _NAMES)  # where they are in several files
+_LARGEST_CONFIG = 2**20  # bytes
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a safetensors or PyTorch file by name, in the types of the file.
 
-    The format is recognised by the content of the file, not by its name.
+    The format is recognised by the content of the file, not by its name; only an index of several
+    files is told by its name.
+
+    Memory: that of the tensors, which are not longer than the file, and for PyTorch that of
+    `torch_file.read_torch`.
 
     Raises:
       UserError: the file is damaged or has another format.
     """
+    if path.name.endswith(SUFFIX):
+        return _read_all(path)
     try:
         with open_regular(path) as file:
             head = file.read(64)
@@ -47,6 +60,19 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} is not a readable safetensors file ({reason(error)}); fetch it again"
         ) from error
+
+
+def _read_all(index: Path) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for file, names in read_index(index).items():
+        found = read_tensors(index.parent / file)
+        if missing := set(names) - found.keys():
+            raise UserError(
+                f"{index} names {len(missing):,} tensors that are not in {file}, such as "
+                f"{min(missing)!r}; fetch both again"
+            )
+        tensors |= {name: found[name] for name in names}
+    return tensors
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -75,7 +101,8 @@ def locate(weights: str) -> Path:
     default the user's cache folder).
 
     Args:
-      weights: one of these, tried in this order: a local file; a folder with one file of weights;
+      weights: one of these, tried in this order: a local file, or an index of several; a folder
+        with one of these;
         `https://host/file[#sha256=HEX]` of a mirror; `gs://bucket/file` or another URL of object
         storage; `package:NAME`, an installed Python package with one file of weights; or
         `owner/name[@revision]` of the Hugging Face hub, unless it ends like a file of weights.
@@ -104,7 +131,7 @@ def locate(weights: str) -> Path:
 
 
 def _in_folder(weights: str, folder: Path) -> Path:
-    for name in _NAMES:
+    for name in (*_NAMES, *_INDICES):
         if (folder / name).exists():
             return folder / name
     return _only(weights, [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES])
@@ -177,10 +204,50 @@ def _hub(weights: str) -> Path:
                 raise
             return Path(cached)
         except EntryNotFoundError:
+            pass
+        try:
             return fetch(_NAMES[1])
+        except EntryNotFoundError as error:
+            return _fetch_all(fetch, error)
     except Exception as error:  # broad, as for a mirror
         raise UserError(
             f"item.weights={weights!r} could not be fetched from the Hugging Face hub "
             f"({reason(error)}); check the name and the network, name a revision that has "
             f"{' or '.join(_NAMES)} as owner/name@revision, or give a local file"
         ) from error
+
+
+def _fetch_all(fetch: Callable[[str], Path], error: Exception) -> Path:
+    """Fetches the files of an index and returns its path; raises `error` if there is none."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in _INDICES:
+        try:
+            index = fetch(name)
+        except EntryNotFoundError:
+            continue
+        for file in read_index(index):
+            fetch(file)
+        return index
+    raise error
+
+
+def config_beside(weights: str, path: Path) -> dict[str, Any]:
+    """Returns config.json beside weights as the hub's libraries write it; {} if there is none.
+
+    Args:
+      weights: as in `locate`; from the hub the config is fetched.
+      path: what `locate` returned.
+    """
+    config = path.with_name("config.json")
+    if not (Path(weights).expanduser().exists() or storage.is_remote(weights) or ":" in weights):
+        from huggingface_hub import hf_hub_download
+
+        repository, _, revision = weights.partition("@")
+        with suppress(Exception):  # a repository may lack it, and then it says nothing
+            config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    try:
+        content = json.loads(read_bytes(config)) if config.stat().st_size < _LARGEST_CONFIG else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

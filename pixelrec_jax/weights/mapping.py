@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.weights.problems import summary
 from pixelrec_jax.weights.resize import resize_grid
 
 
@@ -159,6 +160,7 @@ def norm(source: str, target: str) -> tuple[Rule, Rule]:
     return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
 
 
+_MOST_PREFIXES = 5  # before all names
 TRACKED = r".*\.num_batches_tracked"  # a counter in PyTorch's batch norm, for `ignored`
 
 
@@ -192,10 +194,10 @@ def read_weights(
       UserError: the source does not fit. Tensors without a rule, wrong shapes and unfilled
         parameters are counted and listed, as one pattern if names differ only in numbers.
     """
-    mapping = max(mappings, key=lambda p: sum(p.find(name) is not None for name in source))
+    source, mapping = _unwrapped(source, mappings)
     targets = {"/".join(path): tuple(x.shape) for path, x in flatten_dict(template).items()}
     filled: dict[str, np.ndarray | None] = {}
-    problems = []
+    problems, broken = [], []
     for name, array in source.items():
         found = mapping.find(name)
         if found is None:
@@ -212,23 +214,50 @@ def read_weights(
                 problems.append(("tensor{s} for what another one fills", name, f"to {path}"))
             else:
                 value = rule.transform.read(piece, targets[path])
-                fits = value.shape == targets[path]
-                # Only a fitting tensor is made float32: a file may claim any size.
-                filled[path] = np.asarray(value, np.float32) if fits else None
-                if not fits:
+                filled[path] = None
+                if value.shape != targets[path]:
                     detail = f"to {path} of {value.shape} instead of {targets[path]}"
                     problems.append(("tensor{s} of another shape", name, detail))
+                    continue
+                # Only a fitting tensor is made float32: a file may claim any size.
+                with np.errstate(over="ignore"):  # float64 beyond float32 is told below
+                    filled[path] = single = np.asarray(value, np.float32)
+                if not np.isfinite(single).all():
+                    broken.append(name)
     problems += [
         ("parameter{s} unfilled", path, f"{shape}")
         for path, shape in targets.items()
         if path not in filled
     ]
     if problems:
-        counts, names = _summary(problems)
+        counts, names = summary(problems)
         raise UserError(
             f"{origin} does not fit the model: {counts} (give weights of its architecture); {names}"
         )
+    if broken:
+        raise UserError(
+            f"{origin} holds numbers that are not finite in float32, in {len(broken):,} tensors, "
+            f"such as {broken[0]}; fetch it again, or give other weights"
+        )
     return unflatten_dict({tuple(path.split("/")): value for path, value in filled.items()})
+
+
+def _unwrapped(
+    source: Mapping[str, np.ndarray], mappings: Sequence[WeightMapping]
+) -> tuple[Mapping[str, np.ndarray], WeightMapping]:
+    """Returns the tensors and the mapping that knows most of their names.
+
+    Trainers put "module.", "_orig_mod." or "model." before all names: what all share comes off,
+    part by part, if more names are known then.
+    """
+    forms = [source]
+    while len(forms) < _MOST_PREFIXES:
+        heads = {name.partition(".")[0::2] for name in forms[-1]}
+        if len({head for head, _ in heads}) != 1 or not all(rest for _, rest in heads):
+            break
+        forms.append({name.partition(".")[2]: tensor for name, tensor in forms[-1].items()})
+    pairs = [(form, mapping) for form in forms for mapping in mappings]
+    return max(pairs, key=lambda pair: sum(pair[1].find(name) is not None for name in pair[0]))
 
 
 def write_weights(tree: Mapping, mapping: WeightMapping) -> dict[str, np.ndarray]:
@@ -249,7 +278,7 @@ def write_weights(tree: Mapping, mapping: WeightMapping) -> dict[str, np.ndarray
         name = mapping.written_prefix + rule.source.format(**numbers)
         pieces.setdefault(name, {})[position] = rule.transform.write(value)
     if unnamed:
-        counts, names = _summary(unnamed)
+        counts, names = summary(unnamed)
         problem = f"cannot write {mapping.name} names: {counts}; {names}"
         raise UserError(f"{problem}; choose other names with --names")
     return {
@@ -273,27 +302,3 @@ def _split(array: np.ndarray, count: int) -> list[np.ndarray]:
     if count == 1 or array.ndim == 0 or len(array) % count:
         return [array] * count  # their wrong shape is reported
     return np.split(array, count)
-
-
-def _summary(problems: list[tuple[str, str, str]]) -> tuple[str, str]:
-    """Returns how many problems of each kind there are, and the list of them.
-
-    Args:
-      problems: (kind with {s} for its plural, name, detail). A pattern without details stands for
-        names that differ only in numbers.
-    """
-    kinds: dict[str, dict[str, list[str]]] = {}
-    for kind, name, detail in problems:
-        same = kinds.setdefault(kind, {}).setdefault(re.sub(r"\d+", "*", name), [])
-        same.append(f"{name} {detail}")
-    counts, lists = [], []
-    for kind, patterns in kinds.items():
-        count = sum(map(len, patterns.values()))
-        kind = kind.format(s="" if count == 1 else "s")
-        counts.append(f"{count} {kind}")
-        names = (
-            same[0] if len(same) == 1 else f"{pattern} ({len(same)} times)"
-            for pattern, same in patterns.items()
-        )
-        lists.append(f"{kind}: {', '.join(names)}")
-    return ", ".join(counts), "; ".join(lists)

@@ -29,6 +29,9 @@ _MOST_ATTRIBUTES = 100_000  # of a module with all its submodules
 _LONGEST_NAME = 1000  # letters in the name of an attribute
 _MOST_STEPS = 2**22  # of a pickle; a tensor takes some 30, which leaves room for 100,000
 
+# Where trainers keep the weights in a checkpoint; the first that is there is read.
+_STATE_DICTS = ("state_dict", "model", "model_state_dict", "net", "module")
+
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.FloatStorage": np.dtype("<f4"),
@@ -108,8 +111,12 @@ def _storage(persistent_id: tuple[Any, ...]) -> _Storage:
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dict or TorchScript module by name, as read-only arrays.
 
-    A state dict may be under "state_dict" or "model" of a checkpoint; values that are not tensors
-    are left out. A TorchScript module also gives non-persistent buffers and tensor attributes.
+    A state dict may be under a name of `_STATE_DICTS` in a checkpoint, or be its only dictionary of
+    tensors, one level deeper at most; values that are not tensors are left out. A TorchScript
+    module also gives non-persistent buffers and tensor attributes.
+
+    Memory: the file, and a copy of each storage; what its pickle may make is bounded in
+    `pickled.load`, at any depth. A view that repeats elements has at most `_MOST_REPEATED` of them.
 
     Raises:
       UserError: the file is damaged, names other types than tensors and plain values, or does not
@@ -222,13 +229,27 @@ def _attributes(module: Instance) -> Iterator[tuple[str, Any]]:
 
 
 def _state_dict(tree: Any) -> dict[str, _Tensor]:
-    nested = [tree.get("state_dict"), tree.get("model")] if isinstance(tree, dict) else []
-    for candidate in (*nested, tree):
-        items = candidate.items() if isinstance(candidate, dict) else ()
-        tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, _Tensor)}
-        if tensors:
-            return tensors
-    return {}
+    """Returns the tensors of a state dict, or of the one that a checkpoint holds under a name."""
+    own = _tensors(tree)
+    nested = {}
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        inner = (value, *value.values()) if isinstance(value, dict) else ()
+        if found := next(filter(None, map(_tensors, inner)), None):
+            nested[name] = found
+    for name in _STATE_DICTS:
+        if name in nested:
+            return nested[name]
+    if len(nested) > 1:
+        raise UserError(
+            f"it holds tensors under {', '.join(map(repr, [*nested][:4]))}; save one of these"
+        )
+    # A checkpoint may have a tensor beside its weights, such as the loss.
+    return max(own, *nested.values(), key=len) if nested else own
+
+
+def _tensors(tree: Any) -> dict[str, _Tensor]:
+    items = tree.items() if isinstance(tree, dict) else ()
+    return {name: value for name, value in items if isinstance(value, _Tensor)}
 
 
 def _array(tensor: _Tensor, record: bytes | memoryview) -> np.ndarray:

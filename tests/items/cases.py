@@ -106,7 +106,7 @@ OPENAI = partial(
     CLIPTextCfg(context_length=8, vocab_size=50, width=16, heads=2, layers=1),
     quick_gelu=True,
 )
-_CLIP = vit.VisionTransformer(**_SIZES, clip=True, epsilon=1e-5)
+_CLIP = vit.ClipTransformer(**_SIZES)
 _VIT = vit.VisionTransformer(**_SIZES, epsilon=1e-12)
 
 
@@ -137,6 +137,13 @@ TRANSFORMERS = {
     "clip": Case(
         lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES)),
         _CLIP,
+        vit.CLIP_HUGGINGFACE,
+        _numbered("pre_layrnorm", "encoder.layers.{}", 2),
+        pools=_TOKENS,
+    ),
+    "laion": Case(
+        lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES, hidden_act="gelu")),
+        _CLIP.clone(activation="gelu"),
         vit.CLIP_HUGGINGFACE,
         _numbered("pre_layrnorm", "encoder.layers.{}", 2),
         pools=_TOKENS,

@@ -75,7 +75,8 @@ def test_the_names_on_the_hub(monkeypatch, there):
         message = refusal(files.locate, "owner/name@refs/pr/1")
         assert "404: pytorch_model.bin is not there" in message
     names = ["model.safetensors", "pytorch_model.bin"]
-    expected = names[: names.index(there) + 1] if there else names
+    indices = [f"{name}.index.json" for name in names]
+    expected = names[: names.index(there) + 1] if there else names + indices
     assert asked == [("owner/name", name, "refs/pr/1") for name in expected]
 
 

@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, BinaryIO, Generic, TypeVar, cast
+from typing import IO, Any, BinaryIO, Generic, TypeVar, cast
 
 from pixelrec_jax.ingest.sources.source import DamagedImageError, check_size, damaged, index
 from pixelrec_jax.system.foreign import clean_line
@@ -98,7 +98,7 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int, float]]:
             if len(tar.pax_headers) > _MOST_GLOBAL_HEADERS:  # each later entry has a copy
                 raise tarfile.TarError(f"it has over {_MOST_GLOBAL_HEADERS:,} global headers")
             before = tar.offset
-            tar.members.clear()
+            cast(Any, tar).members.clear()  # public, but not declared
             name = posixpath.normpath(member.name)
             # A later entry with the same path replaces an earlier one, as in unpacking.
             if member.isreg() and not member.issparse():

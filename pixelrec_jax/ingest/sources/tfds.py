@@ -32,6 +32,9 @@ class TfdsImages:
     All splits are read. One pass over the dataset, without decoding, finds the items and the
     fingerprints of their images. Threads may share a source. It can be pickled: each process opens
     the files on its first read. Raises `UserError` for a folder that is not such a dataset.
+
+    Memory: some 300 bytes for each item, beside what ArrayRecord takes for its own files; an image
+    is read as a whole.
     """
 
     def __init__(self, directory: str | Path):

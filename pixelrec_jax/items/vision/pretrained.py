@@ -1,11 +1,13 @@
 """Published weights of a backbone, and its variables as one tree, as files hold them."""
 
+from pathlib import Path
+
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.weights.files import locate, read_tensors
+from pixelrec_jax.weights.files import config_beside, locate, read_tensors
 from pixelrec_jax.weights.mapping import read_weights
 
 
@@ -39,6 +41,8 @@ def read_backbone(item: ConfigDict, template: dict) -> dict:
     if not vision.mappings:
         raise UserError(f"{item.name} has no published weights; set item.weights=''")
     path = locate(item.weights)
+    if "activation" in vision.options:
+        _check_activation(item, path)
     tree = read_weights(
         read_tensors(path),
         vision.mappings,
@@ -47,6 +51,19 @@ def read_backbone(item: ConfigDict, template: dict) -> dict:
         optional=vision.optional,
     )
     return split_collections(tree, template)
+
+
+def _check_activation(item: ConfigDict, path: Path) -> None:
+    """Raises `UserError` if config.json beside the weights says that they need another one."""
+    config = config_beside(item.weights, path)
+    vision = config.get("vision_config", config)
+    needed = vision.get("hidden_act") if isinstance(vision, dict) else None
+    if needed not in (None, item.activation):
+        raise UserError(
+            f"config.json beside {path} says hidden_act={str(needed)[:40]!r}, but item.activation="
+            f"{item.activation!r}; set --config.item.activation to what it says, or give other "
+            "weights"
+        )
 
 
 def backbone_variables(variables: dict) -> dict:

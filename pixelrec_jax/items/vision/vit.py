@@ -19,6 +19,7 @@ from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
 from pixelrec_jax.items.vision.layers import TokenPool, prepend_token, split_heads
 from pixelrec_jax.items.vision.spec import EncoderSpec
+from pixelrec_jax.system.options import OneOf, Option
 from pixelrec_jax.weights.mapping import (
     BATCHED_POSITION,
     LINEAR,
@@ -32,11 +33,15 @@ from pixelrec_jax.weights.mapping import (
 )
 
 _normal = nn.initializers.normal(0.02)
+ACTIVATION = Option("activation of the blocks, as the weights need it", OneOf("quick_gelu", "gelu"))
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns CLIP's approximation of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=False), "quick_gelu": quick_gelu}
 
 
 def sine_cosine(
@@ -61,7 +66,7 @@ class Block(nn.Module):
 
     heads: int
     mlp: int
-    clip: bool
+    activation: str
     epsilon: float
     dtype: jnp.dtype
 
@@ -79,7 +84,7 @@ class Block(nn.Module):
         context = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
         x = x + dense(width, name="out")(context)
         y = dense(self.mlp, name="mlp_in")(layer_norm(name="norm_2")(x))
-        y = quick_gelu(y) if self.clip else nn.gelu(y, approximate=False)
+        y = ACTIVATIONS[self.activation](y)
         return x + dense(width, name="mlp_out")(y)
 
 
@@ -143,10 +148,10 @@ class VisionTransformer(Backbone, kw_only=True):
       heads: attention heads.
       patch: side of a square patch in pixels; divides the image's sides.
       mlp: width of the hidden layer of each block.
-      clip: whether it has the form of OpenAI's CLIP: a layer norm ahead of the blocks, quick GELU
-        (LAION's models have plain GELU), and no norm after the blocks, because the reference reads
-        the last hidden state, which comes before that norm.
+      clip: whether it has the form of CLIP: a layer norm ahead of the blocks, and no norm after
+        them, because the reference reads the last hidden state, which comes before that norm.
       epsilon: of the layer norms.
+      activation: of the hidden layer of each block, a key of `ACTIVATIONS`.
       position_init: how the position embedding [S, C] starts; even in MAE it is a parameter.
       pool: "tokens", "cls" or "mean"; further attributes are those of `Backbone`.
     """
@@ -158,6 +163,7 @@ class VisionTransformer(Backbone, kw_only=True):
     mlp: int
     clip: bool = False
     epsilon: float = 1e-6
+    activation: str = "gelu"
     position_init: nn.initializers.Initializer = _normal
     pool: str = "tokens"
 
@@ -174,7 +180,7 @@ class VisionTransformer(Backbone, kw_only=True):
             self.dtype,
         )
         block = partial(
-            self.with_remat(Block), self.heads, self.mlp, self.clip, self.epsilon, self.dtype
+            self.with_remat(Block), self.heads, self.mlp, self.activation, self.epsilon, self.dtype
         )
         last = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         return (
@@ -183,6 +189,17 @@ class VisionTransformer(Backbone, kw_only=True):
             *([] if self.clip else [Step(NORM, last)]),
             Step(POOL, partial(TokenPool, self.pool)),
         )
+
+
+class ClipTransformer(VisionTransformer, kw_only=True):
+    """The vision tower of CLIP; attributes are those of `VisionTransformer`.
+
+    OpenAI's weights need quick GELU, most others, such as LAION's, plain GELU.
+    """
+
+    clip: bool = True
+    epsilon: float = 1e-5
+    activation: str = ACTIVATION.field("quick_gelu")
 
 
 _CLIP = "encoder.layers.{n}"
@@ -272,7 +289,6 @@ _SMALL = {"width": 384, "depth": 12, "heads": 6, "mlp": 1536}
 _BASE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072}
 _LARGE = {"width": 1024, "depth": 24, "heads": 16, "mlp": 4096}
 
-_clip = partial(VisionTransformer, clip=True, epsilon=1e-5)
 _vit = partial(VisionTransformer, epsilon=1e-12)  # that of the published configs
 _TOKENS = ("tokens", "cls", "mean")
 _of_clip = partial(
@@ -280,9 +296,9 @@ _of_clip = partial(
 )
 _of_vit = partial(EncoderSpec, pools=("cls", "mean", "tokens"), mappings=(VIT_HUGGINGFACE,))
 SPECS = {
-    "clip_vit_b32": _of_clip(partial(_clip, **_BASE, patch=32), multiple=32),
-    "clip_vit_b16": _of_clip(partial(_clip, **_BASE, patch=16), multiple=16),
-    "clip_vit_l14": _of_clip(partial(_clip, **_LARGE, patch=14), multiple=14),
+    "clip_vit_b32": _of_clip(partial(ClipTransformer, **_BASE, patch=32), multiple=32),
+    "clip_vit_b16": _of_clip(partial(ClipTransformer, **_BASE, patch=16), multiple=16),
+    "clip_vit_l14": _of_clip(partial(ClipTransformer, **_LARGE, patch=14), multiple=14),
     "vit_s16": _of_vit(partial(_vit, **_SMALL, patch=16), multiple=16),
     "vit_b16": _of_vit(partial(_vit, **_BASE, patch=16), multiple=16),
     "vit_l16": _of_vit(partial(_vit, **_LARGE, patch=16), multiple=16),
