@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
-from pixelrec_jax.system.schema import Count, Document, record
+from pixelrec_jax.system.schema import Count, Document, open_record, record
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -62,6 +62,7 @@ class Model(TypedDict):
     trainable_parameters: Count
 
 
+@open_record
 class SplitSettings(TypedDict, extra_items=int | float):
     """The settings of a split: its name, and its own ones, which are numbers."""
 

@@ -20,7 +20,7 @@ def _recommenders() -> dict[str, str]:
     from pixelrec_jax.configs.recommenders import RECOMMENDERS
 
     return {
-        name: f"{settings.paper}; trains on {settings.task['name']}"
+        name: f"{settings.paper}, task {settings.task['name']}"
         for name, settings in RECOMMENDERS.items()
     }
 
@@ -31,8 +31,8 @@ def _encoders() -> dict[str, str]:
     def about(encoder: EncoderSettings) -> str:
         weights = encoder.weights.partition("#")[0]
         weights = weights.rpartition("/")[2] if "://" in weights else weights
-        source = f"weights {weights}" if weights else "without weights"
-        return f"{source}; {encoder.image_size} pixels; trains {encoder.trainable}"
+        source = weights or "no weights"
+        return f"{source}, {encoder.image_size} pixels, trains {encoder.trainable}"
 
     return {name: about(encoder) for name, encoder in ENCODERS.items()}
 

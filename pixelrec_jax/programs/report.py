@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
 
     workdirs = [storage.path(workdir) for workdir in argv[1:]]
     values = flags.FLAGS
-    print(report.table(workdirs, unfinished=values.unfinished, form=values["format"].value))
+    print(report.table(workdirs, unfinished=values.unfinished, form=values.format))
     if not flags.FLAGS.examples:
         return
     for workdir in workdirs:

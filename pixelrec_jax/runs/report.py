@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pixelrec_jax.data.split import LEAVE_ONE_OUT
-from pixelrec_jax.evaluation.result import RESULT, Estimate, Result
+from pixelrec_jax.evaluation.result import RESULT, Estimate, Groups, Result
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.foreign import csv_cell
@@ -36,7 +36,7 @@ class _Row(NamedTuple):
 
     label: str
     result: Result | None
-    metrics: Mapping[str, Mapping[str, Estimate]] | None
+    metrics: Groups | None
 
 
 def table(workdirs: Sequence[str | Path], *, unfinished: bool = False, form: str = "text") -> str:
@@ -111,10 +111,13 @@ def _as_csv(first: Result, rows: Sequence[_Row]) -> str:
     metrics = [f"{name}{end} (%)" for name in names for end in ("", " low", " high")]
     lines.writerow(["run", "targets", "parameters", "trainable_parameters", *metrics])
     for label, result, known in rows:
-        for group in _GROUPS if known else ():
-            model = result["model"] if result else {}
-            sizes = [model.get("parameters", ""), model.get("trainable_parameters", "")]
-            ends = [known[group][name][end] for name in names for end in ("value", "low", "high")]
+        if known is None:
+            continue
+        model = result["model"] if result else None
+        sizes = [model["parameters"], model["trainable_parameters"]] if model else ["", ""]
+        for group in _GROUPS:
+            estimates = [known[group][name] for name in names]
+            ends = [x for each in estimates for x in (each["value"], each["low"], each["high"])]
             percent = ["" if x is None else f"{100 * x:.4f}" for x in ends]
             lines.writerow([csv_cell(label), group, *sizes, *percent])
     return text.getvalue().rstrip("\n")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import scalar
 
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.config import flatten
@@ -37,9 +38,12 @@ class TensorBoard:
         self._events = SummaryWriter(str(folder), purge_step=continue_from + 1, write_to_disk=True)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes the scalars of a step."""
+        """Writes the scalars of a step under their own names, with the "@" of "ndcg@10"."""
+        assert self._events.file_writer is not None
         for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+            summary = scalar(name, value)
+            summary.value[0].tag = name  # `scalar` replaces "@", which TensorBoard takes
+            self._events.file_writer.add_summary(summary, step)
 
     def flush(self) -> None:
         """Writes all events to the disk."""

@@ -20,6 +20,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Marks a TypedDict whose declared keys are all that it may have.
 record = with_config(ConfigDict(extra="forbid"))
+# Marks a TypedDict with `extra_items`, the type of all further keys.
+open_record = with_config(ConfigDict(extra="allow"))
 
 _T = TypeVar("_T")
 

@@ -102,10 +102,10 @@ def _options(config: ConfigDict) -> dict[str, Option]:
     }
     for section in ("user", "item"):
         chosen = config[section].name
-        foreign = [x for x in config[section] if x != "name" and f"{section}.{x}" not in options]
-        if foreign:
+        given = {f"{section}.{key}" for key in config[section]} - {f"{section}.name"}
+        if foreign := sorted(given & all_options().keys() - options.keys()):
             raise UserError(
-                f"{section}.name={chosen} does not take {section}.{foreign[0]}, which the config "
+                f"{section}.name={chosen} does not take {foreign[0]}, which the config "
                 f"has; choose it by its word, as in --config=pixelrec:{section}={chosen}"
             )
     return _shared_options() | options | flatten(needed, "task.")

@@ -5,6 +5,18 @@ import sys
 import pytest
 
 from pixelrec_jax.__main__ import PROGRAMS
+from pixelrec_jax.configs.datasets import DATASETS
+from pixelrec_jax.configs.encoders import ENCODERS
+from pixelrec_jax.configs.loading import load_config
+from pixelrec_jax.configs.pixelrec import USERS
+from pixelrec_jax.data.negatives import NEGATIVES
+from pixelrec_jax.data.tasks import TASKS
+from pixelrec_jax.losses import LOSSES
+from pixelrec_jax.programs import list_choices
+from pixelrec_jax.programs.list_choices import KINDS
+from pixelrec_jax.system.config import flatten
+from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.options import meaning
 from tests import subprocesses
 from tests.tiny import ROOT
 
@@ -41,7 +53,7 @@ def test_an_unknown_program_is_one_line(arguments, message):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_help_of_a_program_imports_nothing_heavy(name):
+def test_help_of_a_program_imports_nothing_heavy_and_succeeds(name):
     program = f"""
 import sys
 from pixelrec_jax.__main__ import main
@@ -52,7 +64,7 @@ finally:
     print(*({set(_HEAVY)!r} & sys.modules.keys()), file=sys.stderr)
 """
     process = subprocesses.run([sys.executable, "-c", program], cwd=ROOT)
-    assert process.stderr.strip() == ""
+    assert (process.returncode, process.stderr.strip()) == (0, "")
     assert f"\npixelrec {name} " in process.stdout
     assert "flags:" in process.stdout
 
@@ -64,3 +76,34 @@ def test_a_program_takes_the_same_flags_as_a_module(tmp_path):
     subprocesses.run(argv, cwd=ROOT, check=True)
     first, second = ((tmp_path / name / "interactions.csv").read_text() for name in "ab")
     assert first == second
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "keys"])
+def test_what_a_config_can_name_is_listed_with_its_meaning(kind, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    list_choices.main(["list", kind])
+    lines = capsys.readouterr().out.splitlines()
+    registries = {
+        "recommenders": USERS,
+        "encoders": ENCODERS,
+        "datasets": DATASETS,
+        "tasks": TASKS,
+        "losses": LOSSES,
+        "negatives": NEGATIVES,
+    }
+    assert [line.split()[0] for line in lines] == list(registries[kind])
+    assert all(len(line.split()) > 1 for line in lines)
+
+
+def test_every_key_is_listed_with_its_meaning(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    list_choices.main(["list", "keys"])
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    for words in ("user=sasrec,item=vit_toy", "user=bert4rec,item=id,split=global_time"):
+        for key in flatten(load_config(f"pixelrec:{words}").to_dict()):
+            assert listed[key] == meaning(key)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="unknown 'encodrs'; did you mean 'encoders'"):
+        list_choices.main(["list", "encodrs"])

@@ -1,14 +1,16 @@
 """Trackers get the records of metrics.jsonl, and a restart continues the same run there."""
 
 import json
+import struct
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event
 
 from pixelrec_jax.runs.run_folder import MetricsLog
-from pixelrec_jax.runs.writers import check_writers
+from pixelrec_jax.runs.writers import TensorBoard, check_writers
 from pixelrec_jax.system.errors import TransientError, UserError
 
 
@@ -134,3 +136,17 @@ def test_the_log_tells_which_records_it_found(tmp_path):
     with MetricsLog(tmp_path, continue_from=2) as log:
         assert log.kept == {"step": 2, "time/total": 2.0}
         assert log.dropped == {"step": 4, "time/total": 4.0}
+
+
+def test_tensorboard_has_the_names_of_metrics(tmp_path):
+    board = TensorBoard(tmp_path, continue_from=0)
+    board.write(7, {"valid/ndcg@10": 0.25, "train/loss": 1.5})
+    board.close(failed=False)
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    data, tags, place = path.read_bytes(), {}, 0
+    while place < len(data):  # a record: its length, a checksum, the event, a checksum
+        (size,) = struct.unpack_from("<Q", data, place)
+        event = Event.FromString(data[place + 12 : place + 12 + size])
+        tags |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        place += 16 + size
+    assert tags == {("valid/ndcg@10", 7): 0.25, ("train/loss", 7): 1.5}
