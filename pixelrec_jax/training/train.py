@@ -253,7 +253,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             if not (evaluated or interrupted or step % config.train.checkpoint_every == 0):
                 continue
             values = None
-            check_finite(metrics, state, step)
+            check_finite(metrics, state, step, record.describe_batch)
             if evaluated:
                 with record.evaluation(experiment.evaluator.parts("valid")) as advance:
                     values = _validate(experiment, state, stopping, advance)
