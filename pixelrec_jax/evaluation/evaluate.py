@@ -31,6 +31,7 @@ from pixelrec_jax.parallel.sharding import (
 )
 from pixelrec_jax.parallel.tables import take_rows
 from pixelrec_jax.recommender import Recommender
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import dot_product
 
 # The ids and scores of the top k, and the place of the target.
@@ -194,11 +195,17 @@ class Evaluator:
         rank_batch: Callable,
         advance: Callable[[int], None] = lambda _: None,
     ) -> Ranking:
+        """Returns the rankings of all batches; raises `UserError` if a score is not finite."""
         batches = []
         for queries, real in self._queries(holdout):
             top_ids, top_scores, rank = jax.device_get(
                 rank_batch(make_replicated_arrays(queries, self.mesh))
             )
+            if np.isposinf(top_scores).any():
+                raise UserError(
+                    "the model's scores are not finite numbers; lower optim.lr or set "
+                    "optim.clip_norm, in a new workdir"
+                )
             columns = (queries.user, queries.target, rank, top_ids, top_scores)
             columns += (self._count_candidates(queries),)
             batches.append([column[:real] for column in columns])

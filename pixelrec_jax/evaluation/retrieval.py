@@ -33,7 +33,7 @@ def retrieve(
 
     Of equal scores the lower id comes first. Each device scores its own rows, so devices exchange
     only k candidates per user. The results are replicated. A user with fewer than k items left has
-    PAD with a score of -inf in the last places.
+    PAD with a score of -inf in the last places. A score that is NaN counts and is returned as inf.
 
     Args:
       score: returns the scores of C rows of the catalogue for Q queries.
@@ -56,7 +56,9 @@ def retrieve(
             index: Int[Array, ""], best: tuple[Float[Array, "Q kept"], Int[Array, "Q kept"]]
         ) -> tuple[Float[Array, "Q kept"], Int[Array, "Q kept"]]:
             here = chunks[index]
-            scores, place = jax.lax.top_k(here.scores, min(k, chunks.size))
+            # NaN has no place in an order: with it, top_k may return any indices.
+            ordered = jnp.where(jnp.isnan(here.scores), jnp.inf, here.scores)
+            scores, place = jax.lax.top_k(ordered, min(k, chunks.size))
             # Chunks and shards come in order of ids and top_k is stable, so ties stay in order.
             candidates = zip(best, (scores, here.ids[place]), strict=True)
             return _top(*(jnp.concatenate(pair, axis=1) for pair in candidates), kept)

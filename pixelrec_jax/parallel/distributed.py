@@ -7,6 +7,7 @@ collectives, which this module does not handle.
 
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -31,8 +32,10 @@ from pixelrec_jax.system.errors import TransientError, UserError, reason
 JOIN_SECONDS = 300  # within which all processes must join
 LOST_SECONDS = 60  # without a heartbeat, as a virtual machine may pause; then a process is lost
 WRITE_SECONDS = 3600  # that all processes wait at the end while process 0 still writes
+READ_SECONDS = 3600  # that a process waits until all have read a checkpoint
 LEAVE_SECONDS = 5  # in which a process may end by itself when it meets the same error
 
+_ROUNDS = itertools.count()  # of `first_problem`, counted alike in all processes
 _FAILURE = "pixelrec_jax/failure"
 # How messages of XLA's runtime begin, as in "UNKNOWN: Gloo all-reduce failed: ...".
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
@@ -126,6 +129,23 @@ def in_first_process(
 ) -> AbstractContextManager:
     """Returns what `open_one` opens in process 0, and a context that yields None in the others."""
     return open_one(*args, **options) if jax.process_index() == 0 else nullcontext()
+
+
+def first_problem(problem: str) -> str:
+    """Returns the text of the first process that gives one, "" if none does; collective.
+
+    Process 0 waits until all have told theirs, and decides. These are messages and not arrays, as
+    one process may take minutes longer than another to read a checkpoint.
+    """
+    if jax.process_count() == 1:
+        return problem
+    client, key = _client(), f"pixelrec_jax/problem/{next(_ROUNDS)}"
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(problem))
+    if jax.process_index() == 0:
+        keys = (f"{key}/{process}" for process in range(jax.process_count()))
+        told = [json.loads(client.blocking_key_value_get(k, 1000 * READ_SECONDS)) for k in keys]
+        client.key_value_set(f"{key}/first", json.dumps(next(filter(None, told), "")))
+    return json.loads(client.blocking_key_value_get(f"{key}/first", 1000 * READ_SECONDS))
 
 
 def wait_for_all(reason: str) -> None:

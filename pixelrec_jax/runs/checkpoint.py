@@ -1,35 +1,34 @@
-"""Checkpoints: state, position in the data and config; the best and the latest one are kept."""
+"""Checkpoints: state, position in the data and config; the latest two and the best are kept."""
 
-import logging
 import shutil
-import threading
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from pixelrec_jax.parallel.distributed import first_problem
+from pixelrec_jax.runs.digest import digests, leaves_by_name
+from pixelrec_jax.runs.kept import DamagedError, Kept, Metadata, build_metadata
+from pixelrec_jax.runs.quiet import quiet_orbax
+from pixelrec_jax.runs.stored import COMMITTED, INCOMPLETE, STATE, check_files, raise_explained
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.errors import TransientError, UserError
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights import partition
 
-_policies = ocp.training.preservation_policies
 SAVE_SECONDS = 600  # that a process waits for the others to write their shards, as one may fail
-# Orbax's errors for missing, cut or scrambled files of a checkpoint.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError)
 
 
 class Checkpoints:
     """The checkpoints in one directory; a context manager that waits for the last save.
 
-    Saving is asynchronous and atomic: a checkpoint counts once it is complete, so that a run killed
-    during a save continues from the one before. A complete one that cannot be opened ends the run.
+    Saving is asynchronous and atomic. A checkpoint counts once it is complete and its files were
+    read back; only then are older ones deleted. Its metadata hold a digest of each array, with
+    which all arrays that are loaded are compared, and one of themselves.
     """
 
     def __init__(self, directory: Path, *, metric: str, read_only: bool = False):
@@ -40,28 +39,28 @@ class Checkpoints:
           metric: the metric that decides which checkpoint is the best; higher is better.
           read_only: whether nothing is written.
         """
-        self.directory, self._metric = directory, metric
-        self._pending: tuple[int, Any] | None = None  # step and shapes of the save in progress
-        if read_only and not self.directory.is_dir():
-            raise UserError(f"{self.directory} does not exist; train first with --mode=train")
-        best = _policies.BestN(
-            get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
-        )
+        self.directory = directory
+        # Step, shapes and metadata of the save in progress.
+        self._pending: tuple[int, Any, Metadata] | None = None
+        if read_only and not directory.is_dir():
+            raise UserError(f"{directory} does not exist; train first with --mode=train")
         context = ocp.Context()
         context.asynchronous.timeout_secs = SAVE_SECONDS
         # Replicas share the writing of large arrays; for small ones, slices would take longer.
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
-        # Orbax declares policies for metrics of dicts, and its checkpoints have any JSON.
-        policy: Any = _policies.AnyPreservationPolicy([_policies.LatestN(1), best])
-        self._checkpointer = ocp.training.Checkpointer(
-            str(directory if storage.is_remote(directory) else directory.absolute()),
-            preservation_policy=policy,
-            cleanup_tmp_directories=not read_only,
-            context=context,
-        )
-        # Orbax logs a failed write in each of its threads and also raises it: once is enough.
-        absl_logging.get_absl_logger().addFilter(_is_news)
-        self._excepthook, threading.excepthook = threading.excepthook, self._report_thread
+        with ExitStack() as stack:
+            stack.enter_context(quiet_orbax())
+            try:
+                self._checkpointer = ocp.training.Checkpointer(
+                    str(directory if storage.is_remote(directory) else directory.absolute()),
+                    cleanup_tmp_directories=not read_only,
+                    context=context,
+                )
+            except Exception as error:
+                raise_explained(f"{directory} cannot be opened", error, directory)
+            stack.callback(self._checkpointer.close)
+            self._kept = Kept(directory, self._complete(), metric=metric)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,28 +71,32 @@ class Checkpoints:
         except UserError:
             if error is None:
                 raise
-        self._checkpointer.close()
-        absl_logging.get_absl_logger().removeFilter(_is_news)
-        threading.excepthook = self._excepthook
+        finally:
+            self._stack.close()
 
-    def _report_thread(self, args: Any) -> None:
-        frames = traceback.extract_tb(args.exc_traceback)
-        if not any("orbax" in frame.filename for frame in frames):
-            self._excepthook(args)
+    def _complete(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def _value(self, metrics: Any) -> float:
-        return metrics[self._metric]
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that count, the newest first."""
+        return self._kept.steps
 
     @property
     def latest(self) -> int | None:
-        """The step of the latest complete checkpoint, None if there is none."""
-        return self._checkpointer.latest.step if self._checkpointer.latest else None
+        """The step of the latest checkpoint, None if there is none."""
+        return next(iter(self.steps), None)
 
     @property
     def best(self) -> int | None:
-        """The step of the checkpoint with the best metric; the latest one of equals."""
-        scored = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return max(scored, key=lambda c: (self._value(c.metrics), c.step)).step if scored else None
+        """The step of the best checkpoint, None if none was evaluated; errors as `Kept.best`."""
+        return self._kept.best
+
+    def metadata(self, step: int) -> dict:
+        """Returns the metadata of a checkpoint as they were given to `save`; as `restore`."""
+        with self._agreed(step):
+            self._kept.metadata(step)
+        return self._kept.metadata(step)["run"]
 
     def save(self, step: int, state: Any, metadata: dict, metrics: dict | None) -> None:
         """Waits for the save before, then starts to save a pytree of arrays and JSON metadata.
@@ -102,107 +105,162 @@ class Checkpoints:
           UserError: a save could not be written, for example to a full disk.
         """
         self.wait()
-        try:
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-            self._pending = step, shapes
+        content: Any = build_metadata(metadata, metrics, digests(state))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        with self._writing(step):
+            self._pending = step, shapes, content
             self._checkpointer.save_async(
-                step, state, custom_metadata=metadata, metrics=metrics, force=True
+                step,
+                state,
+                checkpointable_name=STATE,
+                custom_metadata=content,
+                force=True,
+                # One that is there but does not count is damaged, and could not be moved.
+                overwrite=step in self._complete() and step not in self.steps,
             )
-        except (OSError, ValueError) as error:
-            raise self._unwritable(step, error) from error
 
     def wait(self) -> None:
-        """Waits until the save in progress is complete, then opens what it wrote.
+        """Waits until the save in progress is complete, then reads back what it wrote.
 
         Raises:
           UserError: it could not be written, or not all arrays are there with their shapes.
         """
         if self._pending is None:
             return
-        step, shapes = self._pending
-        try:
+        step, shapes, metadata = self._pending
+        with self._writing(step):
             self._checkpointer.wait()
-        except (OSError, ValueError) as error:
-            raise self._unwritable(step, error) from error
         self._pending = None
-        try:
-            _check_shapes(self._checkpointer.metadata(step).metadata, shapes)
-        except _UNREADABLE as error:
-            raise self._unreadable(step, error) from error
-
-    def metadata(self, step: int) -> dict:
-        """Returns the metadata of a checkpoint."""
-        try:
-            metadata = self._checkpointer.metadata(step).custom_metadata
-            if not isinstance(metadata, dict):
-                raise TypeError(f"its metadata is {metadata!r}")
-            return metadata
-        except _UNREADABLE as error:
-            raise self._unreadable(step, error) from error
+        if jax.process_index() == 0:
+            try:
+                self._check(step, shapes)
+            except DamagedError as error:
+                raise UserError(
+                    f"the checkpoint of step {step} was written to {self.directory} but is not "
+                    f"there as a whole ({error.reason}); {self._left()}; check the disk and start "
+                    "again"
+                ) from error
+        self._kept.unmark(step)
+        self._kept.add(step, metadata)
 
     def restore(self, step: int, template: Any) -> Any:
-        """Returns the state of a checkpoint; `template` gives shapes, dtypes and shardings.
+        """Returns the state of a checkpoint; collective, with one outcome in all processes.
 
         Padding rows of tables (`tables.pad_rows`) depend on the mesh: missing ones are filled with
         zeros, and ones that this mesh does not need are left out.
+
+        Args:
+          step: the step of the checkpoint.
+          template: shapes, dtypes and shardings.
+
+        Raises:
+          DamagedError: in some process, it does not hold what was saved.
+          UserError: its files cannot be read for another reason.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template
         )
-        loading = ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
-        try:
-            _check_shapes(self._checkpointer.metadata(step).metadata, abstract)
-            with ocp.Context(array_options=ocp.options.ArrayOptions(loading=loading)):
-                return self._checkpointer.load(step, abstract)
-        except _UNREADABLE as error:
-            raise self._unreadable(step, error) from error
+        with self._agreed(step):
+            self._check(step, abstract)
+        options = _alone()
+        options.array.loading.enable_padding_and_truncation = True
+        with self._agreed(step), self._kept.reading(step), options:
+            state = self._checkpointer.load(step, abstract, checkpointable_name=STATE)
+        self._compare(step, state)
+        return state
 
     def read(self, step: int, fields: Sequence[str]) -> dict:
-        """Returns some fields of a checkpoint's state as NumPy arrays in nested dicts."""
-        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-        try:
-            saved = self._checkpointer.metadata(step).metadata
+        """Returns some fields of a checkpoint's state as NumPy arrays in nested dicts.
+
+        Raises:
+          DamagedError: they are not what was saved.
+          UserError: its files cannot be read for another reason.
+        """
+        with self._kept.reading(step):
+            check_files(self._kept.folder(step))
+            saved = self._arrays(step)
             template = {name: saved[name] for name in fields}
             template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-            with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-                return self._checkpointer.load(step, template)
-        except _UNREADABLE as error:
-            raise self._unreadable(step, error) from error
+            options = _alone()
+            options.pytree.loading.partial_load = True
+            with options:
+                state = self._checkpointer.load(step, template, checkpointable_name=STATE)
+        self._compare(step, state)
+        return state
 
-    def _unreadable(self, step: int, error: Exception) -> UserError:
-        others = [c.step for c in self._checkpointer.checkpoints if c.step != step]
-        remedy = f"remove it to continue from step {max(others)}" if others else "no other is left"
-        return UserError(
-            f"the checkpoint {self.directory / str(step)} is damaged or incomplete "
-            f"({_first_line(error)}); {remedy}, or start in a new workdir"
-        )
+    def set_aside(self, step: int) -> str:
+        """Puts a damaged checkpoint out of the way and returns what was done; collective."""
+        done = self._kept.set_aside(step)
+        self._checkpointer.reload()
+        return done
 
-    def _unwritable(self, step: int, error: Exception) -> UserError:
-        self._pending = None
-        with suppress(OSError):  # object storage may still be out of reach
-            if jax.process_count() == 1:  # otherwise others may still write; the next run cleans up
-                for incomplete in self.directory.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(incomplete, ignore_errors=True)
-            self._checkpointer.reload()
-        kept = (
-            f"the last complete one is of step {self.latest}" if self.latest else "none is complete"
-        )
-        remote = storage.is_remote(self.directory)
-        remedy = "check the network" if remote else "free space"
-        return (TransientError if remote else UserError)(
-            f"the checkpoint of step {step} could not be written to {self.directory} "
-            f"({_first_line(error)}); {kept}; {remedy} and start again with the same command"
-        )
+    def _check(self, step: int, template: Any) -> None:
+        """Raises an error unless the metadata, the files and the shapes are those of a save."""
+        self._kept.metadata(step)
+        with self._kept.reading(step):
+            check_files(self._kept.folder(step))
+            _check_shapes(self._arrays(step), template)
+
+    def _arrays(self, step: int) -> dict:
+        """Returns the shapes and dtypes of a checkpoint's arrays in nested dicts."""
+        arrays: Any = self._checkpointer.metadata(step).metadata
+        if arrays is None:  # orbax has logged why
+            raise ValueError("the list of its arrays cannot be read")
+        return arrays
+
+    def _compare(self, step: int, state: Any) -> None:
+        """Raises `DamagedError` unless the arrays have the digests of those that were saved."""
+        saved = self._kept.metadata(step)["digests"]
+        wrong = [name for name, digest in digests(state).items() if saved.get(name) != digest]
+        if wrong:
+            others = f", nor are {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""
+            raise self._kept.damaged(step, f"{wrong[0]} is not what was saved{others}")
+
+    def _left(self) -> str:
+        latest = f"the last complete one is of step {self.latest}"
+        return latest if self.steps else "none is complete"
+
+    @contextmanager
+    def _agreed(self, step: int) -> Generator[None]:
+        """Raises `DamagedError` in all processes if one raises it in the with statement."""
+        problem = ""
+        try:
+            yield
+        except DamagedError as error:
+            problem = error.reason
+        if problem := first_problem(problem):
+            raise self._kept.damaged(step, problem)
+
+    @contextmanager
+    def _writing(self, step: int) -> Generator[None]:
+        """Explains why a save cannot be written, and removes what was written of it."""
+        try:
+            yield
+        except Exception as error:
+            self._pending = None
+            with suppress(OSError):  # object storage may still be out of reach
+                if jax.process_count() == 1:  # others may still write; the next run cleans up
+                    for incomplete in self.directory.glob(f"*{INCOMPLETE}"):
+                        shutil.rmtree(incomplete, ignore_errors=True)
+                self._checkpointer.reload()
+            what = f"the checkpoint of step {step} could not be written to {self.directory}"
+            raise_explained(what, error, self.directory, state=self._left())
+
+
+def _alone() -> ocp.Context:
+    """Returns a context for loading in this process, whatever becomes of the others."""
+    context, here = ocp.Context(), jax.process_index()
+    context.multiprocessing.primary_host = here
+    context.multiprocessing.active_processes = {here}
+    return context
 
 
 def _check_shapes(saved: Any, template: Any) -> None:
     """Raises `ValueError` if an array is missing or has another shape, up to a table's rows."""
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
-
-    there, here = shapes(saved), shapes(template)
+    there, here = (
+        {name: leaf.shape for name, leaf in leaves_by_name(tree).items()}
+        for tree in (saved, template)
+    )
     if absent := here.keys() - there.keys():
         raise ValueError(f"{min(absent)} is missing")
     for name, shape in here.items():
@@ -216,7 +274,7 @@ def resume_hint(directory: Path) -> str:
 
     Reads the directory only, so that any thread can call it without `Checkpoints`.
     """
-    complete = directory.glob("*/commit_success.txt")
+    complete = directory.glob(f"*/{COMMITTED}")
     steps = [int(path.parent.name) for path in complete if path.parent.name.isdigit()]
     if not steps:
         return "no checkpoint is complete; start all processes again"
@@ -226,23 +284,11 @@ def resume_hint(directory: Path) -> str:
     )
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.WARNING or "orbax" not in record.pathname
-
-
-def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    for known in ("No space left on device", "File too large", "Permission denied"):
-        if known in text:
-            return known
-    return text[:200]
-
-
 def best_variables(workdir: Path, config: ConfigDict) -> tuple[int, dict]:
     """Returns the step of a run's best checkpoint and the variables of its whole model.
 
     Raises:
-      UserError: no checkpoint was evaluated yet.
+      UserError: no checkpoint was evaluated yet, or the best one cannot be read.
     """
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:

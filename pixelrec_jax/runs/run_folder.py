@@ -104,8 +104,8 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); the same config is in custom_metadata of the files "
-            f"{workdir}/checkpoints/*/_CHECKPOINT_METADATA"
+            f"{path} cannot be read ({error}); the same config is in custom_metadata.run of the "
+            f"files {workdir}/checkpoints/*/_CHECKPOINT_METADATA"
         ) from None
     if not storage.is_remote(workdir):
         try:

@@ -7,7 +7,7 @@ advice; everything unknown stays an error with its traceback.
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pixelrec_jax.system.errors import UserError, reason
 
@@ -42,7 +42,7 @@ _TOLD = (
     errno.EIO,
 )
 _TEXTS = {os.strerror(number): number for number in (*_TOLD, errno.ENOMEM)}
-_OF_RUST = re.compile(r"\(os error (\d+)\)")
+_OF_LIBRARIES = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")  # Rust's, tensorstore
 _OF_ALLOCATORS = re.compile(
     r"(?:allocate|allocating) (?:an array of )?([\d.,]+) ?(bytes|[KMGTPE]i?B)\b", re.IGNORECASE
 )
@@ -83,9 +83,22 @@ def error_number(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno:
         return error.errno
     text = str(error)
-    if told := _OF_RUST.search(text):
-        return int(told[1])
+    if told := _OF_LIBRARIES.search(text):
+        return int(told[1] or told[2])
     return next((number for known, number in _TEXTS.items() if known in text), 0)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, what it was raised from, what that was raised from, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def advice(number: int) -> str:
+    """Returns what to do about an error of the system with this number."""
+    return _ADVICE.get(number, "check the machine and start again")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -119,6 +119,12 @@ def upload(source: Path, target: Path) -> None:
         filesystem(str(target)).put_file(str(source), str(target))
 
 
+def remove(folder: Path) -> None:
+    """Removes all objects in a folder of object storage."""
+    with _one_line_errors(folder, missing="there is no such folder"):
+        filesystem(str(folder)).rm(str(folder), recursive=True)
+
+
 def read(url: str, *, missing: str) -> bytes:
     """Returns the content of a URL; raises `UserError`, with the text `missing` if it is absent."""
     with _one_line_errors(url, missing=missing):

@@ -7,15 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import polars
 
-from pixelrec_jax.data.types import Batch
+from pixelrec_jax.data.types import PAD, Array, Batch
 from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.runs.progress import Speed, TrainingProgress, format_metrics
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.chips import peaks_of
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.foreign import clean_line
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.state import TrainState
+
+_SHOWN = 5  # ids of users and items that an error names
 
 
 class StepRecord:
@@ -47,10 +52,13 @@ class StepRecord:
         self._rates: dict[str, float] = {}  # read when an evaluation starts, empty otherwise
         self._latest = 0  # the latest step that this process did
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._interactions = experiment.interactions
+        self._ids: tuple[Array, Array] | None = None  # users and items of the latest batch
 
     def put(self, step: int, metrics: dict[str, jax.Array], local: Batch, flops: float) -> None:
         """Takes the metrics of a dispatched step, the local batch, and the step's operations."""
         self._pending, self._latest = (step, metrics), step
+        self._ids = local.user, local.items.id
         self._speed.count(local, flops)
         self._progress.step(step)
 
@@ -79,7 +87,7 @@ class StepRecord:
         (step, metrics), self._pending = self._pending, None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(metrics["loss"]):
-            raise _diverged(f"the loss is {metrics['loss']} at step {step}")
+            raise _diverged(f"the loss is {metrics['loss']} at step {step}", self.describe_batch())
         if step % self._log_every and values is None:
             return
         scalars = {"train/loss": metrics.pop("mean_loss")}
@@ -95,6 +103,14 @@ class StepRecord:
         if self._log:
             self._log.write(step, {"epoch": step / self._steps_per_epoch, **scalars})
 
+    def describe_batch(self) -> str:
+        """Returns how many users and items the latest batch of this process has, and some ids."""
+        assert self._ids is not None, "a batch was put"
+        data, (users, items) = self._interactions, self._ids
+        return (
+            f"{_some(users, data.user_ids(), 'users')} and {_some(items, data.item_ids(), 'items')}"
+        )
+
     def seconds_per_epoch(self) -> float | None:
         """Returns the time of an epoch's input and steps; None if no step was done."""
         if not self._latest:
@@ -109,26 +125,43 @@ class StepRecord:
             self._log.flush()
 
 
-def check_finite(metrics: dict[str, jax.Array], state: TrainState, step: int) -> None:
-    """Raises `UserError` if the loss or a parameter after a step is NaN or infinite.
+def check_finite(
+    metrics: dict[str, jax.Array], state: TrainState, step: int, describe_batch: Callable[[], str]
+) -> None:
+    """Raises `UserError` if what a step computed is not finite: its loss, or a part of the state.
 
-    This waits until the step is computed.
+    The sum of squares of a parameter counts: where that overflows, so does every score. This waits
+    until the step is computed.
     """
     if not math.isfinite(loss := float(metrics["loss"])):
-        raise _diverged(f"the loss is {loss} at step {step}")
-    if not _all_finite((state.trainable, state.model_state)):
-        raise _diverged(f"a parameter is not finite after step {step}")
+        raise _diverged(f"the loss is {loss} at step {step}", describe_batch())
+    if not _norms_finite((state.trainable, state.model_state)):
+        raise _diverged(f"a parameter or its square is not finite after step {step}")
+    if not _all_finite(state.opt_state):
+        raise _diverged(f"a moment of the optimizer is not finite after step {step}")
+
+
+@jax.jit
+def _norms_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(jnp.sum(jnp.square(x))) for x in jax.tree.leaves(tree)]))
 
 
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(finite))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _diverged(problem: str) -> UserError:
+def _some(indices: Array, ids: polars.Series, what: str) -> str:
+    """Returns how many distinct indices there are and the first ids, as in "2 users (a, b)"."""
+    known = np.unique(indices[(indices != PAD) & (indices <= len(ids))])  # without the mask item
+    shown = [clean_line(str(ids[int(index) - 1]), width=40) for index in known[:_SHOWN]]
+    return f"{len(known)} {what} ({', '.join(shown)}{', …' if len(known) > _SHOWN else ''})"
+
+
+def _diverged(problem: str, batch: str = "") -> UserError:
     """Returns the error for numbers that are not finite."""
+    where = f", in a batch of {batch}" if batch else ""
     return UserError(
-        f"{problem}; lower optim.lr or set optim.clip_norm, in a new workdir (all checkpoints here "
-        "are of earlier steps)"
+        f"{problem}{where}; lower optim.lr or set optim.clip_norm, in a new workdir (all "
+        "checkpoints here are of earlier steps)"
     )

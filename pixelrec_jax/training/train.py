@@ -32,6 +32,7 @@ from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.runs.profile import Profiler
 from pixelrec_jax.runs.progress import TrainingProgress, format_metrics
+from pixelrec_jax.runs.resume import restore_newest
 from pixelrec_jax.runs.writers import check_writers
 from pixelrec_jax.system.console import progress_bar, status
 from pixelrec_jax.system.errors import UserError
@@ -201,25 +202,29 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
 
 
 def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> float | None:
-    """Runs the training loop from the latest checkpoint, or from the start, to its end.
+    """Runs the training loop from the newest whole checkpoint, or from the start, to its end.
 
     Returns:
       The seconds an epoch without its evaluations; None if there was nothing left to do.
     """
     config, batches = experiment.config, experiment.batches
     stopping, start = EarlyStopping(config.train.patience), 0
+    state: TrainState | None = None
+    lines: list[str] = []
     if checkpoints.latest is not None:
-        metadata = checkpoints.metadata(checkpoints.latest)
+        with status(f"reading the checkpoint of step {checkpoints.latest:,}"):
+            step, state, lines = restore_newest(
+                checkpoints, partial(restore, experiment, checkpoints)
+            )
+        metadata = checkpoints.metadata(step)
         stopping = EarlyStopping(config.train.patience, **metadata["early_stopping"])
         start = metadata["next_batch"]
     progress = _progress(experiment, start)
-    progress.say(start_line(experiment, start))
-    if checkpoints.latest is None:
+    for line in (*lines, start_line(experiment, start)):
+        progress.say(line)
+    if state is None:
         with status("making the initial state"):
             state = init_state(experiment)
-    else:
-        with status(f"reading the checkpoint of step {checkpoints.latest:,}"):
-            state = restore(experiment, checkpoints, checkpoints.latest)
     train_step = make_train_step(experiment)
     with (
         stop_request(progress.stopping) as stop,
@@ -253,7 +258,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
             if not (evaluated or interrupted or step % config.train.checkpoint_every == 0):
                 continue
             values = None
-            check_finite(metrics, state, step)
+            check_finite(metrics, state, step, record.describe_batch)
             if evaluated:
                 with record.evaluation(experiment.evaluator.parts("valid")) as advance:
                     values = _validate(experiment, state, stopping, advance)

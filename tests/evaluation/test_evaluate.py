@@ -10,11 +10,13 @@ from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.retrieval import UNRANKED, retrieve, target_rank
 from pixelrec_jax.launch.dryrun.hlo import Program
 from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users.encoder import dot_product
 from pixelrec_jax.users.visrank import VisRank
+from tests.steps import draw_state, place_state
 from tests.tiny import interactions_of, random_store, tiny_config
 
 MESHES = {
@@ -101,8 +103,25 @@ def test_scores_that_are_not_numbers_never_look_good(mesh, chunk):
     of_the_others[[7, 19]] = np.nan
     of_the_target[3] = np.nan
     for table, least in ((of_all, 19), (of_the_others, 1 + 2 + 2), (of_the_target, 19)):
-        *_, rank = _top_and_rank(dot_product, query, table, seen, target, mesh, k=5, chunk=chunk)
+        ids, scores, rank = _top_and_rank(
+            dot_product, query, table, seen, target, mesh, k=5, chunk=chunk
+        )
         assert rank[0] >= least
+        assert ((ids >= 0) & (ids < len(table))).all()
+        assert np.isposinf(scores).sum() == min(5, np.isnan(table[1:]).any(axis=1).sum())
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+def test_a_model_whose_scores_are_not_finite_ends_in_one_line(toy_dataset, value):
+    """Parameters of 1e30 are finite numbers, and their products are not."""
+    config = tiny_config("user=mf,item=id,dataset=toy", toy_dataset)
+    experiment = build_experiment(config, devices=jax.devices()[:1])
+    state = draw_state(experiment)
+    state.trainable["item_encoder"]["table"][5] = value
+    state.trainable["user_encoder"]["table"][:] = value
+    variables = place_state(state, experiment).variables
+    with pytest.raises(UserError, match="the model's scores are not finite numbers; lower"):
+        experiment.evaluator.rank(variables, "valid")
 
 
 @pytest.mark.parametrize("chunk", [2, 1000])

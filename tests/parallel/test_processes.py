@@ -48,6 +48,23 @@ preemption.StopRequest.applies_to = signalled
 runpy.run_module("pixelrec_jax.programs.train", run_name="__main__", alter_sys=True)
 """
 
+# The same program, for which one checkpoint is damaged when it is opened for the first time.
+DAMAGED = """
+import runpy, sys
+from pixelrec_jax.runs import checkpoint
+
+damaged, check_files = [sys.argv.pop(1)], checkpoint.check_files
+
+def check(folder):
+    if folder.name in damaged:
+        damaged.remove(folder.name)
+        raise ValueError("DATA_LOSS: a test")
+    check_files(folder)
+
+checkpoint.check_files = check
+runpy.run_module("pixelrec_jax.programs.train", run_name="__main__", alter_sys=True)
+"""
+
 
 def _arguments(dataset, folder, words=WORDS, **changes):
     options = {**OPTIONS, "dataset.path": dataset, **changes}
@@ -161,6 +178,24 @@ def test_a_lost_process_ends_the_others_and_all_go_on(
     np.testing.assert_allclose(_losses(folder), _losses(alone), rtol=1e-5)
     assert (folder / "result.json").read_text() == (alone / "result.json").read_text()
     assert not list((folder / "checkpoints").glob("*tmp*"))
+
+
+def test_all_go_back_to_the_same_checkpoint_if_one_finds_the_newest_damaged(
+    whole, toy_dataset, tmp_path
+):
+    folder, newest = tmp_path / "run", _saved(whole[0])
+    shutil.copytree(whole[0], folder)
+    programs = [MAIN, ("-c", DAMAGED, str(newest))]
+    ended = run_together(programs, _arguments(toy_dataset, folder))
+    assert [process.code for process in ended] == [0, 0], ended
+    moved = folder / "checkpoints" / f"{newest}.damaged"
+    assert (
+        f"the checkpoint of step {newest} is damaged or incomplete (DATA_LOSS: a test); it is now "
+        f"{moved}; continuing from step "
+    ) in ended[0].errors
+    assert moved.is_dir()
+    assert _records(folder) == _records(whole[0])
+    assert (folder / "result.json").read_text() == (whole[0] / "result.json").read_text()
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_two(preempted, alone, tmp_path):

@@ -26,6 +26,7 @@ from pixelrec_jax.parallel.sharding import (
 from pixelrec_jax.parallel.tables import add_rows, take_rows
 from pixelrec_jax.recommender import build
 from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.digest import digests
 from pixelrec_jax.system.chips import CHIPS
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
@@ -164,8 +165,9 @@ def test_tables_of_any_length_start_and_are_saved_alike_on_any_mesh(tmp_path):
     config.mesh.update({"data": 1, "fsdp": 4, "tensor": 2})
     eight = build_(config)
     assert count_parameters(one) == count_parameters(eight) == ((31 + 101) * 16,) * 2
-    expected = init_state(one).trainable["item_encoder"]["table"]
-    state = init_state(eight)
+    alone, state = init_state(one), init_state(eight)
+    assert digests(alone) == digests(state)
+    expected = alone.trainable["item_encoder"]["table"]
     table = state.trainable["item_encoder"]["table"]
     assert table.shape == (104, 16)
     assert {shard.data.shape for shard in table.addressable_shards} == {(13, 16)}

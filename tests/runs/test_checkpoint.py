@@ -37,8 +37,11 @@ def test_it_is_refused_before_the_first_step(toy_dataset, tmp_path):
 def test_a_checkpoint_counts_once_it_was_opened(tmp_path):
     with Checkpoints(tmp_path / "[x]", metric="ndcg@10") as checkpoints:
         checkpoints.save(1, _STATE, {}, None)
-        with pytest.raises(UserError, match=r"\]/1 is damaged or incomplete \(a/table is missing"):
+        with pytest.raises(
+            UserError, match=r"step 1 was written to .* but is not there as a whole"
+        ):
             checkpoints.wait()
+        assert checkpoints.latest is None
 
 
 def test_checkpoints_are_read_in_any_path(tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,8 @@ from pixelrec_jax.data import copies, features
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.runs import report, run_folder
+from pixelrec_jax.runs.checkpoint import Checkpoints
+from pixelrec_jax.runs.resume import restore_newest
 from pixelrec_jax.system import files, storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
@@ -208,6 +211,35 @@ def test_a_run_on_gs_is_the_run_on_disk_and_continues(bucket, toy_dataset, tmp_p
     config.width = 8
     with pytest.raises(UserError, match="holds a run with another config"):
         train.train_and_evaluate(config, place)
+
+
+def test_a_damaged_checkpoint_on_gs_is_marked_until_another_replaces_it(bucket):
+    place = storage.path(f"{bucket}/runs/damaged/checkpoints")
+    state = {"x": np.arange(3.0, dtype=np.float32)}
+    shapes = {"x": jax.numpy.zeros(3)}
+
+    def opened():
+        return Checkpoints(place, metric="ndcg@10")
+
+    def newest(checkpoints):
+        return restore_newest(checkpoints, lambda step: checkpoints.restore(step, shapes))
+
+    with opened() as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {}, None)
+    (place / "2" / "_CHECKPOINT_METADATA").write_text("{}")
+    with opened() as checkpoints:
+        step, _, (line,) = newest(checkpoints)
+        assert (step, checkpoints.steps) == (1, [1])
+        assert f"{place}/2.damaged marks it; continuing from step 1" in line
+    with opened() as checkpoints:
+        assert (newest(checkpoints)[0], checkpoints.steps) == (1, [1])
+        for step in (2, 3):  # in the place of the damaged one; then the first one is deleted
+            checkpoints.save(step, state, {}, None)
+    with opened() as checkpoints:
+        assert (newest(checkpoints)[0], checkpoints.steps) == (3, [3, 2])
+        np.testing.assert_array_equal(checkpoints.restore(2, shapes)["x"], state["x"])
+    assert sorted(path.name for path in place.iterdir()) == ["2", "3"]
 
 
 def test_objects_appear_whole_or_not_at_all(bucket):

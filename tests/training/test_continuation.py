@@ -168,5 +168,5 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(toy_dataset, tmp_path):
     *_, last = lines = ended.stderr.strip().splitlines()
     assert [line for line in lines if "Traceback" in line or "Error" in line] == []
     assert "could not be written" in last
-    assert "none is complete; free space and start again" in last
+    assert "none is complete; the file system or a limit (ulimit -f) does not take files" in last
     assert not list((workdir / "checkpoints").glob("*tmp*"))

@@ -1,6 +1,7 @@
 """What is recorded of training steps, and when it is fetched from the devices."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -91,17 +92,62 @@ def test_recorded_norms_are_those_of_what_the_step_changed(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("part", ["trainable", "model_state"])
+@pytest.mark.parametrize("part", ["trainable", "model_state", "opt_state"])
 def test_a_parameter_that_is_not_finite_is_refused_beside_a_finite_loss(toy_dataset, part, value):
     state = draw_state(build_experiment(_config(toy_dataset), devices=jax.devices()[:1]))
     state = state.replace(model_state={"batch_stats": {"mean": np.zeros(3, np.float32)}})
     metrics = {"loss": jnp.float32(1)}
-    check_finite(metrics, state, step=7)
+    check_finite(metrics, state, 7, str)
     leaves, structure = jax.tree.flatten(getattr(state, part))
-    leaves[-1] = leaves[-1].copy()
-    leaves[-1].flat[-1] = value
+    last = max(n for n, leaf in enumerate(leaves) if leaf.ndim)
+    leaves[last] = leaves[last].copy()
+    leaves[last].flat[-1] = value
     broken = state.replace(**{part: structure.unflatten(leaves)})
-    with pytest.raises(UserError, match="a parameter is not finite after step 7"):
-        check_finite(metrics, broken, step=7)
-    with pytest.raises(UserError, match=f"the loss is {value} at step 7"):
-        check_finite({"loss": jnp.float32(value)}, state, step=7)
+    found = (
+        "a moment of the optimizer is" if part == "opt_state" else "a parameter or its square is"
+    )
+    with pytest.raises(UserError, match=f"{found} not finite after step 7; lower optim.lr"):
+        check_finite(metrics, broken, 7, str)
+    with pytest.raises(UserError, match=f"the loss is {value} at step 7, in a batch of 2 users"):
+        check_finite({"loss": jnp.float32(value)}, state, 7, lambda: "2 users")
+
+
+def test_a_parameter_whose_square_is_not_finite_is_refused(toy_dataset):
+    """With 1e37 the loss of the step was still finite, that of the next one cannot be."""
+    state = draw_state(build_experiment(_config(toy_dataset), devices=jax.devices()[:1]))
+    state.trainable["item_encoder"]["table"].flat[3] = 1e37
+    with pytest.raises(UserError, match="a parameter or its square is not finite after step 7"):
+        check_finite({"loss": jnp.float32(1)}, state, 7, str)
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_not_finite_is_told_with_the_batch_before_a_second_step_is_done(
+    toy_dataset, tmp_path, monkeypatch, log_every
+):
+    batches = []
+
+    def spoil(_, metrics):
+        batches.append(len(batches) + 1)
+        if len(batches) == 3:
+            metrics["loss"] = jnp.float32(np.nan)
+
+    _watch_steps(monkeypatch, after=spoil)
+    config = _config(toy_dataset, log_every=log_every, checkpoint_every=1000, epochs=2)
+    with pytest.raises(UserError) as error:
+        train.train_and_evaluate(config, tmp_path)
+    assert len(batches) == 4  # the next one was dispatched already
+    told = re.search(
+        r"^the loss is nan at step 3, in a batch of (\d+) users \((.*), …\) and "
+        r"(\d+) items \((.*), …\); lower optim.lr",
+        str(error.value),
+    )
+    experiment = build_experiment(config)
+    batch, data = experiment.batches[2], experiment.interactions
+    users, items = (
+        np.unique(batch.user[batch.user > 0]),
+        np.unique(batch.items.id[batch.items.id > 0]),
+    )
+    assert (int(told[1]), int(told[3])) == (len(users), len(items))
+    assert told[2].split(", ") == [data.user_ids()[int(user) - 1] for user in users[:5]]
+    assert told[4].split(", ") == [data.item_ids()[int(item) - 1] for item in items[:5]]
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
