@@ -96,7 +96,7 @@ def describe_pod(topology: str, *, slices: int = 1) -> Pod:
 
 
 def leave_cache() -> None:
-    """Keeps this process from JAX's cache of compiled programs, which cannot read those of a pod."""
+    """Keeps this process from JAX's cache of compiled programs, which cannot read a pod's."""
     jax.config.update("jax_enable_compilation_cache", False)
 
 
