@@ -17,7 +17,7 @@ from pixelrec_jax.items.vision.layers import MapPool
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option
-from pixelrec_jax.training import train
+from pixelrec_jax.training import options, train
 from pixelrec_jax.training.options import meaning
 from tests.tiny import tiny_config
 
@@ -55,7 +55,9 @@ def _colours(monkeypatch):
     settings = EncoderSettings(weights="", trainable="all", options={"exponent": 2.0})
     monkeypatch.setitem(ENCODERS, "colours", settings)
     # At import these are made from the two registries.
-    monkeypatch.setattr(items, "ITEM_ENCODERS", (*items.ITEM_ENCODERS, "colours"))
+    known = (*items.ITEM_ENCODERS, "colours")
+    for module in (items, options):
+        monkeypatch.setattr(module, "ITEM_ENCODERS", known)
     monkeypatch.setattr(pixelrec, "ITEMS", (*pixelrec.ITEMS, "colours"))
 
 
@@ -81,7 +83,7 @@ def test_it_trains_and_is_ranked(toy_dataset, tmp_path):
     [
         ("exponent", 0.0, r"item\.exponent=0\.0; expected more than 0"),
         ("exponant", 1.0, r"no key 'item\.exponant'; did you mean 'item\.exponent'"),
-        ("drop_path", 0.1, r"no key 'item\.drop_path'"),
+        ("drop_path", 0.1, r"item\.name=colours does not take item\.drop_path"),
         ("pool", "cls", r"item\.pool='cls'; expected mean or tokens"),
         ("trainable", "gama", r"unknown block 'gama'; did you mean 'gamma'"),
         ("name", "colors", "unknown item encoder 'colors'; did you mean 'colours'"),
