@@ -3,13 +3,17 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+_CALLBACK_SECONDS = 0.05  # after which a callback has ended
 
 # JAX's handler of SIGTERM as a struct sigaction, once `take_from_jax` has stored it.
 _OF_JAX = ctypes.create_string_buffer(1024)
@@ -46,7 +50,8 @@ class StopRequest:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal; a second signal ends the process at once."""
         self._requested = True
-        signal.signal(number, signal.default_int_handler)
+        for each in {number, signal.SIGINT}:
+            signal.signal(each, signal.default_int_handler)
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -74,7 +79,7 @@ def stop_request(answer: Callable[[], None] = lambda: None) -> Generator[StopReq
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     request.listen()
     try:
-        with _answered(answer):
+        with _answered(answer), _interrupts_kept():
             yield request
     finally:
         for number, handler in before.items():
@@ -103,3 +108,23 @@ def _answered(answer: Callable[[], None]) -> Generator[None]:
         thread.join()
         for pipe in (reading, writing):
             os.close(pipe)
+
+
+@contextmanager
+def _interrupts_kept() -> Generator[None]:
+    """Repeats a KeyboardInterrupt that Python drops since it came in a callback, as of its gc."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            before(unraisable)
+            return
+        timer = threading.Timer(_CALLBACK_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -27,3 +27,19 @@ def test_a_signal_is_answered_while_the_main_thread_computes(number):
     assert answers[0] < end
     assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+class _Interrupted:
+    """Its end, which Python may call anywhere, is interrupted."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_in_a_callback_is_not_lost():
+    with stop_request() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.applies_to(1)
+        _Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
