@@ -86,7 +86,7 @@ def main(_: Sequence[str]) -> None:
 def _next_steps(workdir: Path) -> str:
     """Returns where the results are and what can be done with them."""
     return (
-        f"results: {workdir}/result.json (fractions), ranks.parquet, checkpoints\n"
+        f"results: {workdir}/result.json (fractions), ranks.parquet, test_top_k.parquet\n"
         f"curves:  tensorboard --logdir={workdir}\n"
         f"next:    pixelrec report {workdir} --examples=3  (users and their lists)\n"
         f"         pixelrec report {workdir} OTHER  (runs side by side)"

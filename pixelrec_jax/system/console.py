@@ -1,6 +1,7 @@
 """Text for the terminal: tables, single lines and a progress bar."""
 
 import io
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -34,9 +35,13 @@ class PlainConsole(Console):
 
 
 def render(tables: Iterable[Table]) -> str:
-    """Returns tables as plain text, as wide as they need to be and without markup."""
+    """Returns tables as plain text, without markup.
+
+    They fit the terminal; without one they are as wide as they need to be.
+    """
     text = io.StringIO()
-    console = PlainConsole(file=text, width=1000)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    console = PlainConsole(file=text, width=width)
     for table in tables:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

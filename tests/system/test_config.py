@@ -57,7 +57,7 @@ def test_every_setting_of_a_user_encoder_has_a_range(user):
         ("user=sasrec", "negatives.count", 0, "negatives.count=0; expected 1 or more"),
         ("user=sasrec", "eval.ks", (), "eval.ks is empty; give at least one"),
         ("user=sasrec", "optim.warmup_steps", 10**11, "expected at most 2147483647"),
-        ("user=sasrec", "seed", 2**31, "expected at most 2147483647"),
+        ("user=sasrec", "optim.warmup_steps", 2**31, "expected at most 2147483647"),
         ("user=sasrec", "optim.lr", 1e39, "expected at most 3.4e+38"),
         ("user=sasrec", "data.workers", 99_999_999, "expected at most 1024"),
         ("user=sasrec", "user.name", "mf", "user.name=mf does not take user.dropout, which"),
