@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -96,12 +96,15 @@ class Kept:
         Raises:
           DamagedError: the metadata of one cannot be read, so that it may be the best.
         """
-        scores = [(score, step) for step in self._steps if (score := self._score(step)) is not None]
-        return max(scores)[1] if scores else None
+        for step in self._steps:
+            self.metadata(step)
+        return self._best(self._steps)
 
-    def _score(self, step: int) -> float | None:
-        metrics = self.metadata(step)["metrics"]
-        return metrics[self._metric] if metrics else None
+    def _best(self, steps: Iterable[int]) -> int | None:
+        """Returns the best of these steps, as far as their metadata are known."""
+        known = {step: self._metadata[step]["metrics"] for step in steps if step in self._metadata}
+        scores = [(metrics[self._metric], step) for step, metrics in known.items() if metrics]
+        return max(scores)[1] if scores else None
 
     def folder(self, step: int) -> Path:
         """Returns the folder of a checkpoint."""
@@ -124,7 +127,7 @@ class Kept:
                 metadata = _DOCUMENT.check(content, path)
             except UserError as error:
                 raise ValueError(str(error)) from None
-            if metadata["sha256"] != _sha256(metadata):
+            if metadata["sha256"] != _sha256(content):  # a schema may turn 1 into 1.0
                 raise ValueError(f"{METADATA} is not what was saved")
             self._metadata[step] = metadata
         return self._metadata[step]
@@ -133,13 +136,13 @@ class Kept:
         """Makes a checkpoint count; those that are neither among the latest nor the best go."""
         self._steps.append(step)
         self._metadata[step] = metadata
-        with suppress(DamagedError):  # then it is not known which is the best, and all are kept
-            kept = {*self._steps[-_LATEST:], self.best}
-            for old in [step for step in self._steps if step not in kept]:
-                self._steps.remove(old)
-                self._metadata.pop(old)
-                if jax.process_index() == 0:
-                    self._delete(old)
+        unknown = [step for step in self._steps if step not in self._metadata]  # may be the best
+        kept = {*self._steps[-_LATEST:], self._best(self._steps), *unknown}
+        for old in [step for step in self._steps if step not in kept]:
+            self._steps.remove(old)
+            self._metadata.pop(old)
+            if jax.process_index() == 0:
+                self._delete(old)
 
     def _delete(self, step: int) -> None:
         """Deletes a folder; if that is interrupted, orbax removes the rest at the next start."""
@@ -205,12 +208,10 @@ class Kept:
 
     def damaged(self, step: int, reason: str) -> DamagedError:
         """Returns the error for a damaged checkpoint; it says how to go on without it."""
-        metrics = {other: self._metadata[other]["metrics"] for other in self._metadata}
-        scores = [(m[self._metric], other) for other, m in metrics.items() if m and other != step]
         remedy = "train in a new workdir, as no other was evaluated"
-        if scores:
+        if (best := self._best(other for other in self._steps if other != step)) is not None:
             way = "write an object" if storage.is_remote(self.directory) else "rename it to"
-            remedy = f"to use the next best, of step {max(scores)[1]}, {way} {self._mark(step)}"
+            remedy = f"to use the next best, of step {best}, {way} {self._mark(step)}"
         return DamagedError(
             f"the checkpoint {self.folder(step)} is damaged or incomplete ({reason}); {remedy}",
             reason,
