@@ -82,11 +82,18 @@ def _top_lists(workdir: Path, *, users: int, seed: int) -> pl.DataFrame:
     """Returns the rows of test_top_k.parquet of random users, in the order of the file."""
     path = workdir / "test_top_k.parquet"
     try:
-        scan = scan_parquet(storage.local_file(path))
+        scan = scan_parquet(storage.local_file(path)).select(
+            pl.col("user_id", "item_id").cast(pl.String),
+            pl.col("rank").cast(pl.Int64),
+            pl.col("score").cast(pl.Float64),
+        )
         known = scan.filter(pl.col("rank") == 1).select("user_id").collect()["user_id"]
         drawn = np.random.default_rng(seed).permutation(len(known))[:users]
         chosen = known.gather(np.sort(drawn)).implode()
-        return scan.filter(pl.col("user_id").is_in(chosen)).collect()
+        top = scan.filter(pl.col("user_id").is_in(chosen)).collect()
+        if sum(top.null_count().row(0)):
+            raise OSError("values are missing")
+        return top
     except (OSError, *POLARS_ERRORS) as error:
         raise UserError(
             f"{path} cannot be read ({reason(error)}); write it with pixelrec train "

@@ -97,12 +97,13 @@ def read_config(workdir: Path) -> ConfigDict:
         content = json.loads(read_text(path))
         if not isinstance(content, dict) or "train" not in content:
             raise ValueError("it is not a config")
+        config = ConfigDict(content)
     except FileNotFoundError:
         raise UserError(
             f"--workdir={workdir} holds no run (no config.json); give --config to start one, in a "
             "new folder if this one has checkpoints"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); the same config is in custom_metadata.run of the "
             f"files {workdir}/checkpoints/*/_CHECKPOINT_METADATA"
@@ -114,7 +115,7 @@ def read_config(workdir: Path) -> ConfigDict:
             raise UserError(
                 f"--workdir={workdir}: {error.filename}: {error.strerror}; remove it"
             ) from None
-    return ConfigDict(content)
+    return config
 
 
 class MetricsLog:

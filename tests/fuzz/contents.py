@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -95,12 +95,12 @@ _VALUES = st.recursive(
 )
 
 
-def json_of(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
+def json_of(seeds: Callable[[], Sequence[bytes]]) -> st.SearchStrategy[bytes]:
     """Returns a strategy of JSON files of which some values are others, or are gone."""
 
     @st.composite
     def changed(draw: st.DrawFn) -> bytes:
-        content = json.loads(draw(st.sampled_from(list(seeds))))
+        content = json.loads(draw(st.sampled_from(list(seeds()))))
         for _ in range(draw(st.integers(0, 3))):
             content = _replaced(draw, content)
         return json.dumps(content).encode("utf-8", "surrogatepass")

@@ -168,12 +168,11 @@ def weights() -> list[bytes]:
 
 @cache
 def features() -> list[bytes]:
-    """Matrices of features, as .npy and .npz."""
+    """Matrices of features, in both orders."""
     matrix = np.zeros((5, 3), np.float32)
     return [
         _buffer(lambda file: np.save(file, matrix)),
         _buffer(lambda file: np.save(file, np.asfortranarray(matrix.astype(np.float16)))),
-        _buffer(lambda file: np.savez(file, a=matrix)),
     ]
 
 

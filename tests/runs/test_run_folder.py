@@ -1,4 +1,4 @@
-"""Files of a run that are nested deeper than Python recurses."""
+"""Files of a run with what no config or record has, such as depths beyond Python's."""
 
 import pytest
 
@@ -8,8 +8,9 @@ from pixelrec_jax.system.errors import UserError
 DEEP = '{"step":' * 100_000
 
 
-def test_a_deep_config_is_one_line(tmp_path):
-    (tmp_path / "config.json").write_text(DEEP)
+@pytest.mark.parametrize("text", [DEEP, '{"train": {"a.b": 1}}'])
+def test_a_config_that_cannot_be_one_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         run_folder.read_config(tmp_path)
 
