@@ -264,7 +264,7 @@ def test_a_damaged_file_of_a_dataset_is_read_or_refused(name, dataset, tmp_path,
     check()
 
 
-@pytest.mark.parametrize("file", ["recommendations.parquet", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["test_top_k.parquet", "metrics.jsonl"])
 def test_a_damaged_file_of_a_run_is_read_or_refused(file, dataset, tmp_path, bounded):
     top = pl.DataFrame(
         {"user_id": ["u0", "u0"], "rank": [1, 2], "item_id": ["i1", "i2"], "score": [2.0, 1.0]}
