@@ -163,12 +163,11 @@ class _Patterns:
 
     def are_fields_whole(self, block: bytes, line_ends: np.ndarray) -> bool:
         """Returns whether all quotes are around whole fields, without line ends inside."""
-        text, quotes = np.frombuffer(block, np.uint8), _places(block, '"')
+        quotes = _places(block, '"')
         if len(quotes) % 2 or (b"\r" in block and block.count(b"\r") != block.count(b"\r\n")):
             return False
-        first, last = quotes[::2], quotes[1::2]
-        before = text[first[first > 0] - 1]
-        after = text[last[last < len(text) - 1] + 1]
+        around = np.frombuffer(b"\n" + block + b"\n", np.uint8)  # places are one further
+        before, after = around[quotes[::2]], around[quotes[1::2] + 2]
         return bool(
             self._before[before].all()
             and self._after[after].all()
