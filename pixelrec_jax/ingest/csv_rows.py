@@ -68,10 +68,11 @@ class CsvText:
             if len(self.separator) > 1:
                 self._check_pairs(block, line)
             quote = block.find(b'"') if quoted else -1
-            if not split and (quote < 0 or patterns.are_fields_whole(block)):
+            line_ends = _places(block, "\n")
+            if not split and (quote < 0 or patterns.are_fields_whole(block, line_ends)):
                 first = 0 if quote < 0 else line + block.count(b"\n", 0, quote)
-                yield Rows(line, patterns.count(block), first)
-                line += _count(np.frombuffer(block, np.uint8), "\n")
+                yield Rows(line, patterns.count(block, line_ends), first)
+                line += len(line_ends)
                 continue
             try:
                 for text, fields in self._parse(block, blocks, quoted=quoted):
@@ -160,25 +161,23 @@ class _Patterns:
         self._before, self._after = _table(f'{separator}\n"'), _table(f'{separator}\r\n"')
         self._maybe_empty = _table(f"{separator}\r\n")  # as the first character of a line
 
-    def are_fields_whole(self, block: bytes) -> bool:
+    def are_fields_whole(self, block: bytes, line_ends: np.ndarray) -> bool:
         """Returns whether all quotes are around whole fields, without line ends inside."""
-        text = np.frombuffer(block, np.uint8)
-        quotes, line_ends = _places(text, '"'), _places(text, "\n")
-        if len(quotes) % 2 or (b"\r" in block and _count(text, "\r") != block.count(b"\r\n")):
+        quotes = _places(block, '"')
+        if len(quotes) % 2 or (b"\r" in block and block.count(b"\r") != block.count(b"\r\n")):
             return False
-        first, last = quotes[::2], quotes[1::2]
-        before = text[first[first > 0] - 1]
-        after = text[last[last < len(text) - 1] + 1]
+        around = np.frombuffer(b"\n" + block + b"\n", np.uint8)  # places are one further
+        before, after = around[quotes[::2]], around[quotes[1::2] + 2]
         return bool(
             self._before[before].all()
             and self._after[after].all()
             and not (np.searchsorted(quotes, line_ends) % 2).any()
         )
 
-    def count(self, block: bytes) -> int:
+    def count(self, block: bytes, line_ends: np.ndarray) -> int:
         """Returns how many lines have a value, if no line ends inside of a field."""
         text = np.frombuffer(block, np.uint8)
-        starts = np.append(0, _places(text, "\n") + 1)
+        starts = np.append(0, line_ends + 1)
         starts = starts[starts < len(text)]
         second = starts[text[starts] == ord('"')] + 1
         quotes = text[second[second < len(text)]] == ord('"')
@@ -192,12 +191,8 @@ def _table(characters: str) -> np.ndarray:
     return np.isin(np.arange(256), list(characters.encode()))
 
 
-def _places(text: np.ndarray, character: str) -> np.ndarray:
-    return np.flatnonzero(text == ord(character))
-
-
-def _count(text: np.ndarray, character: str) -> int:
-    return int(np.count_nonzero(text == ord(character)))
+def _places(block: bytes, character: str) -> np.ndarray:
+    return np.flatnonzero(np.frombuffer(block, np.uint8) == ord(character))
 
 
 _patterns = lru_cache(_Patterns)

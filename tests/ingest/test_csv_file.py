@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import random
 
 import polars as pl
 import pytest
@@ -101,6 +102,29 @@ def test_values_are_those_of_pythons_csv(path):
         assert [list(row) for row in file.scan().fill_null("").collect().iter_rows()] == expected[
             1:
         ]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_rows_are_counted_as_python_splits_them(monkeypatch, separator):
+    rng, counted = random.Random(0), 0
+    monkeypatch.setattr(csv_rows, "_BLOCK", 8)
+    for _ in range(3000):
+        fields = ['"x"', '""', "x", '"x\ny"', '"""x"', '"x"""', "", 'x"', '"', f'"{separator}"']
+        rows = [[rng.choice(fields) for _ in range(2)] for _ in range(rng.randint(1, 4))]
+        text = "".join(separator.join(row) + rng.choice(["\n", "\r\n"]) for row in rows)
+        try:
+            split = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+            expected = sum(any(row) for row in split)
+        except csv.Error:
+            expected = None
+        try:
+            rows = CsvText(text.encode(), "x", separator).rows()
+            found = sum(row.count for row in rows)
+        except UserError:
+            found = None
+        assert found == expected, text
+        counted += expected is not None
+    assert counted > 500
 
 
 @pytest.mark.parametrize("block", [1, 50, 1000])

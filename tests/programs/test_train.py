@@ -141,7 +141,7 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
         ([CONFIG, "--flagfile=/nowhere"], "Unable to open flagfile: [Errno 2] No such file"),
         ([CONFIG, "--config.user.name=mf"], "user.name=mf does not take user.dropout"),
         ([CONFIG, "--config.seed=12345678901234567890"], "expected at most 2147483647"),
-        ([CONFIG, "--config.train.batch_size=99999999"], "train.batch_size=99999999 is more than the 74 examples"),
+        ([CONFIG, "--config.train.batch_size=99999999"], "99999999 is more than the 74 examples"),
         ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
     ],
