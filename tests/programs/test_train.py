@@ -1,5 +1,6 @@
 """The program from its command line: flags, files it writes, and its one-line errors."""
 
+import csv
 import json
 import math
 import re
@@ -86,6 +87,29 @@ def test_runs_are_compared_side_by_side(finished):
     assert "holds no result.json" in run(workdir.parent, module="report").stderr
 
 
+def test_reports_in_other_forms_have_the_same_numbers(finished):
+    workdir, _ = finished
+    metrics = json.loads((workdir / "result.json").read_text())["test"]["model"]["all"]
+    text = report.table([workdir, workdir], form="csv")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 2 * 4  # all and cold: random, popularity and two runs
+    run = next(row for row in rows if str(workdir) in row["run"] and row["targets"] == "all")
+    for name, estimate in metrics.items():
+        assert float(run[f"{name} (%)"]) == pytest.approx(100 * estimate["value"], abs=1e-4)
+        assert float(run[f"{name} high (%)"]) == pytest.approx(100 * estimate["high"], abs=1e-4)
+    percent = f"{100 * metrics['ndcg@10']['value']:.2f} "
+    for form in ("text", "markdown", "latex"):
+        assert percent in report.table([workdir], form=form)
+    assert report.FORMATS.keys() == {"text", "markdown", "latex", "csv"}
+
+
+def test_the_end_says_where_the_results_are(finished):
+    workdir, process = finished
+    for path in (f"{workdir}/result.json", f"--logdir={workdir}", f"report {workdir} --examples=3"):
+        assert path in process.stdout
+    assert (workdir / "test_top_k.parquet").exists()
+
+
 def test_runs_without_a_result_have_a_row_if_asked_for(finished, tmp_path):
     workdir, _ = finished
     table = report.table([tmp_path, workdir], unfinished=True)
@@ -141,7 +165,7 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
         ([CONFIG, "--flagfile=/nowhere"], "Unable to open flagfile: [Errno 2] No such file"),
         ([CONFIG, "--config.user.name=mf"], "user.name=mf does not take user.dropout"),
         ([CONFIG, "--config.seed=12345678901234567890"], "expected at most 2147483647"),
-        ([CONFIG, "--config.train.batch_size=99999999"], "train.batch_size=99999999 is more than the 74 examples"),
+        ([CONFIG, "--config.train.batch_size=99999999"], "99999999 is more than the 74 examples"),
         ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
     ],
