@@ -1,5 +1,6 @@
 """The program from its command line: flags, files it writes, and its one-line errors."""
 
+import csv
 import json
 import math
 import re
@@ -84,6 +85,29 @@ def test_runs_are_compared_side_by_side(finished):
     assert len(re.findall("^user ", process.stdout, re.MULTILINE)) == 2 * 3
     assert run(module="report").stderr.startswith("error: WORKDIR [WORKDIR ...] is missing")
     assert "holds no result.json" in run(workdir.parent, module="report").stderr
+
+
+def test_reports_in_other_forms_have_the_same_numbers(finished):
+    workdir, _ = finished
+    metrics = json.loads((workdir / "result.json").read_text())["test"]["model"]["all"]
+    text = report.table([workdir, workdir], form="csv")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 2 * 4  # all and cold: random, popularity and two runs
+    run = next(row for row in rows if str(workdir) in row["run"] and row["targets"] == "all")
+    for name, estimate in metrics.items():
+        assert float(run[f"{name} (%)"]) == pytest.approx(100 * estimate["value"], abs=1e-4)
+        assert float(run[f"{name} high (%)"]) == pytest.approx(100 * estimate["high"], abs=1e-4)
+    percent = f"{100 * metrics['ndcg@10']['value']:.2f} "
+    for form in ("text", "markdown", "latex"):
+        assert percent in report.table([workdir], form=form)
+    assert report.FORMATS.keys() == {"text", "markdown", "latex", "csv"}
+
+
+def test_the_end_says_where_the_results_are(finished):
+    workdir, process = finished
+    for path in (f"{workdir}/result.json", f"--logdir={workdir}", f"report {workdir} --examples=3"):
+        assert path in process.stdout
+    assert (workdir / "test_top_k.parquet").exists()
 
 
 def test_runs_without_a_result_have_a_row_if_asked_for(finished, tmp_path):
