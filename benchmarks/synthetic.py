@@ -15,6 +15,7 @@ class RandomImages:
 
     field = "image"
     fingerprint = ""
+    watched = ()
 
     def __init__(self, size: int):
         """Makes a store of images with `size` x `size` pixels."""

@@ -1,6 +1,6 @@
 """The keys of a config, with default, meaning and range."""
 
-from pixelrec_jax.system.options import Key, Number, OneOf, Option, Text, Whole, Wholes
+from pixelrec_jax.system.options import Key, Number, OneOf, Option, Text, Whole, Wholes, Words
 
 # The keys of every config. Further keys of `user`, `item`, `task`, `negatives` and `loss` are
 # declared by the code that reads them.
@@ -9,7 +9,7 @@ KEYS: dict[str, Key | dict[str, Key]] = {
     "width": Key(512, "D, the number of entries of a query", Whole()),
     "dataset": {
         "name": Key("", "name of the dataset in reports", Text()),
-        "path": Key("", "folder of the prepared dataset", Text()),
+        "path": Key("", "folder of the prepared dataset", Text(), "nothing"),
     },
     "warm_start": {
         "run": Key("", "folder of a finished run to start from (Table 7); '' for none", Text()),
@@ -20,16 +20,16 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         ),
     },
     "task": {
-        "name": Key("next_item", "how interactions become training examples: `TASKS`", None),
+        "name": Key("next_item", "how interactions become training examples: `TASKS`", Text()),
         "history_length": Key(10, "L, the number of items in a history", Whole()),
     },
     "negatives": {
-        "name": Key("uniform", "how negatives are drawn: `NEGATIVES`", None),
+        "name": Key("uniform", "how negatives are drawn: `NEGATIVES`", Text()),
     },
     "user": {},
     "item": {},
     "loss": {
-        "name": Key("bpr", "the loss that training minimises: `LOSSES`", None),
+        "name": Key("bpr", "the loss that training minimises: `LOSSES`", Text()),
     },
     "optim": {
         "lr": Key(1e-4, "learning rate of parameters that read no images or features", Number(0)),
@@ -44,49 +44,64 @@ KEYS: dict[str, Key | dict[str, Key]] = {
     },
     "train": {
         "batch_size": Key(64, "examples of the task in a step, over all devices", Whole()),
-        "epochs": Key(200, "passes over the training examples, at most", Whole(0)),
-        "patience": Key(30, "evaluations without improvement before training stops", Whole(0)),
+        "epochs": Key(200, "passes over the training examples, at most", Whole(0), "length"),
+        "patience": Key(
+            30, "evaluations without improvement before training stops", Whole(0), "length"
+        ),
         "eval_every": Key(1, "epochs between evaluations", Whole()),
-        "checkpoint_every": Key(1000, "steps between checkpoints; evaluations also save", Whole()),
-        "log_every": Key(50, "steps between lines of the log", Whole()),
+        "checkpoint_every": Key(
+            1000, "steps between checkpoints; evaluations also save", Whole(), "nothing"
+        ),
+        "log_every": Key(50, "steps between lines of the log", Whole(), "nothing"),
     },
     "eval": {
-        "ks": Key((5, 10), "values of k for recall@k and ndcg@k", Wholes()),
+        "ks": Key((5, 10), "values of k for recall@k and ndcg@k", Wholes(), "report"),
         "monitor": Key("ndcg@10", "metric that decides which checkpoint is the best", Text()),
-        "batch_size": Key(1024, "users ranked at once", Whole()),
-        "encode_batch_size": Key(128, "items encoded at once on each device", Whole()),
-        "chunk": Key(32768, "items scored at once on each device; bounds the memory", Whole()),
-        "cold_threshold": Key(3, "most training interactions of a cold target", Whole(0)),
+        "batch_size": Key(1024, "users ranked at once", Whole(), "nothing"),
+        "encode_batch_size": Key(128, "items encoded at once on each device", Whole(), "rounding"),
+        "chunk": Key(
+            32768, "items scored at once on each device; bounds the memory", Whole(), "nothing"
+        ),
+        "cold_threshold": Key(3, "most training interactions of a cold target", Whole(0), "report"),
     },
     "data": {
-        "workers": Key(0, "processes that decode images; 0 decodes in threads", Whole(0, 1024)),
-        "threads": Key(2, "threads in each of these processes", Whole(1, 1024)),
+        "workers": Key(
+            0, "processes that decode images; 0 decodes in threads", Whole(0, 1024), "nothing"
+        ),
+        "threads": Key(2, "threads in each of these processes", Whole(1, 1024), "nothing"),
         "prefetch": Key(
-            2, "batches that each process may be ahead; they take memory", Whole(1, 1024)
+            2,
+            "batches that each process may be ahead; they take memory",
+            Whole(1, 1024),
+            "nothing",
         ),
         "slot_buckets": Key(
             1, "how many sizes U, a shard's items, may have; the step is compiled for each", Whole()
         ),
     },
     "log": {
-        "writers": Key((), "trackers that also get the metrics: wandb, mlflow", None),
+        "writers": Key((), "trackers that also get the metrics: wandb, mlflow", Words(), "nothing"),
     },
     "profile": {
-        "start": Key(0, "first step of a trace in WORKDIR/profile", Whole(0)),
-        "steps": Key(0, "number of steps in the trace; 0 traces nothing", Whole(0)),
+        "start": Key(0, "first step of a trace in WORKDIR/profile", Whole(0), "nothing"),
+        "steps": Key(0, "number of steps in the trace; 0 traces nothing", Whole(0), "nothing"),
     },
     "mesh": {
-        "data": Key(-1, "devices that split the batch; -1 takes the rest", None),
-        "fsdp": Key(1, "devices that split the batch, large parameters and tables", None),
-        "tensor": Key(1, "devices that split heads, hidden units and tables", None),
-        "fsdp_min_size": Key(2**16, "fewest entries of a parameter that fsdp splits", Whole(0)),
+        "data": Key(-1, "devices that split the batch; -1 takes the rest", Whole(-1), "rounding"),
+        "fsdp": Key(
+            1, "devices that split the batch, large parameters and tables", Whole(), "rounding"
+        ),
+        "tensor": Key(1, "devices that split heads, hidden units and tables", Whole(), "rounding"),
+        "fsdp_min_size": Key(
+            2**16, "fewest entries of a parameter that fsdp splits", Whole(0), "rounding"
+        ),
     },
 }
 
 # Keys that only some words of a config add.
 ADDED = {
-    "user.name": Option("the user encoder: `USER_ENCODERS`", None),
-    "dataset.split.name": Option("how interactions are split: `SPLITS`", None),
+    "user.name": Option("the user encoder: `USER_ENCODERS`", Text()),
+    "dataset.split.name": Option("how interactions are split: `SPLITS`", Text()),
     "dataset.split.valid_from": Option(
         "start of validation: a timestamp, or the fraction of interactions before it", None
     ),

@@ -192,7 +192,7 @@ def _parse(of_run: Sequence[str]) -> dict[str, str]:
 
 def _job(name: str, of_run: tuple[str, ...], given: dict[str, str]) -> Job:
     # Imported here: encoders import JAX, which --help does not need.
-    from pixelrec_jax.training.options import check_values
+    from pixelrec_jax.configs.checks import check_values
 
     file = given["config"].partition(":")[0]
     config = _config(of_run, given)

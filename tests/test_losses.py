@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from pixelrec_jax.configs.base import shared_keys
+from pixelrec_jax.configs.checks import check_values, meaning
 from pixelrec_jax.losses import LOSSES, bpr, build_loss
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option, keys_of
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.options import check_values, meaning
 from tests.steps import run_steps
 from tests.tiny import tiny_config
 

@@ -120,6 +120,7 @@ class ArrayStore:
     rows: np.ndarray
     field: str = "image"
     fingerprint = ""
+    watched = ()
 
     def load(self, ids: np.ndarray) -> np.ndarray:
         rows = np.zeros((*ids.shape, *self.rows.shape[1:]), self.rows.dtype)

@@ -3,9 +3,18 @@
 import json
 from collections.abc import Iterator
 from types import NoneType, UnionType
-from typing import Annotated, Any, NotRequired, Required, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from typing_extensions import is_typeddict
+from typing_extensions import NoExtraItems, is_typeddict
 
 from pixelrec_jax.system.schema import Document
 
@@ -21,9 +30,10 @@ def variants(document: Document, content: Any) -> Iterator[tuple[str, bytes]]:
         for other in _OTHERS:
             if known and type(other) not in known:
                 yield f"{place} is {other!r}", json.dumps(_changed(content, place, other)).encode()
-        if is_typeddict(hint):
-            more = {**_at(content, place), "unknown": 1}
-            yield f"{place} has more", json.dumps(_changed(content, place, more)).encode()
+        if is_typeddict(hint) and _at(content, place) is not None:
+            if _is_closed(hint):
+                more = {**_at(content, place), "unknown": "x"}
+                yield f"{place} has more", json.dumps(_changed(content, place, more)).encode()
             for key in hint.__required_keys__:
                 less = {k: v for k, v in _at(content, place).items() if k != key}
                 yield f"{place} lacks {key}", json.dumps(_changed(content, place, less)).encode()
@@ -40,17 +50,28 @@ def _places(hint: Any, content: Any, place: _Place = ()) -> Iterator[tuple[_Plac
     yield place, hint
     if content is None:
         return
-    if isinstance(hint, UnionType):
+    if get_origin(hint) in (Union, UnionType):
         hint = _plain(next(kind for kind in get_args(hint) if kind is not NoneType))
     if is_typeddict(hint):
         hints = get_type_hints(hint, include_extras=True)
         for key in content:
-            yield from _places(hints[key], content[key], (*place, key))
+            if key in hints or _extra(hint) is not NoExtraItems:
+                yield from _places(hints.get(key, _extra(hint)), content[key], (*place, key))
     elif get_origin(hint) is dict:
         for key in list(content)[:2]:
             yield from _places(get_args(hint)[1], content[key], (*place, key))
     elif get_origin(hint) is list and content:
         yield from _places(get_args(hint)[0], content[0], (*place, 0))
+
+
+def _is_closed(hint: Any) -> bool:
+    """Returns whether a TypedDict refuses a text under an unknown key."""
+    forbids = getattr(hint, "__pydantic_config__", {}).get("extra") == "forbid"
+    return forbids or _extra(hint) is not NoExtraItems
+
+
+def _extra(hint: Any) -> Any:
+    return getattr(hint, "__extra_items__", NoExtraItems)
 
 
 def _plain(hint: Any) -> Any:
@@ -63,7 +84,7 @@ def _allowed(hint: Any) -> set[type]:
     """Returns the types that a value may have; none of them for `Any`."""
     if hint is Any:
         return set()
-    if isinstance(hint, UnionType):
+    if get_origin(hint) in (Union, UnionType):
         return set().union(*(_allowed(_plain(kind)) for kind in get_args(hint)))
     if is_typeddict(hint):
         return {dict}

@@ -109,6 +109,7 @@ class NoImages:
 
     field = "image"
     fingerprint = ""
+    watched = ()
 
     def __init__(self, size: int):
         """Makes a store of images with `size` x `size` pixels."""

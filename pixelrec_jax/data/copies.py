@@ -15,10 +15,13 @@ from typing import Any
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.files import digest, read_text, replaced_file
-from pixelrec_jax.system.foreign import visible
+from pixelrec_jax.system.foreign import one_line
+from pixelrec_jax.system.redact import redact
 
-_ORIGIN = "origin.txt"  # in a copy: the URL of the dataset
+_ORIGIN = "origin.txt"  # in a copy: the URL of the dataset, without secrets
+_ADDRESSES: dict[Path, str] = {}  # by copy: the URL as it was given to this process
 _AT_ONCE = 8  # files that are copied at the same time, each by one thread
 
 
@@ -40,10 +43,12 @@ def local_folder(name: str | Path, manifest: str) -> Path:
         missing="there is no such file, so this is not a prepared dataset; run pixelrec prepare to "
         "a local folder and copy that",
     )
-    key = hashlib.sha256(url.encode() + b"\n" + content).hexdigest()[:12]
-    folder = storage.cache() / "datasets" / f"{url.rpartition('/')[2]}-{key}"
+    shown = redact(url)  # another signature does not make another copy
+    key = hashlib.sha256(shown.encode() + b"\n" + content).hexdigest()[:12]
+    folder = storage.cache() / "datasets" / f"{shown.rpartition('/')[2]}-{key}"
+    _ADDRESSES[folder] = url
     with storage.exclusive(folder):
-        for file, text in ((_ORIGIN, url.encode()), (manifest, content)):
+        for file, text in ((_ORIGIN, shown.encode()), (manifest, content)):
             if not (folder / file).exists():
                 with replaced_file(folder / file) as temporary:
                     temporary.write_bytes(text)
@@ -51,12 +56,19 @@ def local_folder(name: str | Path, manifest: str) -> Path:
 
 
 def origin(folder: Path) -> str | None:
-    """Returns the URL that a folder is a copy of; None if the folder is not a copy."""
+    """Returns the URL that a folder is a copy of; None if the folder is not a copy.
+
+    The URL has its secrets only in the process that was given it.
+    """
+    if folder in _ADDRESSES:
+        return _ADDRESSES[folder]
     try:
         return read_text(folder / _ORIGIN)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if is_of_machine(error):
+            raise
         raise UserError(
             f"{folder / _ORIGIN} cannot be read: {error.strerror}; copy the dataset again"
         ) from None
@@ -90,7 +102,7 @@ def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             )
         if names:
             line = f"copying {size / 1e6:,.1f} MB of {url} to {folder}"
-            print(visible(line), file=sys.stderr)
+            print(one_line(line), file=sys.stderr)
         executor = ThreadPoolExecutor(_AT_ONCE)
         try:
             with progress_bar("Copying", total=size) as advance:

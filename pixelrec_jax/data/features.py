@@ -9,9 +9,11 @@ from typing_extensions import TypedDict
 
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.schema import Count, Document, Sha256, record
 
 _BYTES_IN_FINGERPRINT = 1 << 26  # of a larger matrix, evenly spaced rows are hashed
@@ -71,13 +73,15 @@ class FeatureStore:
         Args:
           path: the .npy file.
           interactions: the dataset that the items belong to.
-          codes: 0 for real numbers; otherwise the file holds semantic ids 0 .. codes - 1.
+          codes: 0 for features, real or whole numbers; otherwise the file holds semantic ids
+            0 .. codes - 1.
 
         Raises:
           UserError: the file is missing, holds other numbers, or belongs to other items.
         """
         self._path, self._interactions, self._codes = path, interactions, codes
         self._matrix = self._open(path, interactions.num_items, codes)
+        self.watched = (WatchedFile(path, self.fingerprint, lambda p: _fingerprint(map_array(p))),)
         if provenance(path).exists():
             _check_items(path, interactions)
         if not codes and self._matrix[0].any():
@@ -106,6 +110,8 @@ class FeatureStore:
                 "folder of the dataset)"
             ) from None
         except OSError as error:
+            if is_of_machine(error):
+                raise
             raise UserError(
                 f"{path} cannot be read ({error.strerror}); name an .npy file with item.path"
             ) from None
@@ -113,11 +119,11 @@ class FeatureStore:
             raise UserError(
                 f"{path} is not a complete .npy file of numbers ({error}); write it with numpy.save"
             ) from None
-        kind = np.integer if codes else np.floating
-        if not np.issubdtype(matrix.dtype, kind):
+        whole = np.issubdtype(matrix.dtype, np.integer)
+        if not whole and (codes or not np.issubdtype(matrix.dtype, np.floating)):
             raise UserError(
-                f"{path} holds {matrix.dtype}; expected {kind.__name__} numbers; name another file "
-                "with item.path"
+                f"{path} holds {matrix.dtype}; expected {'whole' if codes else 'real'} numbers; "
+                "name another file with item.path"
             )
         dimensions = matrix.ndim == 2 if codes else matrix.ndim >= 2
         if not dimensions or len(matrix) != num_items or 0 in matrix.shape:
@@ -131,17 +137,14 @@ class FeatureStore:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the matrix; of a large matrix, a hash of evenly spaced rows."""
-        matrix = self._matrix
-        content = hashlib.sha256(str((matrix.shape, matrix.dtype)).encode())
-        for row in matrix[:: -(-matrix.nbytes // _BYTES_IN_FINGERPRINT)]:
-            content.update(np.ascontiguousarray(row).data)
-        return content.hexdigest()
+        return _fingerprint(self._matrix)
 
     def load(self, ids: np.ndarray) -> np.ndarray:
         """Returns float32[n, ...] or int32[n, ...] for ids int[n]; 0 for ids above all items."""
         is_item = ids < len(self._matrix)
-        dtype = np.int32 if np.issubdtype(self._matrix.dtype, np.integer) else np.float32
-        rows = np.zeros((len(ids), *self._matrix.shape[1:]), dtype)
+        rows = np.zeros(
+            (len(ids), *self._matrix.shape[1:]), np.int32 if self._codes else np.float32
+        )
         rows[is_item] = self._matrix[ids[is_item]]
         if not np.isfinite(rows).all():
             bad = ids[~np.isfinite(rows.reshape(len(ids), -1)).all(axis=1)][0]
@@ -150,6 +153,13 @@ class FeatureStore:
                 "again, or name another with item.path"
             )
         return rows
+
+
+def _fingerprint(matrix: np.ndarray) -> str:
+    content = hashlib.sha256(str((matrix.shape, matrix.dtype)).encode())
+    for row in matrix[:: -(-matrix.nbytes // _BYTES_IN_FINGERPRINT)]:
+        content.update(np.ascontiguousarray(row).data)
+    return content.hexdigest()
 
 
 def _check_items(path: Path, interactions: Interactions) -> None:

@@ -13,8 +13,12 @@ from array_record.python import array_record_module
 from PIL import Image, UnidentifiedImageError
 
 from pixelrec_jax.data import interactions
+from pixelrec_jax.data.manifest import MANIFEST
+from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.faults import is_of_machine
+from pixelrec_jax.system.open_files import most_open
 
 FOLDER = interactions.IMAGES
 # int32[items]: the record number of item i + 1, -1 for a grey image
@@ -24,7 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")  # chunks of a PNG that Pillow reads up to a limit
-_MOST_OPEN = 256  # image shards that a process keeps open
+_MOST_OPEN = 256  # image shards that a process keeps open, fewer if the system allows only fewer
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 # They do not name the image; `ingest.image_warnings` does, when a dataset is prepared.
@@ -111,6 +115,7 @@ class ImageStore:
     """
 
     field = "image"  # of `Items`
+    watched: tuple[WatchedFile, ...]  # the image shards
 
     def __init__(self, directory: str | Path, *, size: int):
         self._directory = Path(directory)
@@ -137,12 +142,21 @@ class ImageStore:
         content = "".join(files[name]["sha256"] for name in names)
         self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._record_numbers = self._read_record_numbers()
+        for number in np.unique(self._record_numbers // RECORDS_PER_SHARD) * RECORDS_PER_SHARD:
+            name = f"{FOLDER}/{image_shard_name(number)}"
+            if number >= 0 and name not in files:
+                raise self._damaged(MANIFEST, f"it has no field files[{name!r}]")
+        self.watched = tuple(
+            WatchedFile(self._directory / name, files[name]["sha256"])
+            for name in names
+            if name != RECORD_NUMBERS  # one of `Interactions.watched`
+        )
         self._close()
 
     def _close(self) -> None:
         self._lock = threading.Lock()
         self._readers: dict[Path, array_record_module.ArrayRecordReader] = {}
-        self._process = 0
+        self._process, self._most_open = 0, 1
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +169,7 @@ class ImageStore:
         return self._num_items
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_lock", "_readers", "_process"}
+        own = {"_lock", "_readers", "_process", "_most_open"}
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -166,6 +180,8 @@ class ImageStore:
         try:
             numbers = map_array(self._directory / RECORD_NUMBERS)
         except (OSError, ValueError) as error:
+            if is_of_machine(error):
+                raise
             raise self._damaged(RECORD_NUMBERS, error) from None
         if numbers.shape != (self._num_items,) or numbers.dtype != np.int32:
             raise self._damaged(
@@ -179,11 +195,12 @@ class ImageStore:
             # A forked child must not use its parent's readers, as they share file positions.
             if self._process != os.getpid():
                 self._readers, self._process = {}, os.getpid()
+                self._most_open = most_open(_MOST_OPEN)
             # Ordered by last use. A reader that is dropped closes once no thread reads from it.
             reader = self._readers.pop(path, None)
             if reader is None:
                 reader = array_record_module.ArrayRecordReader(str(path), READER_OPTIONS)
-                while len(self._readers) >= _MOST_OPEN:
+                while len(self._readers) >= self._most_open:
                     self._readers.pop(next(iter(self._readers)))
             self._readers[path] = reader
             return reader
@@ -215,6 +232,8 @@ class ImageStore:
         try:
             return self._open(path).read([number % RECORDS_PER_SHARD])[0]
         except RuntimeError as error:
+            if is_of_machine(error):
+                raise
             raise self._damaged(f"{FOLDER}/{path.name}", error) from None
 
     def pixels(self, record: bytes) -> np.ndarray:

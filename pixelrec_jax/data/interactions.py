@@ -19,20 +19,23 @@ from pixelrec_jax.data.manifest import (
     SCHEMA_VERSION,
     Manifest,
 )
+from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.files import check_folder, digest
 from pixelrec_jax.system.frames import POLARS_ERRORS, scan_ipc
 
 IMAGE_ROWS = "image_rows.npy"
+ITEM_INFO = "item_info.arrow"
 _NEEDED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
-# Files whose damage training would not notice; the last is of datasets with images.
-_VERIFIED = (*_NEEDED, IMAGE_ROWS)
+# Files whose damage training would not notice, or only at its end; not all datasets have the last.
+_VERIFIED = (*_NEEDED, IMAGE_ROWS, ITEM_INFO)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """A prepared dataset; all arrays are memory-mapped.
+    """A prepared dataset; large arrays are memory-mapped.
 
     Attributes:
       offsets: int64[U + 2]; offsets[u]:offsets[u + 1] is the slice of the two columns below that
@@ -41,6 +44,7 @@ class Interactions:
       timestamps: int64[interactions], the column of times in the unit that the manifest names.
       manifest: the content of manifest.json.
       directory: the local folder of the dataset.
+      watched: its files, except images.
     """
 
     offsets: np.ndarray
@@ -48,6 +52,7 @@ class Interactions:
     timestamps: np.ndarray
     manifest: Manifest
     directory: Path
+    watched: tuple[WatchedFile, ...] = ()
 
     @property
     def num_users(self) -> int:
@@ -76,6 +81,8 @@ def _read_column(path: Path, name: str) -> pl.Series:
     try:
         return scan_ipc(path).select(name).collect()[name]
     except (OSError, *POLARS_ERRORS) as error:
+        if is_of_machine(error):
+            raise
         raise damaged(path.parent, f"{path.name}: {reason(error)}") from None
 
 
@@ -90,15 +97,19 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     """
     directory = copies.local_folder(directory, MANIFEST)
     manifest = read_manifest(directory, images=copies.origin(directory) is None)
-    if verify:
-        for name in manifest["files"].keys() & set(_VERIFIED):
-            if digest(directory / name) != manifest["files"][name]["sha256"]:
-                raise damaged(directory, f"{name} has other content than when it was written")
+    names = [name for name in _VERIFIED if name in manifest["files"]]
+    sha256 = {name: manifest["files"][name]["sha256"] for name in names}
+    watched = tuple(WatchedFile(directory / name, sha256[name]) for name in names)
+    for name in names if verify else ():
+        if digest(directory / name) != sha256[name]:
+            raise damaged(directory, f"{name} has other content than when it was written")
     arrays = {}
     for name in ("offsets", "items", "timestamps"):
         try:
             arrays[name] = map_array(directory / f"{name}.npy")
         except (OSError, ValueError) as error:
+            if is_of_machine(error):
+                raise
             raise damaged(directory, f"{name}.npy: {error}") from None
     counts = manifest["counts"]
     rows = counts["interactions"]
@@ -116,7 +127,7 @@ def load(directory: str | Path, verify: bool = True) -> Interactions:
     offsets = arrays["offsets"]
     if offsets[0] or offsets[1] or offsets[-1] != rows:
         raise damaged(directory, f"offsets.npy does not run from 0, 0 to {rows}")
-    return Interactions(**arrays, manifest=manifest, directory=directory)
+    return Interactions(**arrays, manifest=manifest, directory=directory, watched=watched)
 
 
 def read_manifest(directory: Path, *, images: bool = True) -> Manifest:
@@ -144,8 +155,13 @@ def read_manifest(directory: Path, *, images: bool = True) -> Manifest:
         check_folder(directory)
     except OSError as error:
         raise damaged(directory, f"{error.filename}: {error.strerror}") from None
-    for name in (*_NEEDED, *((IMAGE_ROWS,) if manifest["images"] else ())):
-        if name not in manifest["files"]:
+    needed = {
+        **dict.fromkeys(_NEEDED, True),
+        IMAGE_ROWS: manifest["images"] is not None,
+        ITEM_INFO: "with_item_info" in manifest["source"],
+    }
+    for name in needed:
+        if needed[name] and name not in manifest["files"]:
             raise DOCUMENT.damaged(path, f"has no field files[{name!r}]")
     files = {
         name: file

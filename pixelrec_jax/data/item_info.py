@@ -2,11 +2,12 @@
 
 import polars as pl
 
-from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.interactions import ITEM_INFO, Interactions
 from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.frames import POLARS_ERRORS, scan_ipc
 
-FILE = "item_info.arrow"
+FILE = ITEM_INFO
 
 
 def load(interactions: Interactions) -> pl.DataFrame | None:
@@ -23,6 +24,8 @@ def load(interactions: Interactions) -> pl.DataFrame | None:
             raise OSError(f"{frame.height:,} rows for {interactions.num_items - 1:,} items")
         return frame
     except (OSError, *POLARS_ERRORS) as error:
+        if is_of_machine(error):
+            raise
         raise UserError(
             f"{str(path)!r} cannot be read ({reason(error)}); prepare the dataset again"
         ) from None

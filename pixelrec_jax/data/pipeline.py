@@ -15,6 +15,7 @@ from pixelrec_jax.data.slots import deduplicate, rows_with_slot
 from pixelrec_jax.data.tasks import Task
 from pixelrec_jax.data.time_offsets import TimeOffsets
 from pixelrec_jax.data.types import PAD, Batch, Items
+from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system.config import check_batch_size
 
 _SAMPLED = 32  # batches from which sizes are chosen
@@ -27,9 +28,15 @@ class ItemStore(Protocol):
     Attributes:
       field: the field of `Items` that it fills.
       fingerprint: a hash of the content; of a sample if the content is large.
+      watched: the files that it reads.
     """
 
     field: str
+
+    @property
+    def watched(self) -> Sequence[WatchedFile]:
+        """The files that it reads."""
+        ...
 
     @property
     def fingerprint(self) -> str:

@@ -36,6 +36,7 @@ from pixelrec_jax.ingest.sources.matching import MISSING
 from pixelrec_jax.ingest.sources.source import DamagedImageError, ImageSource
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.files import digest, sync
 from pixelrec_jax.system.schema import Count, Document, Sha256, record
 
@@ -208,11 +209,13 @@ class _Shard:
     def _check(self, checksums: list[int]) -> None:
         reader = array_record_module.ArrayRecordReader(str(self.path), READER_OPTIONS)
         try:
-            same = reader.num_records() == len(checksums) and all(
+            same = all(  # first, since a reader that could not open its file has no records
                 zlib.crc32(reader.read([place])[0]) == expected
                 for place, expected in enumerate(checksums)
-            )
-        except RuntimeError:
+            ) and reader.num_records() == len(checksums)
+        except RuntimeError as error:
+            if is_of_machine(error):
+                raise
             same = False
         finally:
             reader.close()

@@ -29,9 +29,11 @@ from pixelrec_jax.system.options import (
 FEATURES = ("features", "id+features", "semantic_ids")
 ITEM_ENCODERS = ("id", *FEATURES, *VISION_ENCODERS)
 
-_NAME = Option("what an item is: an id, features, codes, or an image", None)
+_NAME = Option("what an item is: an id, features, codes, or an image", Text())
 _INITIALIZER = "how tables and dense layers start"
-_PATH = "file of features or codes, relative to the folder of the dataset"
+_PATH = Option(
+    "file of features or codes, relative to the folder of the dataset", Text(), "nothing"
+)
 _DNN_LAYERS = Option(
     "widths of dense layers below the projection (Figure 10)", Wholes(may_be_empty=True)
 )
@@ -42,14 +44,14 @@ _ID_OPTIONS = {
 }
 _FEATURE_OPTIONS = {
     "name": _NAME,
-    "path": Option(_PATH, Text()),
+    "path": _PATH,
     "feature_head": Option("how features become an item's vector", OneOf(*FEATURE_HEADS)),
     "dnn_layers": _DNN_LAYERS,
     "initializer": Option(_INITIALIZER, OneOf(*KERNEL_INITS)),
 }
 _CODE_OPTIONS = {
     "name": _NAME,
-    "path": Option(_PATH, Text()),
+    "path": _PATH,
     "codebook_size": Option("how many codes there are at each position", Whole()),
     "initializer": Option(_INITIALIZER, OneOf(*KERNEL_INITS)),
 }
@@ -60,7 +62,7 @@ _PIXEL_OPTIONS = {
     "weights": Option(
         "file, folder, URL, package:NAME or owner/name[@revision] of the hub; '' is random", Text()
     ),
-    "trainable": Option("blocks that are trained: all, none, last:2 or names by commas", None),
+    "trainable": Option("blocks that are trained: all, none, last:2 or names by commas", Text()),
     "frozen_in_train_mode": Option(
         "whether frozen blocks use batch statistics and drop paths, as in the reference", Flag()
     ),

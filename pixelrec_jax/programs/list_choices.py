@@ -62,7 +62,7 @@ def _negatives() -> dict[str, str]:
 
 
 def _keys() -> dict[str, str]:
-    from pixelrec_jax.training.options import all_options
+    from pixelrec_jax.configs.checks import all_options
 
     return {name: option.meaning for name, option in sorted(all_options().items())}
 

@@ -35,6 +35,7 @@ from pixelrec_jax.system import errors, storage
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import replaced_file
+from pixelrec_jax.system.redact import redact
 
 _ALL_DEVICES = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 # Each thread decodes one batch ahead; the limit bounds the memory on machines with many cores.
@@ -86,7 +87,7 @@ def extract(
             "item_ids": item_ids_digest(interactions),
             "images": store.fingerprint,
             "encoder": encoder.item.name,
-            "weights": encoder.origin,
+            "weights": redact(encoder.origin),
             "layer": layer,
             "average": average,
             "pool": encoder.item.pool,

@@ -1,40 +1,78 @@
 """The folder of a run: resolved config, metrics (JSON lines, TensorBoard), result, top lists."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict
 
+from pixelrec_jax.configs.checks import changing, check_values
 from pixelrec_jax.runs.writers import TensorBoard, open_trackers
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.system.files import (
-    check_folder,
-    locked,
-    read_text,
-    replaced_file,
-    write_json,
-)
+from pixelrec_jax.system.files import check_folder, locked, replaced_file
+from pixelrec_jax.system.redact import redacted
+from pixelrec_jax.system.schema import Document, open_record
 
-# Keys that may change when a run continues: its speed, its places, its length, its observation.
-_CHANGEABLE = re.compile(
-    r"data\.(workers|threads|prefetch)|mesh\..*|(dataset|item)\.path|train\.(epochs|patience)|"
-    r"(log|profile)\..*"
-)
 _PATTERN = re.compile(r"[*?[]")  # characters of patterns
 _UPLOAD_EVERY = 60  # seconds between uploads of metrics; every checkpoint also uploads them
 
 
+CONFIG = Document(
+    "config.json",
+    dict[str, Any],
+    "the same config is in custom_metadata.run of the files "
+    "{folder}/checkpoints/*/_CHECKPOINT_METADATA",
+)
+
+
+@open_record
+class Record(TypedDict, extra_items=float):
+    """A line of metrics.jsonl: the scalars of a step by name."""
+
+    step: int
+
+
+RECORD = Document("metrics.jsonl", Record, "remove this line, or the file, and start again")
+
+
 def to_json(config: ConfigDict) -> dict:
     """Returns the config in JSON types (tuples become lists)."""
-    return json.loads(json.dumps(config.to_dict()))
+    return json.loads(json.dumps(config.to_dict()))  # noqa: TID251 (not a file)
+
+
+def storable(config: ConfigDict) -> dict:
+    """Returns the config as a run keeps it, in JSON types.
+
+    Its paths are absolute, so that another program finds them from any folder, and its addresses
+    are without secrets.
+    """
+    stored = redacted(to_json(config))
+    dataset, warm_start, item = stored["dataset"], stored["warm_start"], stored["item"]
+    dataset["path"] = _absolute(dataset["path"])
+    warm_start["run"] = _absolute(warm_start["run"])
+    weights = item.get("weights", "")
+    if weights and os.path.exists(storage.expand_user(weights)):  # otherwise not a local file
+        item["weights"] = _absolute(weights)
+    return stored
+
+
+def _agree(kept: Any, given: Any) -> bool:
+    """Returns whether a value is the one that was kept; a file of weights may be gone since."""
+    return kept == given or (isinstance(given, str) and kept == _absolute(given))
+
+
+def _absolute(name: str) -> str:
+    is_path = name and not storage.is_remote(name)
+    return os.path.abspath(storage.expand_user(name)) if is_path else name
 
 
 @contextmanager
@@ -52,7 +90,7 @@ def claim(workdir: Path, config: ConfigDict) -> Generator[None]:
     with locked(workdir, option="workdir", busy=busy):
         if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
             check_same(workdir, config)
-        write_json(workdir / "config.json", to_json(config))
+        CONFIG.write(workdir / CONFIG.name, storable(config))
         yield
 
 
@@ -70,13 +108,28 @@ def _refuse_pattern(workdir: Path) -> None:
         )
 
 
+def check_writable(workdir: Path) -> None:
+    """Raises `UserError` if nothing can be written into a local workdir."""
+    if storage.is_remote(workdir):
+        return
+    try:
+        with TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written ({error.strerror}), but an evaluation writes "
+            "its result there; change the permissions, or copy the run and give the copy"
+        ) from None
+
+
 def check_same(workdir: Path, config: ConfigDict) -> None:
     """Raises `UserError` if the workdir holds another config."""
-    there, here = flatten(read_config(workdir).to_dict()), flatten(to_json(config))
+    there, here = flatten(read_config(workdir).to_dict()), flatten(storable(config))
+    changes = changing(config)
     differing = [
         f"{key}={there.get(key)!r} there, {here.get(key)!r} given"
         for key in sorted({**there, **here})
-        if there.get(key) != here.get(key) and not _CHANGEABLE.fullmatch(key)
+        if not _agree(there.get(key), here.get(key)) and changes.get(key, "result") == "result"
     ]
     if differing:
         shown = "; ".join(differing[:4]) + (" ..." if differing[4:] else "")
@@ -92,22 +145,19 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       UserError: the folder is not a workdir, or holds something that is not a file.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG.name
     try:
-        content = json.loads(read_text(path))
-        if not isinstance(content, dict) or "train" not in content:
-            raise ValueError("it is not a config")
-        config = ConfigDict(content)
-    except FileNotFoundError:
+        content = CONFIG.read(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"--workdir={workdir} holds no run (no config.json); give --config to start one, in a "
             "new folder if this one has checkpoints"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); the same config is in custom_metadata.run of the "
-            f"files {workdir}/checkpoints/*/_CHECKPOINT_METADATA"
-        ) from None
+    try:
+        config = ConfigDict(content)
+        check_values(config)
+    except (UserError, ValueError, AttributeError, KeyError, TypeError) as error:  # of its keys
+        raise CONFIG.damaged(path, f"is not a config: {error}") from None
     if not storage.is_remote(workdir):
         try:
             check_folder(workdir)
@@ -138,20 +188,16 @@ class MetricsLog:
             self._spool = TemporaryDirectory()
             self._folder = Path(self._spool.name)
         self.kept, self.dropped, lines = {}, {}, []
-        earlier = workdir / "metrics.jsonl"
-        if earlier.exists():
-            for line in earlier.read_bytes().decode(errors="replace").splitlines():
-                # A line that was cut when the run was killed is not a record.
-                with suppress(ValueError, KeyError, TypeError, RecursionError):
-                    record = json.loads(line)
-                    if record["step"] <= continue_from:
-                        lines.append(line + "\n")
-                        self.kept = record
-                    else:
-                        self.dropped = record
-        path = self._folder / "metrics.jsonl"
+        earlier = workdir / RECORD.name
+        for line, record in RECORD.read_lines(earlier) if earlier.exists() else ():
+            if record["step"] <= continue_from:
+                lines.append(line)
+                self.kept = record
+            else:
+                self.dropped = record
+        path = self._folder / RECORD.name
         with replaced_file(path) as temporary:
-            temporary.write_text("".join(lines))
+            temporary.write_bytes(b"".join(lines))
         self._file = path.open("a", buffering=1)
         self._events = TensorBoard(self._folder / "tensorboard", continue_from=continue_from)
         self._writers = [self._events, *(open_trackers(workdir, config) if config else ())]

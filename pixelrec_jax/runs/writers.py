@@ -12,6 +12,7 @@ from tensorboardX.summary import scalar
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import TransientError, UserError, nearest, reason
+from pixelrec_jax.system.redact import redacted
 from pixelrec_jax.system.schema import Document
 
 _IDS = "trackers.json"  # the id of this workdir's run in each tracker
@@ -67,7 +68,7 @@ class WeightsAndBiases:
             id=known,
             resume="allow",
             dir=None if storage.is_remote(workdir) else workdir,  # for its own files
-            config=config.to_dict(),
+            config=redacted(config.to_dict()),
         )
         _keep_id(workdir, "wandb", self._run.id)
         # Its own counter only grows, but a restart repeats steps: plots use `step` instead.
@@ -92,7 +93,7 @@ class MLflow:
         run = self._call("start_run", run_id=known, run_name=workdir.name)
         _keep_id(workdir, "mlflow", run.info.run_id)
         if known is None:  # a parameter of a run cannot change
-            self._call("log_params", flatten(config.to_dict()))
+            self._call("log_params", flatten(redacted(config.to_dict())))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step; "_at_" replaces "@", which MLflow does not allow."""

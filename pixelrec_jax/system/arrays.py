@@ -1,4 +1,4 @@
-"""Arrays of .npy files, mapped into memory."""
+"""Arrays of .npy files, mapped into memory if they are large."""
 
 import warnings
 from pathlib import Path
@@ -8,9 +8,13 @@ import numpy as np
 from pixelrec_jax.system.errors import reason
 from pixelrec_jax.system.files import check_regular
 
+# Smaller arrays are copied. A map shows what others write to its file, and ends the program with
+# SIGBUS where the file was cut.
+_MAPPED_FROM = 64 << 20  # bytes
+
 
 def map_array(path: Path) -> np.ndarray:
-    """Returns the array of an .npy file; it takes memory only where it is read.
+    """Returns the array of an .npy file; a large one takes memory only where it is read.
 
     Raises:
       ValueError: the file is not a complete .npy file of plain values, with the reason.
@@ -28,4 +32,7 @@ def map_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError("several arrays")
+    if array.nbytes < _MAPPED_FROM:
+        array = np.array(array)
+        array.flags.writeable = False
     return array

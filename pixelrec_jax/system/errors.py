@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 from pixelrec_jax.system.foreign import clean_line, one_line
+from pixelrec_jax.system.redact import redact
 
 
 class UserError(Exception):
@@ -54,4 +55,4 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """Returns the type and message of a library's error as one short line."""
-    return f"{type(error).__name__}: {clean_line(str(error), width=300)}"
+    return f"{type(error).__name__}: {clean_line(redact(str(error)), width=300)}"

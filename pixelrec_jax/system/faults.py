@@ -41,6 +41,8 @@ _TOLD = (
     errno.EMFILE,
     errno.EIO,
 )
+# No error of the system, or one of those that tell of a file that is gone or not a file.
+_OF_FILES = (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 _TEXTS = {os.strerror(number): number for number in (*_TOLD, errno.ENOMEM)}
 _OF_LIBRARIES = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")  # Rust's, tensorstore
 _OF_ALLOCATORS = re.compile(
@@ -99,6 +101,14 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def advice(number: int) -> str:
     """Returns what to do about an error of the system with this number."""
     return _ADVICE.get(number, "check the machine and start again")
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Returns whether an error is one of the machine, so that the file that it names may be whole.
+
+    Then it passes as it is: `ending` has the right advice.
+    """
+    return error_number(error) not in _OF_FILES
 
 
 def is_out_of_memory(error: BaseException) -> bool:

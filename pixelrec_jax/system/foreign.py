@@ -7,6 +7,8 @@ message of a `UserError` through `one_line`, cells of tables and lines of progre
 
 import re
 
+from pixelrec_jax.system.redact import redact
+
 _LONGEST_MESSAGE = 3000
 _LONGEST_CELL = 4000
 _TAIL = 1000  # of a message that is cut: its end says what to do
@@ -30,8 +32,8 @@ def clean_line(text: str | None, *, width: int) -> str:
 
 
 def one_line(message: str) -> str:
-    """Returns a message as one visible line; a long one is cut in the middle."""
-    line = visible(message).strip()
+    """Returns a message as one visible line without secrets; a long one is cut in the middle."""
+    line = visible(redact(message)).strip()
     if len(line) <= _LONGEST_MESSAGE:
         return line
     return f"{line[: _LONGEST_MESSAGE - _TAIL - 3]} … {line[-_TAIL:]}"

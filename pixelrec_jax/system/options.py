@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pixelrec_jax.system.errors import UserError, nearest, nearest_key
 
@@ -117,16 +117,35 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Words:
+    """Words, in a tuple or as one text."""
+
+    def fault(self, value: Any) -> str:
+        """See `Range`."""
+        words = [value] if isinstance(value, str) else value
+        if isinstance(words, Sequence) and all(isinstance(word, str) for word in words):
+            return ""
+        return f"={value!r}; expected words, as in ('wandb',)"
+
+
+# What another value changes in a run that continues: its result; only the report on it; only how
+# long it trains; only the rounding of sums; or nothing. All but the result may change.
+Changes = Literal["result", "report", "length", "rounding", "nothing"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Option:
     """The meaning and range of an option.
 
     Attributes:
       meaning: one line for the reader of a config.
       range: the values that it takes; None if other code checks the value.
+      changes: what another value changes in a run that continues.
     """
 
     meaning: str
     range: Range | None
+    changes: Changes = "result"
 
     def field(self, default: Any = dataclasses.MISSING) -> Any:
         """Returns a dataclass field that declares this option, for example of a Flax module.
@@ -142,12 +161,18 @@ class Key:
 
     Attributes:
       default: the value that is the same for all models of the paper.
-      meaning, range: as in `Option`.
+      meaning, range, changes: as in `Option`.
     """
 
     default: Any
     meaning: str
     range: Range | None
+    changes: Changes = "result"
+
+    @property
+    def option(self) -> Option:
+        """The key without its default."""
+        return Option(self.meaning, self.range, self.changes)
 
 
 DTYPE = Option(
@@ -177,7 +202,10 @@ def keys_of(taker: Callable[..., Any]) -> dict[str, Key]:
             options = [note for note in notes if isinstance(note, Option)]
             assert options, f"{taker} takes {argument.name}, which is not annotated with an Option"
             assert argument.default is not argument.empty, f"{taker}: {argument.name}: no default"
-            keys[argument.name] = Key(argument.default, options[0].meaning, options[0].range)
+            (option,) = options
+            keys[argument.name] = Key(
+                argument.default, option.meaning, option.range, option.changes
+            )
     return keys
 
 

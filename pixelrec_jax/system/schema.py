@@ -6,12 +6,14 @@ those who write and read it. Beside it stands its `Document`, which reads the fi
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.files import read_bytes, write_json
 
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -47,13 +49,16 @@ class Document(Generic[_T]):
           FileNotFoundError, NotADirectoryError: there is no such file.
           UserError: it cannot be read, or it does not hold what is declared.
         """
-        try:
-            text = read_bytes(path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise
-        except OSError as error:
-            raise self.damaged(path, f"cannot be read ({error.strerror or error})") from None
-        return self.parse(text, path)
+        return self.parse(self._bytes(path), path)
+
+    def read_lines(self, path: Path) -> Iterator[tuple[bytes, _T]]:
+        """Yields the lines of a file, and what each one holds.
+
+        A killed program can leave a part of a line at the end, which is left out. Raises as `read`.
+        """
+        for number, line in enumerate(self._bytes(path).splitlines(keepends=True), start=1):
+            if line.endswith(b"\n"):
+                yield line, self.parse(line, path, line=number)
 
     def write(self, path: Path, content: _T) -> None:
         """Writes a file, complete or not at all."""
@@ -77,6 +82,16 @@ class Document(Generic[_T]):
         """Returns the error for a file that is not as it was written."""
         place = f"{path}, line {line}," if line else path
         return UserError(f"{place} {fault}; {self.remedy.format(folder=path.parent)}")
+
+    def _bytes(self, path: Path) -> bytes:
+        try:
+            return read_bytes(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if is_of_machine(error):
+                raise
+            raise self.damaged(path, f"cannot be read ({error.strerror or error})") from None
 
     @property
     def _adapter(self) -> TypeAdapter[_T]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pixelrec_jax.system.errors import TransientError, UserError, reason
+from pixelrec_jax.system.redact import is_redacted
 from pixelrec_jax.system.temporary import open_lock, remove_leftovers, temporary_file
 
 # If TensorFlow is installed, epath would use it for gs://, with other credentials and errors. It
@@ -97,6 +98,7 @@ def filesystem(url: str) -> Any:
     import fsspec
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it also raises what it logs
+    check_complete(url)
     protocol = url.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(url)[0]
@@ -111,6 +113,15 @@ def filesystem(url: str) -> Any:
             f"{url}: the protocol {protocol}:// is unknown; give gs://, s3://, another that fsspec "
             "knows, or a local path"
         ) from None
+
+
+def check_complete(url: str) -> None:
+    """Raises `UserError` for a URL from a stored config that had secrets when it was given."""
+    if is_redacted(url):
+        raise UserError(
+            f"{url} is kept without its secrets; give the whole address again, with --config and "
+            "the option that it belongs to"
+        )
 
 
 def upload(source: Path, target: Path) -> None:
@@ -159,7 +170,7 @@ def local_file(name: str | Path, *, beside: str | None = None) -> Path:
         urls.insert(0, other)  # first, so that both files are there when the main one is
     with exclusive(folder):
         for each in urls:
-            target = folder / each.rpartition("/")[2]
+            target = folder / each.partition("?")[0].rpartition("/")[2]
             if not target.exists():
                 download(each, target)
     return target

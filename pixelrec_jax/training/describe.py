@@ -2,10 +2,11 @@
 
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.system.config import flatten
+from pixelrec_jax.system.redact import redacted
 from pixelrec_jax.training.experiment import Experiment, build_experiment
-from pixelrec_jax.training.options import meaning
 from pixelrec_jax.training.state import count_parameters
 
 
@@ -18,7 +19,7 @@ def describe_config(config: ConfigDict) -> str:
       UserError: a run with this config could not start.
     """
     experiment = build_experiment(config)
-    values = {key: repr(value) for key, value in flatten(config.to_dict()).items()}
+    values = {key: repr(value) for key, value in flatten(redacted(config.to_dict())).items()}
     width = max(len(f"{key} = {value}") for key, value in values.items())
     lines = [f"{f'{key} = {value}':{width}}  # {meaning(key)}" for key, value in values.items()]
     return "\n".join([*lines, "", *_facts(experiment)])

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pixelrec_jax.configs.checks import check_values
 from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
@@ -18,6 +19,7 @@ from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import build_task
+from pixelrec_jax.data.watched_file import check_all
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.parallel.sharding import (
@@ -31,7 +33,6 @@ from pixelrec_jax.parallel.sharding import (
 from pixelrec_jax.recommender import Recommender, build
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.optim import build_optimizer
-from pixelrec_jax.training.options import check_values
 
 _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
@@ -72,6 +73,10 @@ class Experiment:
     def interactions_fingerprint(self) -> str:
         """A hash of the interactions: two runs can be compared if they share it."""
         return self._fingerprint()
+
+    def check_files(self) -> None:
+        """Raises `UserError` if a file of the dataset is not what it was when the run began."""
+        check_all((*self.interactions.watched, *(self.store.watched if self.store else ())))
 
     def _fingerprint(self, *of_inputs: str) -> str:
         files = self.interactions.manifest.get("files", {})

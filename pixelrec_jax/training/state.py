@@ -30,6 +30,7 @@ class TrainState(struct.PyTreeNode):
       opt_state: the state of the optimizer, which has moments of trainable parameters only.
       loss_sum: float32[], the sum of the losses since the last log line; it is here and not on the
         host so that a step does not synchronise and a run that is continued has the same sum.
+      loss_count: int32[], the number of these losses.
     """
 
     step: jax.Array
@@ -38,6 +39,7 @@ class TrainState(struct.PyTreeNode):
     model_state: dict
     opt_state: Any
     loss_sum: jax.Array
+    loss_count: jax.Array
 
     @property
     def params(self) -> dict:
@@ -67,6 +69,7 @@ def create_state(experiment: Experiment, given: dict | None = None) -> TrainStat
         model_state=model_state,
         opt_state=experiment.optimizer.init(trainable),
         loss_sum=jnp.zeros((), jnp.float32),
+        loss_count=jnp.zeros((), jnp.int32),
     )
 
 

@@ -81,11 +81,12 @@ def make_train_step(experiment: Experiment):
             loss_of, state.trainable, lookups, mesh, shardings.trainable
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-        position = state.step % config.train.log_every
-        loss_sum = jnp.where(position == 0, 0, state.loss_sum) + loss
+        is_first = state.step % config.train.log_every == 0  # since the last log line
+        loss_sum = jnp.where(is_first, 0, state.loss_sum) + loss
+        loss_count = jnp.where(is_first, 0, state.loss_count) + 1
         metrics = {
             "loss": loss,
-            "mean_loss": loss_sum / (position + 1),
+            "mean_loss": loss_sum / loss_count,
             "gradient_norm": global_norm(gradient),
             **learning_rates(config.optim, state.step),
         }
@@ -95,6 +96,7 @@ def make_train_step(experiment: Experiment):
             model_state=model_state,
             opt_state=opt_state,
             loss_sum=loss_sum,
+            loss_count=loss_count,
         )
         done = new_state.step
         recorded = (done % config.train.log_every == 0) | (done % steps_per_epoch == 0)
@@ -161,6 +163,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> Result:
       The content of result.json.
     """
     run_folder.check_same(workdir, config)
+    if jax.process_index() == 0:
+        run_folder.check_writable(workdir)
     experiment = _build(config, workdir)
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:
@@ -197,7 +201,8 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
         if log:
             log.write(0, {"epoch": 0.0, **scalars})
             log.flush()
-        checkpoints.save(0, state, _metadata(experiment, stopping, next_batch=0), values)
+        metadata = _metadata(experiment, stopping, next_batch=0)
+        checkpoints.save(0, state, metadata, values)
     checkpoints.wait()
 
 
@@ -259,6 +264,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
                 continue
             values = None
             check_finite(metrics, state, step, record.describe_batch)
+            experiment.check_files()
             if evaluated:
                 with record.evaluation(experiment.evaluator.parts("valid")) as advance:
                     values = _validate(experiment, state, stopping, advance)
@@ -299,6 +305,7 @@ def finish(
     evaluator = experiment.evaluator
     with progress_bar("ranking the test items", evaluator.parts("test")) as advance:
         ranking = evaluator.rank(state.variables, "test", advance)
+    experiment.check_files()
     total, trained = count_parameters(experiment)
     result: Result = {
         "model": {
@@ -373,7 +380,7 @@ def _validate(
 def _metadata(experiment: Experiment, stopping: EarlyStopping, *, next_batch: int) -> dict:
     """Returns the metadata of a checkpoint: what a run needs beside the state to continue."""
     return {
-        "config": run_folder.to_json(experiment.config),
+        "config": run_folder.storable(experiment.config),
         "data_fingerprint": experiment.data_fingerprint,
         "next_batch": next_batch,
         "early_stopping": {"best": stopping.best, "since_best": stopping.since_best},

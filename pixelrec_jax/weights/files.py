@@ -168,6 +168,7 @@ def _mirror(weights: str) -> Path:
             f"item.weights={weights!r}: expected sha256= and 64 hexadecimal digits after #; give "
             "these, or leave out # and what follows"
         )
+    storage.check_complete(url)
     pooch.get_logger().setLevel("WARNING")  # its other messages are for programmers
     try:
         return Path(

@@ -35,6 +35,15 @@ def test_rows_are_found_by_item_as_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])
+def test_features_may_be_whole_numbers(tmp_path, dtype):
+    matrix = np.random.default_rng(0).integers(0, 5, (N, 4)).astype(dtype)
+    matrix[0] = 0
+    rows = store_of(tmp_path, matrix).load(np.array([1, N]))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, [matrix[1], np.zeros(4)])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
 def test_codes_are_whole_numbers(tmp_path, dtype):
     rows = store_of(tmp_path, CODES.astype(dtype), codes=5).load(np.array([1, N]))
     assert rows.dtype == np.int32
@@ -71,9 +80,8 @@ def test_the_fingerprint_is_of_shape_type_and_content(tmp_path):
         (FEATURES[:, 0, 0], 0, r"shape \[12\]; expected \[12, ...\]"),
         (FEATURES[:, :0], 0, r"shape \[12, 0, 3\]"),
         (np.float32(1), 0, r"shape \[\]"),
-        (CODES, 0, "holds int64; expected floating numbers"),
-        (FEATURES, 5, "holds float32; expected integer numbers"),
-        (FEATURES > 0, 0, "holds bool; expected floating numbers"),
+        (FEATURES, 5, "holds float32; expected whole numbers"),
+        (FEATURES > 0, 0, "holds bool; expected real numbers"),
         (FEATURES.astype(object), 0, "not a complete .npy file of numbers"),
         (CODES[..., None], 5, r"shape \[12, 4, 1\]; expected \[12, codes\]"),
         (CODES, 4, "holds codes 0 to 4; expected 0 to item.codebook_size - 1 = 3"),

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from pixelrec_jax.data import interactions
+from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.system.errors import UserError
 from tests.prepared import run
 
@@ -18,6 +19,16 @@ def test_a_manifest_without_a_unit_is_damaged(place):
     (place / "out" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest.json has no field timestamp_unit"):
         interactions.load(place / "out")
+
+
+def test_a_manifest_that_lacks_a_file_is_damaged(place):
+    (place / "info.csv").write_text("item_id,title\na,b\n")
+    manifest = run(place, item_info=place / "info.csv")
+    for name in manifest["files"]:
+        files = {key: value for key, value in manifest["files"].items() if key != name}
+        (place / "out" / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        with pytest.raises(UserError, match=rf"manifest.json.* has no field files\['{name}'\]"):
+            ImageStore(interactions.load(place / "out").directory, size=4)
 
 
 def test_load_refuses_what_is_not_whole(place):

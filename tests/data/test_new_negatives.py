@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from pixelrec_jax.configs.checks import check_values, meaning
 from pixelrec_jax.data.negatives import NEGATIVES
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Option, Whole
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.options import check_values, meaning
 from tests.tiny import tiny_config
 
 

@@ -16,7 +16,6 @@ from pixelrec_jax.configs.pixelrec import get_config
 from pixelrec_jax.data import item_info
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load
-from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.runs import examples, run_folder
 from pixelrec_jax.system.errors import UserError
@@ -24,6 +23,7 @@ from pixelrec_jax.system.files import digest
 from tests.fuzz import seeds
 from tests.fuzz.bounds import SECONDS, SLACK, check_line, run, tried
 from tests.fuzz.mutations import mutated
+from tests.tiny import tiny_config
 
 DATASET = ("manifest.json", "offsets.npy", "items.npy", "image_rows.npy")
 DATASET += ("item_ids.arrow", "item_info.arrow", "images/00000.array_record")
@@ -79,11 +79,11 @@ def test_a_damaged_file_of_a_run_is_read_or_refused(file, dataset, tmp_path, bou
     buffer = io.BytesIO()
     top.write_parquet(buffer)
     lines = b"".join(b'{"step": %d, "train/loss": 0.5}\n' % step for step in range(1, 9))
-    settings = {"train": {}, "dataset": {"path": str(dataset), "split": LEAVE_ONE_OUT}}
+    config = run_folder.storable(tiny_config("user=mf,item=id,dataset=toy", dataset))
 
     def read(folder: Path, path: Path) -> None:
         path.rename(folder / file)
-        (folder / "config.json").write_text(json.dumps(settings))
+        run_folder.CONFIG.write(folder / run_folder.CONFIG.name, config)
         if file == "metrics.jsonl":
             run_folder.MetricsLog(folder, continue_from=4).__exit__(None, None, None)
         else:

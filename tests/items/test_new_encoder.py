@@ -9,6 +9,7 @@ import pytest
 
 from pixelrec_jax import items
 from pixelrec_jax.configs import pixelrec
+from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.configs.encoders import ENCODERS, EncoderSettings
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.backbone import Backbone, Step
@@ -18,7 +19,6 @@ from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option
 from pixelrec_jax.training import options, train
-from pixelrec_jax.training.options import meaning
 from tests.tiny import tiny_config
 
 

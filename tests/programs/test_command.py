@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from pixelrec_jax.__main__ import PROGRAMS
+from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.configs.datasets import DATASETS
 from pixelrec_jax.configs.encoders import ENCODERS
 from pixelrec_jax.configs.loading import load_config
@@ -16,7 +17,6 @@ from pixelrec_jax.programs import list_choices
 from pixelrec_jax.programs.list_choices import KINDS
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.training.options import meaning
 from tests import subprocesses
 from tests.tiny import ROOT
 

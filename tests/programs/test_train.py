@@ -9,12 +9,12 @@ import sys
 import polars as pl
 import pytest
 
+from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.data.interactions import load
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.runs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
 from pixelrec_jax.system.errors import UserError, nearest
-from pixelrec_jax.training.options import meaning
 from tests import subprocesses
 from tests.tiny import ROOT
 

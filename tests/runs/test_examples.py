@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 
 from pixelrec_jax.data import interactions
-from pixelrec_jax.data.split import LEAVE_ONE_OUT
 from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.evaluation.recommendations import write_test_top_k
 from pixelrec_jax.runs import examples
+from pixelrec_jax.runs.run_folder import CONFIG, storable
 from pixelrec_jax.system import files
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.foreign import clean_line
 from tests.described import describe
+from tests.tiny import tiny_config
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def run(toy_dataset, tmp_path):
         scores = np.tile(np.float32([2.5, 1.25]), (len(user), 1))
         scores[user == 3, 1] = -np.inf  # no other item was left for user 3
         workdir.mkdir()
-        config = {"train": {}, "dataset": {"path": str(directory), "split": LEAVE_ONE_OUT}}
-        (workdir / "config.json").write_text(json.dumps(config))
+        config = tiny_config("user=mf,item=id,dataset=toy", directory)
+        CONFIG.write(workdir / CONFIG.name, storable(config))
         write_test_top_k(workdir, dataset, Ranking(user, target, user, top, scores, user))
         return workdir, dataset
 

@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 
+from pixelrec_jax.system import arrays
 from pixelrec_jax.system.arrays import map_array
 
 HEADERS = {
@@ -38,8 +39,11 @@ def test_types_that_are_not_numbers_are_refused(tmp_path, descr):
         map_array(written(tmp_path / "x.npy", "(2,)", descr))
 
 
-def test_a_whole_file_is_mapped(tmp_path):
+@pytest.mark.parametrize("mapped_from", [1, 1000])
+def test_only_a_large_file_is_mapped(tmp_path, monkeypatch, mapped_from):
+    monkeypatch.setattr(arrays, "_MAPPED_FROM", mapped_from)
     np.save(tmp_path / "x.npy", np.arange(6).reshape(2, 3))
     array = map_array(tmp_path / "x.npy")
-    assert isinstance(array, np.memmap)
+    assert isinstance(array, np.memmap) == (mapped_from == 1)
+    assert not array.flags.writeable
     np.testing.assert_array_equal(array, [[0, 1, 2], [3, 4, 5]])

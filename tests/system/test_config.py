@@ -8,13 +8,13 @@ import pytest
 
 from pixelrec_jax.configs import pixelrec
 from pixelrec_jax.configs.base import shared_keys
+from pixelrec_jax.configs.checks import check_values, meaning
 from pixelrec_jax.data.tasks import TASKS
 from pixelrec_jax.items import ITEM_ENCODERS, item_options
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import options_of
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.options import check_values, meaning
 from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import interactions_of, items_of, tiny_config
 

@@ -1,5 +1,6 @@
 """Inputs that are not regular files are refused at once, wherever files of others are opened."""
 
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pixelrec_jax.runs import examples, report, run_folder
 from pixelrec_jax.system import files
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights.files import read_tensors
-from tests.tiny import interactions_of
+from tests.tiny import interactions_of, tiny_config
 
 SECONDS = 20
 
@@ -144,7 +145,8 @@ def test_the_list_of_a_prepared_dataset(toy_dataset, tmp_path, name):
 )
 def test_a_run(tmp_path, kind, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "config.json").write_text('{"train": {}}')
+    config = tiny_config("user=mf,item=id,dataset=toy")
+    (tmp_path / "config.json").write_text(json.dumps(run_folder.storable(config)))
     run_folder.read_config(tmp_path)
     make(tmp_path / name, kind)
     refused(kind, run_folder.read_config, tmp_path)

@@ -2,12 +2,12 @@
 
 import pytest
 
+from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.describe import describe_config
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.options import meaning
 from pixelrec_jax.training.state import count_parameters
 from tests.tiny import tiny_config
 

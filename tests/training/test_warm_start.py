@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from pixelrec_jax.configs.checks import check_values
 from pixelrec_jax.ingest import toy
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.runs.checkpoint import best_variables
@@ -15,7 +16,6 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.options import check_values
 from tests.tiny import random_store, tiny_config, use_tiny_encoders
 from tests.training.runs import KilledError, assert_equal_runs, dying_iterate, finish_run
 
@@ -172,7 +172,7 @@ def test_a_source_that_is_no_finished_run_is_one_line(sources, toy_dataset, tmp_
     with pytest.raises(UserError, match="checkpoints does not exist"):
         init_state(experiment)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="it is not a config"):
+    with pytest.raises(UserError, match=r"config.json has \[\]"):
         init_state(experiment)
 
 

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.configs.recommenders import RECOMMENDERS, Hyperparameters, RecommenderSettings
 from pixelrec_jax.data.types import History
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option
 from pixelrec_jax.training import train
-from pixelrec_jax.training.options import meaning
 from pixelrec_jax.users import USER_ENCODERS
 from pixelrec_jax.users.encoder import UserEncoder, visible_embeddings
 from tests.tiny import tiny_config

@@ -12,6 +12,8 @@ from typing import Any
 from pixelrec_jax.ingest.sources.source import DamagedImageError
 from pixelrec_jax.system import errors, files
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.faults import is_of_machine
+from pixelrec_jax.system.open_files import most_open
 
 try:
     import tensorflow_datasets as tfds
@@ -20,6 +22,7 @@ except ImportError as error:
         f"images of a TFDS dataset need tensorflow_datasets ({error}); install requirements.txt"
     ) from None
 
+_MOST_SHARDS = 256  # TFDS keeps each file shard open
 _FEATURES = "features.json"  # the types of all features, of which TFDS imports the classes
 _CLASS_KEYS = ("type", "pythonClassName", "python_class_name")  # the names of a class in that file
 _KNOWN_CLASS = re.compile(r"tensorflow_datasets\.core\.features(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
@@ -51,6 +54,8 @@ class TfdsImages:
                     )
                 self._items[item_id] = index, _digest(example["image"])
         except RuntimeError as error:  # raised by ArrayRecord
+            if is_of_machine(error):
+                raise
             raise UserError(
                 f"{self._directory!r} is damaged: {errors.reason(error)}; copy it again"
             ) from None
@@ -74,6 +79,7 @@ class TfdsImages:
         with self._lock:
             # A forked child must not use its parent's files, as they share file positions.
             if self._source is None or self._process != os.getpid():
+                most_open(_MOST_SHARDS)
                 self._source, self._process = _data_source(self._directory), os.getpid()
             return self._source
 
@@ -97,6 +103,8 @@ class TfdsImages:
         try:
             image = self._open()[index]["image"]
         except RuntimeError as error:
+            if is_of_machine(error):
+                raise
             raise DamagedImageError(errors.reason(error)) from None
         # ArrayRecord may also return nothing, or wrong bytes, if a file is cut off.
         if not isinstance(image, bytes) or _digest(image) != digest:

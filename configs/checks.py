@@ -9,7 +9,9 @@ from pixelrec_jax.items import ITEM_ENCODERS, item_options
 from pixelrec_jax.system.config import check_keys, flatten
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.system.options import (
+    Changes,
     Option,
+    Text,
     check_options,
     check_present,
     keys_of,
@@ -17,6 +19,13 @@ from pixelrec_jax.system.options import (
     options_of,
 )
 from pixelrec_jax.users import USER_ENCODERS
+
+# Names that every config has, which decide about its further keys.
+_NAMES = {
+    "user.name": ADDED["user.name"],
+    "item.name": Option("the item encoder: `ITEM_ENCODERS`", Text()),
+    "dataset.split.name": ADDED["dataset.split.name"],
+}
 
 
 def meaning(key: str) -> str:
@@ -50,14 +59,18 @@ def check_values(config: ConfigDict) -> None:
         loss or source of negatives that is not chosen.
     """
     values = flatten(config.to_dict())
-    check_present(values, flatten(KEYS))
+    check_present(values, [*flatten(KEYS), *_NAMES])
+    shared = _shared_options() | _NAMES
+    check_options({key: value for key, value in values.items() if key in shared}, shared)
     taken = {
         f"{section}.{key}"
         for section, registry in REGISTRIES.items()
         for key in keys_of_chosen(section, config[section].name, registry)
     }
     check_present(values, sorted(taken))
-    check_options(values, _options(config))
+    options = _options(config)
+    check_present(values, sorted(options.keys() - ADDED.keys()))
+    check_options(values, options)
     for key, known in shared_keys().items():
         # An option that the chosen entry does not take would be ignored.
         used = key in taken or key in flatten(KEYS)
@@ -77,8 +90,17 @@ def check_values(config: ConfigDict) -> None:
         )
 
 
+def changing(config: ConfigDict) -> dict[str, Changes]:
+    """Returns what another value of each key would change in a run that continues.
+
+    Raises:
+      UserError: as `check_values`.
+    """
+    return {name: option.changes for name, option in _options(config).items()}
+
+
 def _shared_options() -> dict[str, Option]:
-    return ADDED | {name: Option(key.meaning, key.range) for name, key in shared_keys().items()}
+    return ADDED | {name: key.option for name, key in shared_keys().items()}
 
 
 def _options(config: ConfigDict) -> dict[str, Option]:
