@@ -34,6 +34,8 @@ from pixelrec_jax.recommender import Recommender, build
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.optim import build_optimizer
 
+# A batch up to that of any shipped config may be larger than a tiny dataset: its padding is cheap.
+_SMALL_BATCH = 1024
 _INTERACTIONS = ("offsets.npy", "items.npy", "item_ids.arrow")
 
 
@@ -146,7 +148,7 @@ def build_experiment(
 def _check_batch_size(batch_size: int, examples: int, shards: int) -> None:
     """Raises `UserError` for a batch that all examples cannot fill: its padding takes memory."""
     largest = -(-examples // shards) * shards
-    if batch_size > largest:
+    if batch_size > max(largest, _SMALL_BATCH):
         raise UserError(
             f"train.batch_size={batch_size} is more than the {examples:,} examples of the dataset; "
             f"give {largest} or less"
