@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from pixelrec_jax import items
-from pixelrec_jax.configs import pixelrec
+from pixelrec_jax.configs import checks, pixelrec
 from pixelrec_jax.configs.checks import meaning
 from pixelrec_jax.configs.encoders import ENCODERS, EncoderSettings
 from pixelrec_jax.items.vision import VISION_ENCODERS
@@ -18,7 +18,7 @@ from pixelrec_jax.items.vision.layers import MapPool
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option
-from pixelrec_jax.training import options, train
+from pixelrec_jax.training import train
 from tests.tiny import tiny_config
 
 
@@ -56,7 +56,7 @@ def _colours(monkeypatch):
     monkeypatch.setitem(ENCODERS, "colours", settings)
     # At import these are made from the two registries.
     known = (*items.ITEM_ENCODERS, "colours")
-    for module in (items, options):
+    for module in (items, checks):
         monkeypatch.setattr(module, "ITEM_ENCODERS", known)
     monkeypatch.setattr(pixelrec, "ITEMS", (*pixelrec.ITEMS, "colours"))
 
