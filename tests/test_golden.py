@@ -17,12 +17,12 @@ from pixelrec_jax.data.windows import training_windows
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.training.experiment import Experiment
-from pixelrec_jax.training.state import create_state, state_template
 from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.weights import partition
 from tests import double
 from tests.golden.models import CASES, TRAINED, Case
 from tests.golden.reference import Golden
+from tests.steps import place_state, start_state
 from tests.tiny import use_tiny_encoders
 
 
@@ -120,9 +120,7 @@ def _step_bounds(case: Golden) -> dict[tuple[str, ...], np.ndarray]:
 def test_losses_and_one_adamw_step(golden, name):
     """The program's own train step, from the reference's parameters."""
     case = golden(name)
-    shardings = jax.tree.map(lambda x: x.sharding, state_template(case.experiment))
-    create = jax.jit(partial(create_state, case.experiment), out_shardings=shardings)
-    state = create({"params": case.params0})
+    state = place_state(start_state(case.experiment, {"params": case.params0}), case.experiment)
     step = make_train_step(case.experiment)
     batch = make_global_arrays(case.batch, case.experiment.mesh, BATCH_SPEC)
     state, metrics = step(state, batch, case.experiment.resident)

@@ -14,8 +14,10 @@ from pixelrec_jax.ingest import toy
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.state import TrainState
 from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
+from tests.steps import place_state
 from tests.tiny import ArrayStore, interactions_of, items_of, tiny_config
 
 USERS, ITEMS = 800, 200
@@ -71,19 +73,23 @@ def build(user: str, devices: int) -> Experiment:
 
 @dataclass
 class Run:
-    """Losses of all steps, and rankings of the test split after few of them and after all."""
+    """The state at step 0 on the host, losses of all steps, and rankings of the test split after
+    few of them and after all.
+    """
 
     experiment: Experiment
+    start: TrainState
     losses: np.ndarray
     early: Ranking
     late: Ranking
 
 
-def train(user: str, *, devices: int, steps: int) -> Run:
+def train(user: str, *, devices: int, steps: int, start: TrainState | None = None) -> Run:
     """Trains by the program's own step on its own batches."""
     experiment = build(user, devices)
     rank = experiment.evaluator.rank
-    state, losses, early = init_state(experiment), [], None
+    state = init_state(experiment) if start is None else place_state(start, experiment)
+    start, losses, early = jax.device_get(state), [], None
     step = make_train_step(experiment)
     for index in range(steps):
         batch = make_global_arrays(experiment.batches[index], experiment.mesh, BATCH_SPEC)
@@ -92,7 +98,7 @@ def train(user: str, *, devices: int, steps: int) -> Run:
         if index + 1 == FEW:
             early = rank(state.variables, "test")
     late = rank(state.variables, "test")
-    return Run(experiment, np.array(jax.device_get(losses)), early or late, late)
+    return Run(experiment, start, np.array(jax.device_get(losses)), early or late, late)
 
 
 @cache
@@ -119,7 +125,7 @@ def test_a_trained_model_ranks_better_than_popularity(user):
 @pytest.mark.parametrize("user", USER_ENCODERS)
 def test_eight_devices_do_what_one_does(user):
     one = learned(user)
-    eight = train(user, devices=8, steps=min(FEW, len(one.losses)))
+    eight = train(user, devices=8, steps=min(FEW, len(one.losses)), start=one.start)
     np.testing.assert_allclose(eight.losses, one.losses[:FEW], rtol=1e-5)
     # All ranks, and so all metrics. Rounding may decide between scores that are nearly equal.
     assert np.count_nonzero(eight.early.rank != one.early.rank) <= USERS // 400

@@ -8,9 +8,8 @@ import pytest
 
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.initialize import init_state
 from tests import double
-from tests.steps import run_steps
+from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import tiny_config
 
 
@@ -18,7 +17,8 @@ def _train(config, devices, steps=3):
     """Compares losses, parameters and both moments, each on its own scale."""
     experiment = build_experiment(config, devices=devices)
     experiment = replace(experiment, model=double.module(experiment.model))
-    losses, state = run_steps(experiment, steps, double.cast(init_state(experiment)))
+    start = place_state(draw_state(experiment), experiment)
+    losses, state = run_steps(experiment, steps, double.cast(start))
     moments = (optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))
     return jax.device_get((losses, state.params, *moments))
 

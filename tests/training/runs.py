@@ -16,7 +16,10 @@ MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=t
 
 
 def run_config(words, dataset, **train_changes):
+    """A config of one layer with dropout, so that all runs of a model share its programs."""
     config = tiny_config(words, dataset)
+    if "dropout" in config.user:
+        config.user.update({"layers": 1, "dropout": 0.1})
     config.train.log_every = 2
     config.train.checkpoint_every = 3
     config.train.epochs = 2

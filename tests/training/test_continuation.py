@@ -30,7 +30,6 @@ def test_a_run_that_is_killed_again_and_again_equals_the_uninterrupted_one(
     toy_dataset, tmp_path, monkeypatch, words, deaths
 ):
     config = run_config(words, toy_dataset)
-    config.user.dropout = 0.1
     whole = finish_run(config, tmp_path / "whole")
     assert whole[1][-1]["step"] == int(whole[0].step)
     for batches_until_death in deaths:

@@ -8,14 +8,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.split import leave_one_out
-from pixelrec_jax.parallel.sharding import BATCH_SPEC, build_mesh, make_global_arrays
+from pixelrec_jax.parallel.sharding import build_mesh
 from pixelrec_jax.recommender import build
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.train import make_train_step
 from pixelrec_jax.users import lightgcn
 from pixelrec_jax.users.lightgcn import propagate
+from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import interactions_of, tiny_config
 
 USERS, ITEMS, WIDTH = 20, 30, 16
@@ -103,19 +102,15 @@ def test_tables_sharded_by_columns_are_propagated_without_communication(graph, t
 
 @pytest.mark.numerical
 def test_training_on_one_device_is_training_on_eight(toy_dataset):
-    def losses(devices, **axes):
-        config = tiny_config("user=lightgcn,item=id,dataset=toy", toy_dataset)
-        config.mesh.update(axes)
-        experiment = build_experiment(config, devices=jax.devices()[:devices])
-        state, train_step = init_state(experiment), make_train_step(experiment)
-        for step in range(3):
-            batch = make_global_arrays(experiment.batches[step], experiment.mesh, BATCH_SPEC)
-            state, metrics = train_step(state, batch, experiment.resident)
-            yield float(metrics["loss"])
-
-    expected = list(losses(1))
+    config = tiny_config("user=lightgcn,item=id,dataset=toy", toy_dataset)
+    one = build_experiment(config, devices=jax.devices()[:1])
+    start = draw_state(one)
+    expected, _ = run_steps(one, 3, place_state(start, one))
     assert expected[-1] != expected[0]
-    np.testing.assert_allclose(list(losses(8, data=2, fsdp=4)), expected, rtol=1e-5)
+    config.mesh.update({"data": 2, "fsdp": 4})
+    eight = build_experiment(config)
+    losses, _ = run_steps(eight, 3, place_state(start, eight))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_memory_is_that_of_a_few_tables_and_not_of_all_edges():
