@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
@@ -11,7 +12,7 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     With bound = 1 / sqrt(fan-in), this is PyTorch's default for linear layers and convolutions.
     """
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

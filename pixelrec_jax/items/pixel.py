@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import PAD, Array, Items
@@ -39,7 +40,7 @@ class PixelEncoder(ItemEncoder):
     dnn_layers: tuple[int, ...] = ()
     head_init: str = "xavier_normal"
     normalisation: str = "half"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:

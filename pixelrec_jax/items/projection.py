@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
 from pixelrec_jax.data.types import Array
 from pixelrec_jax.initializers import symmetric_uniform
 
 
-def _torch(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "*shape"]:
+def _torch(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "*shape"]:
     return symmetric_uniform(shape[0] ** -0.5)(key, shape, dtype)
 
 
@@ -28,7 +29,7 @@ def project(
     widths: Sequence[int],
     *,
     init: str,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "M {widths[-1]}"]:
     """Returns items' vectors, float32: x after dense layers, each followed by ReLU.
 

@@ -43,7 +43,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
             f"{dataset.directory} is not the dataset of the run in {workdir}; restore that dataset"
         )
     queries = ranking_queries(split, np.array(indices) + 1, "test", history_length=_HISTORY)
-    history = [item_ids.gather(items[items > 0] - 1) for items in queries.history]
+    history = [item_ids.gather(items[items > 0] - 1) for items in np.asarray(queries.history)]
     target = item_ids.gather(np.asarray(queries.target) - 1)
 
     info = item_info.load(dataset)

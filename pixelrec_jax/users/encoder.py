@@ -5,6 +5,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
@@ -33,7 +34,7 @@ class UserEncoder(nn.Module):
 
     num_users: int
     width: int
-    dtype: jnp.dtype = DTYPE.field()
+    dtype: DTypeLike = DTYPE.field()
 
     # Whether `Recommender.propagate` passes vectors along the edges of users and items.
     uses_graph: ClassVar[bool] = False

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from pixelrec_jax.data.types import Array, History
@@ -26,7 +27,7 @@ class CausalConv(nn.Module):
 
     kernel_size: int
     dilation: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -55,7 +56,7 @@ class ResidualBlock(nn.Module):
 
     kernel_size: int
     dilation: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
 
 from pixelrec_jax.data.types import Array, History
@@ -48,7 +49,7 @@ class PostNormLayer(nn.Module):
     mlp_ratio: int
     dropout: float
     init_std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     def dense(self, features: int, name: str) -> nn.Dense:
         """Returns a dense layer."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
@@ -58,7 +59,7 @@ class Backbone(nn.Module, kw_only=True):
     pool: str = "mean"
     train_mode_blocks: tuple[str, ...] = ()
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.nowrap
     def steps(self) -> tuple[Step, ...]:

@@ -6,6 +6,7 @@ from math import isqrt
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
@@ -23,7 +24,7 @@ class Stem(nn.Module):
 
     width: int
     patch: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, image: Float[Array, "M H W 3"]) -> Float[Array, "M S {self.width}"]:
@@ -41,7 +42,7 @@ class Block(nn.Module):
     mlp: int
     epsilon: float
     drop_path: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "M S C"], context: Context) -> Float[Array, "M S C"]:

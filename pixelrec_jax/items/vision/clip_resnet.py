@@ -10,6 +10,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
@@ -29,7 +30,7 @@ class ClipStem(nn.Module):
     """Three convolutions, the first of stride 2, and average pooling."""
 
     width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -48,7 +49,7 @@ class ClipBottleneck(nn.Module):
 
     width: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -75,7 +76,7 @@ class AttentionPool(nn.Module):
 
     heads: int
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M {self.features}"]:

@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -38,7 +39,7 @@ class Depthwise(nn.Module):
     kernel: int
     stride: int
     padding: Literal["torch", "same"]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "M H W C"]) -> Float[jax.Array, "M H2 W2 C"]:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
@@ -43,7 +44,7 @@ class BatchNorm(nn.Module):
 
     epsilon: float = 1e-5
     momentum: float = 0.1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "M *map C"], context: Context) -> Float[Array, "M *map C"]:

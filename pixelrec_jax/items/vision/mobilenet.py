@@ -7,6 +7,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
@@ -68,7 +69,7 @@ class Unit(nn.Module):
     linear: bool = False
     padding: Literal["torch", "same"] = "torch"
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:

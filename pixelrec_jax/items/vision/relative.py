@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from pixelrec_jax.data.types import Array
@@ -32,7 +33,7 @@ class RelativeAttention(nn.Module):
     side: int
     class_token: bool
     key_bias: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

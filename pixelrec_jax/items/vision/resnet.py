@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
@@ -36,7 +36,7 @@ class ConvNorm(nn.Module):
     features: int
     kernel: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -68,7 +68,7 @@ class Stem(nn.Module):
     """A convolution with a kernel of side 7 and max pooling, each of stride 2."""
 
     width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -84,7 +84,7 @@ class Basic(nn.Module):
 
     width: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -108,7 +108,7 @@ class Bottleneck(nn.Module):
 
     width: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -131,7 +131,7 @@ class Layer(nn.Module):
     units: int
     width: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:

@@ -7,6 +7,7 @@ from itertools import accumulate
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
 from pixelrec_jax.data.types import Array
@@ -84,7 +85,7 @@ class Layer(nn.Module):
     window: int
     shifted: bool
     drop_path: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H W C"]:
@@ -126,7 +127,7 @@ class Stage(nn.Module):
     window: int
     drop_paths: tuple[float, ...]
     merge: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"], context: Context) -> Float[Array, "M H2 W2 C2"]:
@@ -151,7 +152,7 @@ class Stem(nn.Module):
 
     width: int
     patch: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
 from pixelrec_jax.data.types import Array
@@ -45,7 +46,7 @@ ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=False), "quick_gelu": quick_
 
 
 def sine_cosine(
-    key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype
+    key: PRNGKeyArray, shape: tuple[int, int], dtype: DTypeLike
 ) -> Float[Array, "{shape[0]} {shape[1]}"]:
     """Returns MAE's initial position table [1 + g * g, C] for a grid of side g.
 
@@ -68,7 +69,7 @@ class Block(nn.Module):
     mlp: int
     activation: str
     epsilon: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "M S C"]) -> Float[Array, "M S C"]:
@@ -96,7 +97,7 @@ class PatchEmbedding(nn.Module):
 
     width: int
     patch: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     use_bias: bool = True
 
     @nn.compact
@@ -119,7 +120,7 @@ class Stem(nn.Module):
     clip: bool
     epsilon: float
     position_init: nn.initializers.Initializer
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, image: Float[Array, "M H W 3"]) -> Float[Array, "M S {self.width}"]:
