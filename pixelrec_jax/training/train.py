@@ -3,10 +3,8 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import cast
 
 import flax.linen as nn
 import jax
@@ -18,8 +16,7 @@ from ml_collections import ConfigDict
 from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.types import Batch
 from pixelrec_jax.data.workers import iterate
-from pixelrec_jax.evaluation.recommendations import write_ranks, write_test_top_k
-from pixelrec_jax.evaluation.result import RESULT, Result, SplitSettings
+from pixelrec_jax.evaluation.result import Result
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
@@ -29,19 +26,20 @@ from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.goodput import Goodput
-from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.runs.profile import Profiler
 from pixelrec_jax.runs.progress import TrainingProgress, format_metrics
 from pixelrec_jax.runs.resume import restore_newest
 from pixelrec_jax.runs.writers import check_writers
 from pixelrec_jax.system.console import progress_bar, status
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.early_stopping import EarlyStopping
 from pixelrec_jax.training.experiment import Experiment, build_experiment
+from pixelrec_jax.training.final_ranking import finish, restore
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.optim import global_norm, learning_rates, update_norm
 from pixelrec_jax.training.record import StepRecord, check_finite
-from pixelrec_jax.training.state import TrainState, count_parameters, start_line, state_template
+from pixelrec_jax.training.state import TrainState, start_line, state_template
 
 
 @lru_cache(maxsize=2)  # StepFlops counts the operations of the same step
@@ -108,30 +106,6 @@ def make_train_step(experiment: Experiment):
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
 
 
-@dataclass
-class EarlyStopping:
-    """Stops after more than `patience` evaluations in a row without improvement.
-
-    A value equal to the best one counts as an improvement.
-    """
-
-    patience: int
-    best: float | None = None
-    since_best: int = 0
-
-    def update(self, value: float) -> None:
-        """Records the monitored metric of the next evaluation."""
-        if self.best is None or value >= self.best:
-            self.best, self.since_best = value, 0
-        else:
-            self.since_best += 1
-
-    @property
-    def stop(self) -> bool:
-        """Whether training is over."""
-        return self.since_best > self.patience
-
-
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> Result:
     """Trains from the workdir's latest checkpoint, then ranks the test split with the best one.
 
@@ -169,21 +143,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> Result:
     directory = workdir / "checkpoints"
     with Checkpoints(directory, metric=config.eval.monitor, read_only=True) as checkpoints:
         return finish(experiment, checkpoints, workdir)
-
-
-def restore(experiment: Experiment, checkpoints: Checkpoints, step: int) -> TrainState:
-    """Returns the state of the checkpoint of a step.
-
-    Raises:
-      UserError: the checkpoint was trained on other data, or it is damaged.
-    """
-    if checkpoints.metadata(step)["data_fingerprint"] != experiment.data_fingerprint:
-        raise UserError(
-            f"{checkpoints.directory} was trained on other data than "
-            f"{experiment.config.dataset.path} holds now; restore that dataset or use another "
-            "workdir"
-        )
-    return checkpoints.restore(step, state_template(experiment))
 
 
 def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
@@ -284,48 +243,6 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
         seconds = record.seconds_per_epoch()
     checkpoints.wait()
     return seconds
-
-
-def finish(
-    experiment: Experiment,
-    checkpoints: Checkpoints,
-    workdir: Path,
-    seconds_per_epoch: float | None = None,
-) -> Result:
-    """Ranks the test split with the best checkpoint and writes the files of a finished run.
-
-    Returns:
-      The content of result.json; nothing in it depends on the machine.
-    """
-    if checkpoints.best is None:
-        raise UserError(
-            f"{workdir} holds no evaluated checkpoint yet; train with --mode=train first"
-        )
-    state = restore(experiment, checkpoints, checkpoints.best)
-    evaluator = experiment.evaluator
-    with progress_bar("ranking the test items", evaluator.parts("test")) as advance:
-        ranking = evaluator.rank(state.variables, "test", advance)
-    experiment.check_files()
-    total, trained = count_parameters(experiment)
-    result: Result = {
-        "model": {
-            "user": experiment.config.user.name,
-            "item": experiment.config.item.name,
-            "parameters": total,
-            "trainable_parameters": trained,
-        },
-        "dataset": experiment.config.dataset.name,
-        "interactions": experiment.interactions_fingerprint,
-        "split": cast(SplitSettings, dict(experiment.split.settings)),
-        "best_step": int(state.step),
-        "test": evaluator.report(ranking, "test"),
-    }
-    if jax.process_index() == 0:
-        write_test_top_k(workdir, experiment.interactions, ranking)
-        write_ranks(workdir, experiment.split, ranking)
-        write_machine_record(workdir, seconds_per_epoch)
-        RESULT.write(workdir / RESULT.name, result)
-    return result
 
 
 def _check_shared(workdir: Path) -> None:

@@ -12,6 +12,7 @@ from pixelrec_jax.data.interactions import load
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
+from pixelrec_jax.training.early_stopping import EarlyStopping
 from tests.training.runs import (
     MODELS,
     latest_state,
@@ -79,7 +80,7 @@ def test_no_epochs_evaluate_the_initial_state_from_which_training_may_go_on(
 
 
 def test_early_stopping_takes_ties_as_improvement():
-    stopping = train.EarlyStopping(patience=1)
+    stopping = EarlyStopping(patience=1)
     for value, stops in [(0.2, False), (0.2, False), (0.1, False), (0.1, True)]:
         stopping.update(value)
         assert stopping.stop is stops
