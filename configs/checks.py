@@ -69,7 +69,7 @@ def check_values(config: ConfigDict) -> None:
     }
     check_present(values, sorted(taken))
     options = _options(config)
-    check_present(values, sorted(options.keys() - ADDED.keys()))
+    check_present(values, sorted(options.keys() - shared.keys()))
     check_options(values, options)
     for key, known in shared_keys().items():
         # An option that the chosen entry does not take would be ignored.
