@@ -24,7 +24,16 @@ from transformers import (
     ViTModel,
 )
 
-from pixelrec_jax.items.vision import beit, clip_resnet, efficientnet, mobilenet, resnet, swin, vit
+from pixelrec_jax.items.vision import (
+    beit,
+    clip_resnet,
+    clip_vit,
+    efficientnet,
+    mobilenet,
+    resnet,
+    swin,
+    vit,
+)
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.items.vision.mobilenet import repeat
 from pixelrec_jax.weights.mapping import WeightMapping
@@ -106,7 +115,7 @@ OPENAI = partial(
     CLIPTextCfg(context_length=8, vocab_size=50, width=16, heads=2, layers=1),
     quick_gelu=True,
 )
-_CLIP = vit.ClipTransformer(**_SIZES)
+_CLIP = clip_vit.ClipTransformer(**_SIZES)
 _VIT = vit.VisionTransformer(**_SIZES, epsilon=1e-12)
 
 
@@ -137,21 +146,21 @@ TRANSFORMERS = {
     "clip": Case(
         lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES)),
         _CLIP,
-        vit.CLIP_HUGGINGFACE,
+        clip_vit.HUGGINGFACE,
         _numbered("pre_layrnorm", "encoder.layers.{}", 2),
         pools=_TOKENS,
     ),
     "laion": Case(
         lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES, hidden_act="gelu")),
         _CLIP.clone(activation="gelu"),
-        vit.CLIP_HUGGINGFACE,
+        clip_vit.HUGGINGFACE,
         _numbered("pre_layrnorm", "encoder.layers.{}", 2),
         pools=_TOKENS,
     ),
     "openai": Case(
         OPENAI,
         _CLIP,
-        vit.CLIP_OPENAI,
+        clip_vit.OPENAI,
         _numbered("visual.ln_pre", "visual.transformer.resblocks.{}", 2),
         forward=lambda module, image: module.visual(image),
         pools=_TOKENS,
