@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pixelrec_jax.items.vision.clip_vit import HUGGINGFACE
-from pixelrec_jax.weights.mapping import LINEAR, Rule, Transform, linear, norm
+from pixelrec_jax.weights.mapping import Rule, linear, norm
+from pixelrec_jax.weights.transforms import LINEAR, Transform
 
 _LAYER = "trm_encoder.layer.{n}"
 

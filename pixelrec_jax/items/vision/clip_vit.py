@@ -8,15 +8,8 @@ from functools import partial
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import BASE, LARGE, TOKENS, VisionTransformer
 from pixelrec_jax.system.options import OneOf, Option
-from pixelrec_jax.weights.mapping import (
-    LINEAR,
-    PATCHES,
-    POSITION,
-    Rule,
-    WeightMapping,
-    linear,
-    norm,
-)
+from pixelrec_jax.weights.mapping import Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.transforms import LINEAR, PATCHES, POSITION
 
 _ACTIVATION = Option(
     "activation of the blocks, as the weights need it", OneOf("quick_gelu", "gelu")

@@ -19,15 +19,8 @@ from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
 from pixelrec_jax.items.vision.layers import TokenPool, prepend_token, split_heads
 from pixelrec_jax.items.vision.spec import EncoderSpec
-from pixelrec_jax.weights.mapping import (
-    BATCHED_POSITION,
-    PATCHES,
-    TOKEN,
-    Rule,
-    WeightMapping,
-    linear,
-    norm,
-)
+from pixelrec_jax.weights.mapping import Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.transforms import BATCHED_POSITION, PATCHES, TOKEN
 
 _normal = nn.initializers.normal(0.02)
 
