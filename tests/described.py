@@ -15,7 +15,7 @@ def describe(dataset: Path, csv: Path, out: Path) -> Path:
     """Copies a prepared dataset and gives it the item information of a CSV."""
     shutil.copytree(dataset, out)
     ids = interactions.load(out).item_ids()
-    item_info.write(item_info.read_item_info(csv), ids, out)
+    item_info.write_item_info(item_info.read_item_info(csv), ids, out)
     path = out / interactions.MANIFEST
     manifest = json.loads(path.read_text())
     size, sha256 = (out / FILE).stat().st_size, digest(out / FILE)

@@ -1,6 +1,7 @@
 """The package as others get it: what is in its wheel, and that it works outside the repository."""
 
 import ast
+import graphlib
 import os
 import pkgutil
 import re
@@ -64,6 +65,37 @@ def test_the_package_imports_neither_tests_nor_benchmarks_and_these_no_tests():
     benchmarks = set(_imports((ROOT / "benchmarks").glob("*.py")))
     assert "pixelrec_jax" in {name for _, name in benchmarks}
     assert not {(path, name) for path, name in benchmarks if name == "tests"}
+
+
+def _circle(arrows):
+    """A circle of imports between folders, or modules at the top of the package; None without."""
+    graph = {}
+    for importing, imported in ((".".join(x.split(".")[:2]) for x in arrow) for arrow in arrows):
+        if importing != imported:
+            graph.setdefault(importing, set()).add(imported)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_imports_between_folders_run_one_way():
+    """Those inside functions count as well: they show the same dependence."""
+    modules = {
+        package if path.stem == "__init__" else f"{package}.{path.stem}": path
+        for package, path in _files()
+        if path.suffix == ".py"
+    }
+    arrows = set()
+    for module, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+                arrows |= {(module, name) for name in names if name in modules}
+    assert ("pixelrec_jax.training.train", "pixelrec_jax.parallel.tables") in arrows
+    assert _circle(arrows) is None
+    assert _circle({*arrows, ("pixelrec_jax.parallel.tables", "pixelrec_jax.training.train")})
 
 
 def _run(installed, folder, *argv):

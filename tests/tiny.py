@@ -14,11 +14,12 @@ from pixelrec_jax.data.types import Batch, gather_slots
 from pixelrec_jax.items import ITEM_ENCODERS, vision
 from pixelrec_jax.items.vision.beit import Beit
 from pixelrec_jax.items.vision.clip_resnet import AttentionPool, ClipBottleneck, ClipStem
+from pixelrec_jax.items.vision.clip_vit import ClipTransformer
 from pixelrec_jax.items.vision.efficientnet import LITE, by_stage
 from pixelrec_jax.items.vision.mobilenet import MobileNet, layer_by_layer, repeat
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.items.vision.swin import Swin
-from pixelrec_jax.items.vision.vit import ClipTransformer, VisionTransformer
+from pixelrec_jax.items.vision.vit import VisionTransformer
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.users import USER_ENCODERS
 

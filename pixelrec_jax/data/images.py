@@ -48,8 +48,8 @@ def decode(image: bytes, size: int | None) -> np.ndarray:
     become RGB and transparency is ignored. Of an animation the first image is taken, of 16-bit
     values the upper 8 bits. Raises `ValueError` with the reason.
 
-    Memory: eight bytes for each pixel, of which an image has at most Pillow's 89 million, and three
-    times the file.
+    Memory: eight bytes for each pixel, and three times the file. An image has at most 89 million
+    pixels, Pillow's limit.
     """
     try:
         try:
@@ -69,7 +69,7 @@ def decode(image: bytes, size: int | None) -> np.ndarray:
 
 
 class _TooManyPixelsError(Image.DecompressionBombError):
-    """An image has more pixels than Pillow's limit, up to twice of which Pillow only warns."""
+    """An image has more pixels than Pillow's limit; Pillow itself only warns up to twice of it."""
 
 
 def _decode(image: bytes) -> Image.Image:

@@ -27,10 +27,8 @@ class Task(Protocol):
 
     Attributes:
       split: the split that the examples are made of.
-      rows_per_example: R; some rows of an example may be padding.
       uses_mask_item: whether histories hold the mask item; see `data.mask_item`.
       time_unit: the unit of `Batch.time`, a key of `data.time_units.UNITS`.
-      most_excluded: S, the size of the largest exclusion set.
       options: the keys of `config.task` that this task takes and others do not.
     """
 
@@ -41,7 +39,7 @@ class Task(Protocol):
 
     @property
     def rows_per_example(self) -> int:
-        """R, the number of rows that an example makes."""
+        """R, the number of rows that an example makes; some may be padding."""
         ...
 
     @property

@@ -126,7 +126,7 @@ def open_csv(
     wanted: Collection[str] = ("item_id",),
     has_header: bool = True,
 ) -> CsvFile:
-    """Returns a CSV, of which all rows were counted.
+    """Returns a CSV after all of its rows were counted.
 
     Args:
       source: its path, or its content.

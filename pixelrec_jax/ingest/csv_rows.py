@@ -1,6 +1,6 @@
 """Rows of CSV text, counted or split independently of polars.
 
-Memory holds one block of the text and one row, of which a field takes at most 16 MB.
+Memory holds one block of the text and one row; a field may take 16 MB.
 """
 
 import codecs

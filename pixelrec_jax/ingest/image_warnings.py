@@ -16,7 +16,7 @@ _MOST_SHOWN = 20  # different warnings
 
 
 def set_item(item_id: str) -> None:
-    """Says of which item this thread now decodes the image."""
+    """Names the item that this thread decodes the image of."""
     _ITEM.name = item_id
 
 

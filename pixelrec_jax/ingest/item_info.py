@@ -89,7 +89,7 @@ def _checked(path: Path, id_column: str) -> pl.LazyFrame:
     return scan.with_columns(pl.col(integers).str.strip_suffix(".0").cast(pl.Int64))
 
 
-def write(rows: pl.LazyFrame, item_ids: pl.Series, directory: Path) -> int:
+def write_item_info(rows: pl.LazyFrame, item_ids: pl.Series, directory: Path) -> int:
     """Writes `FILE` into a prepared dataset and returns how many of its items have a row.
 
     Args:

@@ -24,12 +24,11 @@ from pixelrec_jax.data.manifest import (
     Manifest,
     Source,
 )
-from pixelrec_jax.ingest import columns as interaction_columns
 from pixelrec_jax.ingest import image_shards, missing_images, official, selection
-from pixelrec_jax.ingest import item_info as information
-from pixelrec_jax.ingest import options as choices
-from pixelrec_jax.ingest.columns import Table
+from pixelrec_jax.ingest.columns import Table, count_repeats, write_columns
 from pixelrec_jax.ingest.interactions_file import CONTROL, read_interactions
+from pixelrec_jax.ingest.item_info import read_item_info, write_item_info
+from pixelrec_jax.ingest.options import CHOICES, IMAGE_SIZE
 from pixelrec_jax.ingest.sources import ImageSource, open_source
 from pixelrec_jax.ingest.sources.matching import MISSING, MatchedImages
 from pixelrec_jax.system import errors
@@ -74,7 +73,7 @@ def prepare(
         are listed in `<out>.missing_images.csv`.
     """
     if image_size is None and store == "resized":
-        image_size = choices.IMAGE_SIZE
+        image_size = IMAGE_SIZE
     names = dict(columns or {})
     options = {
         "min_interactions": min_interactions,
@@ -96,7 +95,7 @@ def prepare(
     info = (
         None
         if item_info is None
-        else information.read_item_info(Path(item_info), names.get("item_id", "item_id"))
+        else read_item_info(Path(item_info), names.get("item_id", "item_id"))
     )
     with ExitStack() as stack:
         pictures = None
@@ -115,7 +114,7 @@ def prepare(
                 "first": int(table.timestamps.min()),
                 "last": int(table.timestamps.max()),
             },
-            "repeats": interaction_columns.count_repeats(table),
+            "repeats": count_repeats(table),
             "options": options,
             "dropped": dropped,
         }
@@ -128,9 +127,9 @@ def prepare(
         if items == "all":
             with_some = int(np.count_nonzero(np.bincount(table.items)))
             facts["without_interactions"] = len(table.item_ids) - with_some
-        interaction_columns.write_columns(table, work)
+        write_columns(table, work)
         if info is not None:
-            facts["with_item_info"] = information.write(info, table.item_ids, work)
+            facts["with_item_info"] = write_item_info(info, table.item_ids, work)
         manifest: Manifest = {
             "schema_version": SCHEMA_VERSION,
             "counts": cast(Counts, table.counts),
@@ -179,7 +178,7 @@ def _publish(work: Path, out: Path) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    for name, known in choices.CHOICES.items():
+    for name, known in CHOICES.items():
         if options[name] not in known:
             hint = errors.nearest(str(options[name]), known)
             raise UserError(f"--{name}={options[name]} is not an option{hint}")

@@ -21,7 +21,7 @@ KINDS = "CSV, Parquet or Arrow"
 
 @dataclass(frozen=True)
 class ColumnarFile:
-    """A Parquet or Arrow file, of which the metadata says how many rows it has.
+    """A Parquet or Arrow file; its metadata says how many rows it has.
 
     Attributes:
       frame: all columns.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -90,23 +90,23 @@ class MLflow:
         """Starts a run, or continues the one of this workdir."""
         self._mlflow = _module("mlflow")
         known = _read_ids(workdir).get("mlflow")
-        run = self._call("start_run", run_id=known, run_name=workdir.name)
+        run = self._call(self._mlflow.start_run, run_id=known, run_name=workdir.name)
         _keep_id(workdir, "mlflow", run.info.run_id)
         if known is None:  # a parameter of a run cannot change
-            self._call("log_params", flatten(redacted(config.to_dict())))
+            self._call(self._mlflow.log_params, flatten(redacted(config.to_dict())))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes the scalars of a step; "_at_" replaces "@", which MLflow does not allow."""
         named = {name.replace("@", "_at_"): value for name, value in scalars.items()}
-        self._call("log_metrics", named, step=step)
+        self._call(self._mlflow.log_metrics, named, step=step)
 
     def close(self, *, failed: bool) -> None:
         """Ends the run in MLflow."""
-        self._call("end_run", "FAILED" if failed else "FINISHED")
+        self._call(self._mlflow.end_run, "FAILED" if failed else "FINISHED")
 
-    def _call(self, name: str, *arguments: object, **options: object):
+    def _call(self, function: Callable[..., Any], *arguments: object, **options: object) -> Any:
         try:
-            return getattr(self._mlflow, name)(*arguments, **options)
+            return function(*arguments, **options)
         except self._mlflow.exceptions.MlflowException as error:
             raise TransientError(
                 f"MLflow failed ({reason(error)}); start the same command again to continue, or "

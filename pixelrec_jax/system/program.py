@@ -188,7 +188,7 @@ def _flush() -> None:
 
 
 def _streams() -> list[io.TextIOWrapper]:
-    """Returns the standard output and errors, of which a caller may have closed one or both."""
+    """Returns standard output and standard error, without those that a caller has closed."""
     return [x for x in (sys.stdout, sys.stderr) if isinstance(x, io.TextIOWrapper)]
 
 

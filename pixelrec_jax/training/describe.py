@@ -39,7 +39,7 @@ def _facts(experiment: Experiment) -> list[str]:
         facts["frozen blocks"] = ", ".join(frozen) or "none"
     facts |= {
         "examples": f"{len(batches.task):,}",
-        "steps an epoch": f"{batches.steps_per_epoch:,} of {batches.batch_size:,} sequences",
+        "steps an epoch": f"{batches.steps_per_epoch:,} of {batches.batch_size:,} examples",
         "steps": f"{len(batches):,} at most, {batches.epochs:,} epochs",
         "devices": f"{experiment.mesh.size}, {batches.num_shards} data shards",
     }

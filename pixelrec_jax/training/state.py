@@ -121,7 +121,7 @@ def start_line(experiment: Experiment, start: int) -> str:
         f"{config.user.name} with item={config.item.name}: {total:,} parameters, "
         f"{trained:,} trained | {config.dataset.name}: {data.num_users - 1:,} users, "
         f"{data.num_items - 1:,} items, {experiment.batches.steps_per_epoch:,} steps an epoch of "
-        f"{config.train.batch_size} sequences | {jax.device_count()} "
+        f"{config.train.batch_size} examples | {jax.device_count()} "
         f"{jax.devices()[0].device_kind} device(s)"
         + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
         + (f" | continuing from step {start:,}" if start else "")

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE
-from pixelrec_jax.weights.mapping import LINEAR, Rule, Transform, linear, norm
+from pixelrec_jax.items.vision.clip_vit import HUGGINGFACE
+from pixelrec_jax.weights.mapping import Rule, linear, norm
+from pixelrec_jax.weights.transforms import LINEAR, Transform
 
 _LAYER = "trm_encoder.layer.{n}"
 
@@ -69,7 +70,7 @@ ITEM = (  # of models on ids, on features and on images
     *linear("user_model.feats.dim_reductor", "item_encoder/location"),
     *(
         Rule(_TOWER + rule.source, "item_encoder/backbone/" + rule.target, rule.transform)
-        for rule in CLIP_HUGGINGFACE.rules
+        for rule in HUGGINGFACE.rules
     ),
     *linear("visual_encoder.rec_fc.0", "item_encoder/head"),
 )

@@ -37,7 +37,7 @@ def read(folder, content):
 
 def test_rows_follow_the_items_and_columns_their_content(dataset):
     rows = read(dataset.directory, CSV)
-    assert item_info.write(rows, ITEM_IDS, dataset.directory) == 2
+    assert item_info.write_item_info(rows, ITEM_IDS, dataset.directory) == 2
     assert load(dataset).to_dict(as_series=False) == {
         "item_id": ["b", "x", "007"],
         "view_number": [7, None, 5],  # 7.0 in the file
@@ -55,7 +55,7 @@ def test_a_dataset_without_item_information_has_none(dataset):
 
 def test_numbers_too_large_for_integers_stay_text(dataset):
     rows = read(dataset.directory, "item_id,n,m\nb,99999999999999999999,999999999999999999\n")
-    item_info.write(rows, ITEM_IDS, dataset.directory)
+    item_info.write_item_info(rows, ITEM_IDS, dataset.directory)
     assert load(dataset).row(0) == ("b", "99999999999999999999", 999999999999999999)
 
 
@@ -84,9 +84,9 @@ def test_files_that_are_missing_foreign_or_damaged_are_told(dataset):
         item_info.read_item_info(folder / "no.csv")
     for content, example in (("item_id\nq\n", "'q'"), ("item_id\n", "''")):
         with pytest.raises(UserError, match=f"none of the 3 items .* 'b', --item_info .*{example}"):
-            item_info.write(read(folder, content), ITEM_IDS, folder)
+            item_info.write_item_info(read(folder, content), ITEM_IDS, folder)
     assert not (folder / FILE).exists()
-    item_info.write(read(folder, CSV), ITEM_IDS.head(2), folder)
+    item_info.write_item_info(read(folder, CSV), ITEM_IDS.head(2), folder)
     with pytest.raises(UserError, match=r"item_info.arrow.*2 rows for 3 items.*prepare.*again"):
         load(dataset)
     (folder / FILE).write_bytes(b"ARROW1")

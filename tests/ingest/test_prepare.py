@@ -10,7 +10,7 @@ import pytest
 
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.ingest import columns, image_shards
+from pixelrec_jax.ingest import image_shards
 from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.ingest.summary import summary
 from pixelrec_jax.system.errors import UserError
@@ -136,7 +136,7 @@ def test_a_failure_midway_leaves_finished_images(place, monkeypatch, failure, be
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(columns, "write_columns", fail)
+    monkeypatch.setattr(program, "write_columns", fail)
     with pytest.raises(becomes, match=match):
         run(place)
     assert sorted(os.listdir(place)) == ["images", "out.partial", "x.csv"]
@@ -212,7 +212,7 @@ def test_two_preparations_do_not_write_the_same_folder(place, monkeypatch):
             run(place)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(columns, "write_columns", second)
+    monkeypatch.setattr(program, "write_columns", second)
     with pytest.raises(KeyboardInterrupt):
         run(place)
 

@@ -1,7 +1,6 @@
 """A small PyTorch model of every architecture and origin of weights, and what it is here."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -24,71 +23,19 @@ from transformers import (
     ViTModel,
 )
 
-from pixelrec_jax.items.vision import beit, clip_resnet, efficientnet, mobilenet, resnet, swin, vit
-from pixelrec_jax.items.vision.backbone import Backbone
+from pixelrec_jax.items.vision import (
+    beit,
+    clip_resnet,
+    clip_vit,
+    efficientnet,
+    mobilenet,
+    resnet,
+    swin,
+    vit,
+)
 from pixelrec_jax.items.vision.mobilenet import repeat
-from pixelrec_jax.weights.mapping import WeightMapping
 from tests.items import parity
-
-
-@dataclass(frozen=True)
-class Case:
-    """A PyTorch model and our encoder that computes the same.
-
-    Attributes:
-      make: makes the model.
-      backbone, mapping: ours, and the names of its weights.
-      blocks: names of PyTorch's modules, one for each of our blocks, with the same output.
-      forward: (model, images) -> what the model returns.
-      output: (what it returns, the last block's output) -> what our backbone returns.
-      pools: by the name of a pool, the tokens of the last block -> what our backbone returns.
-      size: side of the images in evaluation.
-      train_size: side of those of a training step; 0 is the same.
-      scale: of the random weights.
-      seed: of the images of a training step.
-    """
-
-    make: Callable[[], torch.nn.Module]
-    backbone: Backbone
-    mapping: WeightMapping
-    blocks: tuple[str, ...]
-    forward: Callable = lambda module, image: module(image)
-    output: Callable = lambda result, last: last
-    pools: dict[str, Callable] = field(default_factory=dict)
-    size: int = 32
-    train_size: int = 0
-    scale: float = 0.2
-    seed: int = 1
-
-    def module(self) -> torch.nn.Module:
-        """Returns the model with random weights, in evaluation; MAE's positions are parameters."""
-        return parity.randomise(self.make(), scale=self.scale).eval().requires_grad_(True)
-
-    def run(self, module: torch.nn.Module, image: torch.Tensor) -> tuple[list, torch.Tensor]:
-        """Returns PyTorch's outputs of the blocks and of the whole model."""
-        states = []
-        hooks = [
-            module.get_submodule(block).register_forward_hook(
-                lambda _module, _inputs, y: states.append(y[0] if isinstance(y, tuple) else y)
-            )
-            for block in self.blocks
-        ]
-        result = self.forward(module, image)
-        for hook in hooks:
-            hook.remove()
-        return states, self.output(result, states[-1])
-
-
-_TOKENS = {"tokens": lambda x: x, "cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1)}
-_MAP = {
-    "tokens": lambda x: x.flatten(2).mT if x.ndim == 4 else x,
-    "mean": lambda x: x.mean((2, 3)) if x.ndim == 4 else x.mean(1),
-}
-
-
-def _numbered(first: str, pattern: str, count: int, *last: str) -> tuple[str, ...]:
-    return (first, *(pattern.format(n) for n in range(count)), *last)
-
+from tests.items.case import MAP, TOKENS, Case, numbered
 
 SIZES = {
     "hidden_size": 32,
@@ -106,7 +53,7 @@ OPENAI = partial(
     CLIPTextCfg(context_length=8, vocab_size=50, width=16, heads=2, layers=1),
     quick_gelu=True,
 )
-_CLIP = vit.ClipTransformer(**_SIZES)
+_CLIP = clip_vit.ClipTransformer(**_SIZES)
 _VIT = vit.VisionTransformer(**_SIZES, epsilon=1e-12)
 
 
@@ -137,53 +84,53 @@ TRANSFORMERS = {
     "clip": Case(
         lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES)),
         _CLIP,
-        vit.CLIP_HUGGINGFACE,
-        _numbered("pre_layrnorm", "encoder.layers.{}", 2),
-        pools=_TOKENS,
+        clip_vit.HUGGINGFACE,
+        numbered("pre_layrnorm", "encoder.layers.{}", 2),
+        pools=TOKENS,
     ),
     "laion": Case(
         lambda: CLIPVisionModel(CLIPVisionConfig(**SIZES, hidden_act="gelu")),
         _CLIP.clone(activation="gelu"),
-        vit.CLIP_HUGGINGFACE,
-        _numbered("pre_layrnorm", "encoder.layers.{}", 2),
-        pools=_TOKENS,
+        clip_vit.HUGGINGFACE,
+        numbered("pre_layrnorm", "encoder.layers.{}", 2),
+        pools=TOKENS,
     ),
     "openai": Case(
         OPENAI,
         _CLIP,
-        vit.CLIP_OPENAI,
-        _numbered("visual.ln_pre", "visual.transformer.resblocks.{}", 2),
+        clip_vit.OPENAI,
+        numbered("visual.ln_pre", "visual.transformer.resblocks.{}", 2),
         forward=lambda module, image: module.visual(image),
-        pools=_TOKENS,
+        pools=TOKENS,
     ),
     "vit": Case(
         lambda: ViTModel(ViTConfig(**SIZES)),
         _VIT,
         vit.VIT_HUGGINGFACE,
-        _numbered("embeddings", "layers.{}", 2, "layernorm"),
-        pools=_TOKENS,
+        numbered("embeddings", "layers.{}", 2, "layernorm"),
+        pools=TOKENS,
     ),
     "mae": Case(
         lambda: ViTMAEModel(ViTMAEConfig(**SIZES, mask_ratio=0.0)),
         _VIT,
         vit.VIT_HUGGINGFACE,
-        _numbered("embeddings", "layers.{}", 2, "layernorm"),
+        numbered("embeddings", "layers.{}", 2, "layernorm"),
         forward=_unmasked,
-        pools=_TOKENS,
+        pools=TOKENS,
     ),
     "beit": Case(
         lambda: BeitModel(beit_config()),
         beit.Beit(**_SIZES, drop_path=0.0),
         beit.HUGGINGFACE,
-        _numbered("embeddings", "layers.{}", 2, "pooler"),
+        numbered("embeddings", "layers.{}", 2, "pooler"),
     ),
     "swin": Case(
         lambda: SwinModel(SwinConfig(**SWIN_SIZES)),
         swin.Swin(width=8, depths=(2, 2), heads=(1, 2), window=4, patch=2, drop_path=0.0),
         swin.HUGGINGFACE,
-        _numbered("embeddings", "encoder.layers.{}", 2, "layernorm"),
+        numbered("embeddings", "encoder.layers.{}", 2, "layernorm"),
         output=lambda result, _: result.pooler_output,
-        pools=_MAP,
+        pools=MAP,
         size=16,
     ),
 }
@@ -203,9 +150,9 @@ def _resnet(kind: str) -> Case:
         lambda: ResNetModel(resnet_config(kind)),
         resnet.ResNet(UNITS[kind][0], (1, 2, 1), 8),
         resnet.HUGGINGFACE,
-        _numbered("embedder", "encoder.stages.{}", 3),
+        numbered("embedder", "encoder.stages.{}", 3),
         output=lambda result, _: result.pooler_output.flatten(1),
-        pools=_MAP,
+        pools=MAP,
         size=45,
         # With 32 pixels the last batch norm would see few values and amplify rounding.
         train_size=64,
@@ -255,7 +202,7 @@ CONVOLUTIONAL = {
         mobilenet.torchvision(depth=3),
         tuple(f"features.{n}" for n in range(5)),
         output=lambda _, last: last.mean((2, 3)),
-        pools=_MAP,
+        pools=MAP,
         size=45,
         train_size=32,
         seed=179,
@@ -273,9 +220,9 @@ CONVOLUTIONAL = {
         ),
         efficientnet.LITE(BODY, stem=8, head=32),
         efficientnet.TIMM,
-        _numbered("bn1", "blocks.{}", 2, "bn2"),
+        numbered("bn1", "blocks.{}", 2, "bn2"),
         output=lambda _, last: last.mean((2, 3)),
-        pools=_MAP,
+        pools=MAP,
         size=45,
         train_size=32,
         seed=8,

@@ -21,8 +21,8 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
+from pixelrec_jax.items.vision import clip_vit
 from pixelrec_jax.items.vision.pretrained import merge_collections
-from pixelrec_jax.items.vision.vit import CLIP_HUGGINGFACE, CLIP_OPENAI
 from pixelrec_jax.weights.files import write_tensors
 from pixelrec_jax.weights.mapping import read_weights, write_weights
 from tests.items import parity
@@ -144,12 +144,12 @@ def test_written_names_of_clip_fit_the_models_that_have_both_towers(tmp_path):
     """As the files of the hub and of OpenAI do."""
     params = loaded("clip").backbone.variables["params"]
     _clip().config.save_pretrained(tmp_path)
-    write_tensors(tmp_path / "model.safetensors", write_weights(params, CLIP_HUGGINGFACE))
+    write_tensors(tmp_path / "model.safetensors", write_weights(params, clip_vit.HUGGINGFACE))
     _, report = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     missing = {name for name in report["missing_keys"] if name.startswith("vision_model.")}
     assert not report["unexpected_keys"]
     assert missing == {f"vision_model.post_layernorm.{x}" for x in ("weight", "bias")}
-    tensors = {n: torch.from_numpy(x) for n, x in write_weights(params, CLIP_OPENAI).items()}
+    tensors = {n: torch.from_numpy(x) for n, x in write_weights(params, clip_vit.OPENAI).items()}
     report = OPENAI().load_state_dict(tensors, strict=False)
     missing = {name for name in report.missing_keys if name.startswith("visual.")}
     assert not report.unexpected_keys
@@ -161,5 +161,7 @@ def test_the_mapping_of_a_clip_checkpoint_is_found(name):
     """Whichever of the two origins a file has."""
     this = loaded(name)
     expected = this.backbone.variables["params"]
-    tree = read_weights(this.tensors, (CLIP_HUGGINGFACE, CLIP_OPENAI), expected, origin="file")
+    tree = read_weights(
+        this.tensors, clip_vit.SPECS["clip_vit_b32"].mappings, expected, origin="file"
+    )
     jax.tree.map(np.testing.assert_array_equal, tree, expected)

@@ -17,8 +17,9 @@ from transformers import (
     ViTModel,
 )
 
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.blocks import resolve_trainable
-from pixelrec_jax.items.vision.vit import SPECS, VisionTransformer, sine_cosine
+from pixelrec_jax.items.vision.vit import VisionTransformer, sine_cosine
 from tests.items import parity
 from tests.items.cases import loaded
 
@@ -57,21 +58,21 @@ def test_published_sizes(name, published):
     with torch.device("meta"):
         theirs = make(published).named_parameters()
         count = sum(p.numel() for n, p in theirs if not n.startswith("post_layernorm"))
-    backbone = SPECS[name].backbone()
+    backbone = VISION_ENCODERS[name].backbone()
     assert sum(parity.parameters(backbone).values()) == count
     assert backbone.heads == published.num_attention_heads
     assert backbone.epsilon == published.layer_norm_eps
-    assert SPECS[name].multiple == backbone.patch == published.patch_size
+    assert VISION_ENCODERS[name].multiple == backbone.patch == published.patch_size
 
 
 def test_the_last_two_blocks_are_what_the_reference_trains():
-    backbone = SPECS["clip_vit_b32"].backbone()
+    backbone = VISION_ENCODERS["clip_vit_b32"].backbone()
     assert backbone.blocks == ("stem", *(f"block_{n}" for n in range(12)))
     blocks = resolve_trainable("last:2", backbone.blocks)
     assert blocks == ("block_10", "block_11")
     sizes = parity.parameters(backbone)
     assert sum(sizes[name] for name in blocks) == 14_175_744  # 14.18 M
-    of_vit = SPECS["vit_b16"].backbone()
+    of_vit = VISION_ENCODERS["vit_b16"].backbone()
     assert resolve_trainable("last:2", of_vit.blocks) == ("block_10", "block_11", "norm")
 
 

@@ -33,7 +33,7 @@ def test_the_model_and_the_training_have_their_sizes(toy_dataset):
     assert f"\ntrained blocks: {', '.join(blocks[-2:])}\n" in text  # one and the final norm
     assert f"\nfrozen blocks: {', '.join(blocks[:-2])}\n" in text
     steps = -(-len(experiment.batches.task) // 32)
-    assert f"\nsteps an epoch: {steps} of 32 sequences\n" in text
+    assert f"\nsteps an epoch: {steps} of 32 examples\n" in text
     assert f"\nsteps: {3 * steps} at most, 3 epochs\n" in text
 
 

@@ -13,14 +13,6 @@ from flax.traverse_util import flatten_dict
 
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights.mapping import (
-    BATCHED_POSITION,
-    CONV,
-    LINEAR,
-    PATCHES,
-    POINTWISE,
-    POSITION,
-    RELATIVE,
-    TOKEN,
     Rule,
     WeightMapping,
     batch_norm,
@@ -29,6 +21,16 @@ from pixelrec_jax.weights.mapping import (
     write_weights,
 )
 from pixelrec_jax.weights.resize import resize_grid
+from pixelrec_jax.weights.transforms import (
+    BATCHED_POSITION,
+    CONV,
+    LINEAR,
+    PATCHES,
+    POINTWISE,
+    POSITION,
+    RELATIVE,
+    TOKEN,
+)
 
 PORT = WeightMapping(
     "huggingface",

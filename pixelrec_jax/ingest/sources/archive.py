@@ -110,7 +110,7 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int, float]]:
 
 
 class _Headers:
-    """A file of which tarfile reads the headers of entries: small parts at a time."""
+    """A file in which tarfile reads the headers of entries, and nothing longer than these."""
 
     def __init__(self, file: BinaryIO):
         self.name, self.seek, self.tell, self._read = file.name, file.seek, file.tell, file.read

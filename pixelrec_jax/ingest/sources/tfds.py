@@ -23,7 +23,7 @@ except ImportError as error:
     ) from None
 
 _MOST_SHARDS = 256  # TFDS keeps each file shard open
-_FEATURES = "features.json"  # the types of all features, of which TFDS imports the classes
+_FEATURES = "features.json"  # the types of all features; TFDS imports their classes
 _CLASS_KEYS = ("type", "pythonClassName", "python_class_name")  # the names of a class in that file
 _KNOWN_CLASS = re.compile(r"tensorflow_datasets\.core\.features(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 _Examples = Sequence[Mapping[str, bytes]]  # not decoded, by feature

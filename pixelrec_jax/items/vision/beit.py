@@ -16,7 +16,8 @@ from pixelrec_jax.items.vision.layers import DROP_PATH, Context, DropPath, Token
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
-from pixelrec_jax.weights.mapping import PATCHES, RELATIVE, TOKEN, Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.mapping import Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.transforms import PATCHES, RELATIVE, TOKEN
 
 
 class Stem(nn.Module):

@@ -18,7 +18,8 @@ from pixelrec_jax.items.vision.blocks import ATTENTION_POOL
 from pixelrec_jax.items.vision.layers import Context, split_heads
 from pixelrec_jax.items.vision.resnet import NAMES, ConvNorm, ResNet
 from pixelrec_jax.items.vision.spec import EncoderSpec
-from pixelrec_jax.weights.mapping import POSITION, TRACKED, Rule, WeightMapping, linear
+from pixelrec_jax.weights.mapping import TRACKED, Rule, WeightMapping, linear
+from pixelrec_jax.weights.transforms import POSITION
 
 
 def _average(x: Float[Array, "M H W C"], side: int) -> Float[Array, "M H//{side} W//{side} C"]:

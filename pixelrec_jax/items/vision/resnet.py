@@ -12,15 +12,8 @@ from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL, POOL
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
 from pixelrec_jax.items.vision.spec import EncoderSpec
-from pixelrec_jax.weights.mapping import (
-    CONV,
-    POINTWISE,
-    TRACKED,
-    Rule,
-    Transform,
-    WeightMapping,
-    batch_norm,
-)
+from pixelrec_jax.weights.mapping import TRACKED, Rule, WeightMapping, batch_norm
+from pixelrec_jax.weights.transforms import CONV, POINTWISE, Transform
 
 
 class ConvNorm(nn.Module):

@@ -17,7 +17,8 @@ from pixelrec_jax.items.vision.layers import DROP_PATH, Context, DropPath, MapPo
 from pixelrec_jax.items.vision.relative import RelativeAttention
 from pixelrec_jax.items.vision.spec import EncoderSpec
 from pixelrec_jax.items.vision.vit import PatchEmbedding
-from pixelrec_jax.weights.mapping import LINEAR, PATCHES, Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.mapping import Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.transforms import LINEAR, PATCHES
 
 _EPSILON = 1e-5
 _MLP_RATIO = 4

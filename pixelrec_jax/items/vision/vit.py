@@ -1,8 +1,8 @@
-"""Vision transformers (Dosovitskiy et al. 2021), also those of CLIP (Radford et al. 2021) and MAE.
+"""Vision transformers (Dosovitskiy et al. 2021), plain and of MAE; those of CLIP build on them.
 
 MAE (He et al. 2022) is a plain ViT that was pre-trained to fill in masked patches; masking and the
-decoder belong to the pre-training. Published weights may add layers after the tokens: a classifier,
-or CLIP's norm and projection. They are left out.
+decoder belong to the pre-training. Published weights may add a classifier after the tokens, which
+is left out.
 """
 
 from functools import partial
@@ -20,21 +20,10 @@ from pixelrec_jax.items.vision.backbone import Backbone, Step
 from pixelrec_jax.items.vision.blocks import NORM, POOL
 from pixelrec_jax.items.vision.layers import TokenPool, prepend_token, split_heads
 from pixelrec_jax.items.vision.spec import EncoderSpec
-from pixelrec_jax.system.options import OneOf, Option
-from pixelrec_jax.weights.mapping import (
-    BATCHED_POSITION,
-    LINEAR,
-    PATCHES,
-    POSITION,
-    TOKEN,
-    Rule,
-    WeightMapping,
-    linear,
-    norm,
-)
+from pixelrec_jax.weights.mapping import Rule, WeightMapping, linear, norm
+from pixelrec_jax.weights.transforms import BATCHED_POSITION, PATCHES, TOKEN
 
 _normal = nn.initializers.normal(0.02)
-ACTIVATION = Option("activation of the blocks, as the weights need it", OneOf("quick_gelu", "gelu"))
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -192,74 +181,6 @@ class VisionTransformer(Backbone, kw_only=True):
         )
 
 
-class ClipTransformer(VisionTransformer, kw_only=True):
-    """The vision tower of CLIP; attributes are those of `VisionTransformer`.
-
-    OpenAI's weights need quick GELU, most others, such as LAION's, plain GELU.
-    """
-
-    clip: bool = True
-    epsilon: float = 1e-5
-    activation: str = ACTIVATION.field("quick_gelu")
-
-
-_CLIP = "encoder.layers.{n}"
-CLIP_HUGGINGFACE = WeightMapping(
-    "huggingface",
-    rules=(
-        Rule("embeddings.class_embedding", "stem/class_token"),
-        Rule("embeddings.patch_embedding.weight", "stem/embed/patch/kernel", PATCHES),
-        Rule("embeddings.position_embedding.weight", "stem/position", POSITION),
-        *norm("pre_layrnorm", "stem/norm"),  # the misspelling is CLIP's
-        *linear(f"{_CLIP}.self_attn.q_proj", "block_{n}/query"),
-        *linear(f"{_CLIP}.self_attn.k_proj", "block_{n}/key"),
-        *linear(f"{_CLIP}.self_attn.v_proj", "block_{n}/value"),
-        *linear(f"{_CLIP}.self_attn.out_proj", "block_{n}/out"),
-        *linear(f"{_CLIP}.mlp.fc1", "block_{n}/mlp_in"),
-        *linear(f"{_CLIP}.mlp.fc2", "block_{n}/mlp_out"),
-        *norm(f"{_CLIP}.layer_norm1", "block_{n}/norm_1"),
-        *norm(f"{_CLIP}.layer_norm2", "block_{n}/norm_2"),
-    ),
-    # Files of the hub and of whole CLIP models have the prefix. Transformers 5 saves a vision model
-    # without it and loads both forms.
-    prefixes=("vision_model.",),
-    written_prefix="vision_model.",
-    # The text tower, the projections and the final norm come after the tokens.
-    ignored=(
-        r"(vision_model\.)?post_layernorm\..*",
-        r"text_model\..*|(visual|text)_projection\..*|logit_scale|.*\.position_ids",
-    ),
-)
-
-_OPENAI = "visual.transformer.resblocks.{n}"
-_PARTS = ("query", "key", "value")
-# The prefix is part of the names: without it they are the text tower's.
-CLIP_OPENAI = WeightMapping(
-    "openai",
-    rules=(
-        Rule("visual.class_embedding", "stem/class_token"),
-        Rule("visual.conv1.weight", "stem/embed/patch/kernel", PATCHES),
-        Rule("visual.positional_embedding", "stem/position", POSITION),
-        *norm("visual.ln_pre", "stem/norm"),
-        Rule(
-            f"{_OPENAI}.attn.in_proj_weight",
-            tuple(f"block_{{n}}/{part}/kernel" for part in _PARTS),
-            LINEAR,
-        ),
-        Rule(f"{_OPENAI}.attn.in_proj_bias", tuple(f"block_{{n}}/{part}/bias" for part in _PARTS)),
-        *linear(f"{_OPENAI}.attn.out_proj", "block_{n}/out"),
-        *linear(f"{_OPENAI}.mlp.c_fc", "block_{n}/mlp_in"),
-        *linear(f"{_OPENAI}.mlp.c_proj", "block_{n}/mlp_out"),
-        *norm(f"{_OPENAI}.ln_1", "block_{n}/norm_1"),
-        *norm(f"{_OPENAI}.ln_2", "block_{n}/norm_2"),
-    ),
-    ignored=(
-        r"visual\.(ln_post\..*|proj)",
-        r"transformer\..*|token_embedding\.weight|positional_embedding|ln_final\..*",
-        r"text_projection|logit_scale|input_resolution|context_length|vocab_size",
-    ),
-)
-
 _VIT = "encoder.layer.{n}"
 # For plain ViT and for MAE; files of MAE add a decoder.
 VIT_HUGGINGFACE = WeightMapping(
@@ -287,24 +208,18 @@ VIT_HUGGINGFACE = WeightMapping(
 )
 
 _SMALL = {"width": 384, "depth": 12, "heads": 6, "mlp": 1536}
-_BASE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072}
-_LARGE = {"width": 1024, "depth": 24, "heads": 16, "mlp": 4096}
+BASE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072}
+LARGE = {"width": 1024, "depth": 24, "heads": 16, "mlp": 4096}
 
 _vit = partial(VisionTransformer, epsilon=1e-12)  # that of the published configs
-_TOKENS = ("tokens", "cls", "mean")
-_of_clip = partial(
-    EncoderSpec, pools=_TOKENS, normalisation="clip", mappings=(CLIP_HUGGINGFACE, CLIP_OPENAI)
-)
+TOKENS = ("tokens", "cls", "mean")
 _of_vit = partial(EncoderSpec, pools=("cls", "mean", "tokens"), mappings=(VIT_HUGGINGFACE,))
 SPECS = {
-    "clip_vit_b32": _of_clip(partial(ClipTransformer, **_BASE, patch=32), multiple=32),
-    "clip_vit_b16": _of_clip(partial(ClipTransformer, **_BASE, patch=16), multiple=16),
-    "clip_vit_l14": _of_clip(partial(ClipTransformer, **_LARGE, patch=14), multiple=14),
     "vit_s16": _of_vit(partial(_vit, **_SMALL, patch=16), multiple=16),
-    "vit_b16": _of_vit(partial(_vit, **_BASE, patch=16), multiple=16),
-    "vit_l16": _of_vit(partial(_vit, **_LARGE, patch=16), multiple=16),
+    "vit_b16": _of_vit(partial(_vit, **BASE, patch=16), multiple=16),
+    "vit_l16": _of_vit(partial(_vit, **LARGE, patch=16), multiple=16),
     "mae_b16": _of_vit(
-        partial(_vit, **_BASE, patch=16, position_init=sine_cosine),
+        partial(_vit, **BASE, patch=16, position_init=sine_cosine),
         multiple=16,
         normalisation="imagenet",
     ),
@@ -312,6 +227,6 @@ SPECS = {
     "vit_toy": EncoderSpec(
         partial(VisionTransformer, width=64, depth=2, heads=4, patch=8, mlp=256),
         multiple=8,
-        pools=_TOKENS,
+        pools=TOKENS,
     ),
 }
