@@ -123,7 +123,9 @@ def test_wrong_shapes_are_refused_while_tests_run():
 
 @pytest.mark.parametrize(
     "encoder",
-    {*USER_ENCODERS.values(), *FEATURE_HEADS.values(), IdEncoder, PixelEncoder, SemanticIds},
+    dict.fromkeys(
+        [*USER_ENCODERS.values(), *FEATURE_HEADS.values(), IdEncoder, PixelEncoder, SemanticIds]
+    ),
     ids=lambda encoder: encoder.__name__,
 )
 def test_the_width_of_what_an_encoder_returns_is_bound(encoder):

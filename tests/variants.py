@@ -34,7 +34,7 @@ def variants(document: Document, content: Any) -> Iterator[tuple[str, bytes]]:
             if _is_closed(hint):
                 more = {**_at(content, place), "unknown": "x"}
                 yield f"{place} has more", json.dumps(_changed(content, place, more)).encode()
-            for key in hint.__required_keys__:
+            for key in sorted(hint.__required_keys__):  # alike in all processes of a test run
                 less = {k: v for k, v in _at(content, place).items() if k != key}
                 yield f"{place} lacks {key}", json.dumps(_changed(content, place, less)).encode()
     for end in {*range(0, len(text), -(-len(text) // 50)), len(text) - 1}:
