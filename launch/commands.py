@@ -12,6 +12,8 @@ from absl import flags
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.program import run as run_program
 
+flags.disclaim_key_flags()  # what the functions below define belongs to the calling launcher
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -156,7 +158,7 @@ def environment() -> dict[str, str]:
 
 def define_extra_flag(of: str, example: str) -> None:
     """Defines --extra: further options for a command of the launcher."""
-    flags.DEFINE_multi_string("extra", [], f"another option of {of}, as in {example}; repeatable")
+    flags.DEFINE_multi_string("extra", [], f"another option of {of}, as in {example}")
     flags.register_validator(
         "extra",
         lambda options: all(option.startswith("-") for option in options),
@@ -173,9 +175,5 @@ def define_common_flags() -> None:
         "paper's Figure 9. "
         "Leave out item= in --config; each run has the folder <workdir>/<encoder>",
     )
-    flags.DEFINE_multi_string(
-        "env", [], "environment variable of the run, as NAME=VALUE; repeatable"
-    )
+    flags.DEFINE_multi_string("env", [], "environment variable of the run, as NAME=VALUE")
     flags.DEFINE_bool("dry_run", False, "print the commands as a shell script, and run nothing")
-    for name in ("sweep", "env", "dry_run"):  # so that --help of the program lists them
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

@@ -181,7 +181,6 @@ def main(of_run: Sequence[str]) -> None:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_common_flags()
     flags.DEFINE_enum("do", "create", ["create", "status", "logs", "delete"], "what to do")
     flags.DEFINE_string("name", None, "name of the JobSet", required=True)
     flags.DEFINE_string("topology", "", "TPU slice, as in v5e:4x4 or v5litepod-16")
@@ -189,18 +188,19 @@ def define_flags() -> None:
     flags.DEFINE_string("image", "", "container image, built with launch/Dockerfile")
     flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
     flags.DEFINE_integer("restarts", 20, "how often an interrupted run is continued", 0)
-    flags.DEFINE_multi_string("mount", [], "CLAIM:/folder, a persistent volume claim; repeatable")
+    flags.DEFINE_multi_string("mount", [], "CLAIM:/folder, a persistent volume claim")
     flags.DEFINE_string("service_account", "", "Kubernetes account that may use the buckets")
     flags.DEFINE_string("queue", "", "Kueue's local queue; needed if the cluster has Kueue")
     flags.DEFINE_string("priority", "", "Kueue's WorkloadPriorityClass")
-    flags.DEFINE_multi_string("label", [], "NAME=VALUE, a label of JobSet and pods; repeatable")
+    flags.DEFINE_multi_string("label", [], "NAME=VALUE, a label of JobSet and pods")
     flags.DEFINE_multi_string(
-        "toleration", [], "KEY=VALUE:EFFECT, a taint of nodes that is tolerated; repeatable"
+        "toleration", [], "KEY=VALUE:EFFECT, a taint of nodes that is tolerated"
     )
     flags.DEFINE_multi_string(
-        "patch", [], "YAML file with a part of the manifest, which is merged into it; repeatable"
+        "patch", [], "YAML file with a part of the manifest, which is merged into it"
     )
     flags.DEFINE_string("namespace", "", "namespace; default that of kubectl's context")
+    define_common_flags()
 
 
 if __name__ == "__main__":

@@ -109,7 +109,6 @@ def main(of_run: Sequence[str]) -> None:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_common_flags()
     flags.DEFINE_string("name", "pixelrec", "name of the job")
     flags.DEFINE_integer("nodes", 1, "nodes of each run", 1)
     flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each node", 1)
@@ -118,6 +117,7 @@ def define_flags() -> None:
     flags.DEFINE_string("partition", "", "partition; default that of the cluster")
     define_extra_flag("sbatch", "--extra=--account=me")
     define_path("python", sys.executable, "Python on the nodes, with this package")
+    define_common_flags()
 
 
 if __name__ == "__main__":

@@ -187,7 +187,6 @@ def main(of_run: Sequence[str]) -> None:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_common_flags()
     verbs = ["create", "status", "run", "logs", "recreate", "delete"]
     flags.DEFINE_enum("do", None, verbs, "recreate is for VMs that were taken away", required=True)
     flags.DEFINE_string("name", None, "name of the queued resource", required=True)
@@ -197,8 +196,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_slices", 1, "slices of each run", 1)
     flags.DEFINE_bool("spot", False, "cheaper machines that may be taken away")
     flags.DEFINE_string("runtime_version", "", "software of the VMs; default that of the TPU")
-    flags.DEFINE_multi_string("shared", [], "folder that all hosts share; repeatable")
+    flags.DEFINE_multi_string("shared", [], "folder that all hosts share")
     define_extra_flag("create", "--extra=--reserved")
+    define_common_flags()
 
 
 if __name__ == "__main__":
