@@ -7,7 +7,7 @@ import torch
 
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.weights.mapping import WeightMapping
-from tests.items import parity
+from tests.items.vision import parity
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from transformers import BeitConfig, BeitModel, SwinConfig, SwinModel
 
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.layers import Context, DropPath
-from tests.items import parity
-from tests.items.cases import SWIN_B, loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import SWIN_B, loaded
 
 RATE = 0.5  # of the last path
 # Rates of the two paths of each of BEiT's blocks, and of the path of each of Swin's layers.

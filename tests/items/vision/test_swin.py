@@ -7,8 +7,8 @@ from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.swin import SPECS
-from tests.items import parity
-from tests.items.cases import SWIN_B, loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import SWIN_B, loaded
 
 
 @pytest.mark.numerical

@@ -6,7 +6,7 @@ import torchvision
 
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.resnet import SPECS
-from tests.items import parity
+from tests.items.vision import parity
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 

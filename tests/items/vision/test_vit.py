@@ -20,8 +20,8 @@ from transformers import (
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.vit import VisionTransformer, sine_cosine
-from tests.items import parity
-from tests.items.cases import loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import loaded
 
 
 @pytest.mark.numerical

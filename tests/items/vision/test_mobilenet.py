@@ -7,7 +7,7 @@ from torchvision.models import mobilenet_v2
 
 from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.blocks import resolve_trainable
-from tests.items import parity
+from tests.items.vision import parity
 
 
 def _lite0() -> list[torch.nn.Module]:

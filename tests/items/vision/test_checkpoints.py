@@ -25,8 +25,16 @@ from pixelrec_jax.items.vision import clip_vit
 from pixelrec_jax.items.vision.pretrained import merge_collections
 from pixelrec_jax.weights.files import write_tensors
 from pixelrec_jax.weights.mapping import read_weights, write_weights
-from tests.items import parity
-from tests.items.cases import CASES, OPENAI, SIZES, SWIN_SIZES, beit_config, loaded, resnet_config
+from tests.items.vision import parity
+from tests.items.vision.cases import (
+    CASES,
+    OPENAI,
+    SIZES,
+    SWIN_SIZES,
+    beit_config,
+    loaded,
+    resnet_config,
+)
 
 TEXT = {
     "hidden_size": 16,

@@ -34,8 +34,8 @@ from pixelrec_jax.items.vision import (
     vit,
 )
 from pixelrec_jax.items.vision.mobilenet import repeat
-from tests.items import parity
-from tests.items.case import MAP, TOKENS, Case, numbered
+from tests.items.vision import parity
+from tests.items.vision.case import MAP, TOKENS, Case, numbered
 
 SIZES = {
     "hidden_size": 32,

@@ -11,8 +11,8 @@ from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.items.vision.clip_resnet import OPENAI, SPECS
 from pixelrec_jax.weights.mapping import read_weights
 from pixelrec_jax.weights.partition import merge
-from tests.items import parity
-from tests.items.cases import loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import loaded
 
 
 @pytest.mark.numerical

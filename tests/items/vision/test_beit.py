@@ -6,8 +6,8 @@ from transformers import BeitConfig, BeitModel
 
 from pixelrec_jax.items.vision.beit import SPECS
 from pixelrec_jax.items.vision.blocks import resolve_trainable
-from tests.items import parity
-from tests.items.cases import beit_config, loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import beit_config, loaded
 
 
 @pytest.mark.numerical

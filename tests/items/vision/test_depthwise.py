@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pixelrec_jax.items.vision import depthwise
-from tests.items import parity
+from tests.items.vision import parity
 
 FORMS = {
     "shifted": (depthwise.shifted, depthwise.shifted_gradients),

@@ -15,8 +15,8 @@ from pixelrec_jax.items.vision.pretrained import merge_collections
 from pixelrec_jax.weights.files import write_tensors
 from pixelrec_jax.weights.mapping import write_weights
 from tests import double
-from tests.items import parity
-from tests.items.cases import ARCHITECTURES, CASES, CONVOLUTIONAL, loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import ARCHITECTURES, CASES, CONVOLUTIONAL, loaded
 from tests.tiny import TINY
 
 # A tiny encoder for each kind of module that is recomputed; EfficientNet's are MobileNet's.

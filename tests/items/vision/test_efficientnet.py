@@ -13,8 +13,8 @@ from pixelrec_jax.items.vision.efficientnet import SPECS, TIMM, efficientnet_pyt
 from pixelrec_jax.items.vision.pretrained import merge_collections
 from pixelrec_jax.weights.files import locate, read_tensors
 from pixelrec_jax.weights.mapping import write_weights
-from tests.items import parity
-from tests.items.cases import BODY, loaded
+from tests.items.vision import parity
+from tests.items.vision.cases import BODY, loaded
 
 
 def test_weights_by_the_names_of_the_package_are_those_by_timms():
