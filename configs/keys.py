@@ -80,7 +80,9 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         ),
     },
     "log": {
-        "writers": Key((), "trackers that also get the metrics: wandb, mlflow", Words(), "nothing"),
+        "writers": Key(
+            (), "trackers that also get the metrics: wandb, mlflow", Words(("wandb",)), "nothing"
+        ),
     },
     "profile": {
         "start": Key(0, "first step of a trace in WORKDIR/profile", Whole(0), "nothing"),

@@ -22,6 +22,7 @@ from pixelrec_jax.system.options import (
     Text,
     Whole,
     Wholes,
+    Words,
     check_options,
     check_present,
 )
@@ -62,7 +63,10 @@ _PIXEL_OPTIONS = {
     "weights": Option(
         "file, folder, URL, package:NAME or owner/name[@revision] of the hub; '' is random", Text()
     ),
-    "trainable": Option("blocks that are trained: all, none, last:2 or names by commas", Text()),
+    "trainable": Option(
+        "blocks that are trained: all, none, last:2 or names by commas",
+        Words(("block_10", "block_11")),
+    ),
     "frozen_in_train_mode": Option(
         "whether frozen blocks use batch statistics and drop paths, as in the reference", Flag()
     ),

@@ -118,14 +118,16 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Words, in a tuple or as one text."""
+    """Words, in a tuple or as one text; `example` is such a tuple."""
+
+    example: tuple[str, ...]
 
     def fault(self, value: Any) -> str:
         """See `Range`."""
         words = [value] if isinstance(value, str) else value
         if isinstance(words, Sequence) and all(isinstance(word, str) for word in words):
             return ""
-        return f"={value!r}; expected words, as in ('wandb',)"
+        return f"={value!r}; expected words, as in {self.example}"
 
 
 # What another value changes in a run that continues: its result; only the report on it; only how

@@ -113,14 +113,26 @@ def test_a_config_of_an_earlier_version_is_one_line():
         build(config, num_items=5, num_users=5)
 
 
+def _with_trainable(option):
+    """A config with a value of another type, as a config file can have it."""
+    config = tiny_config("user=sasrec,item=vit_toy,dataset=toy").unlock()
+    del config.item.trainable
+    config.item.trainable = option
+    return config
+
+
 @pytest.mark.parametrize(
     "option", ["block_0,norm", "('block_0', 'norm')", "norm, block_0", ("block_0", "norm")]
 )
 def test_trainable_blocks_by_name(option):
-    config = tiny_config("user=sasrec,item=vit_toy,dataset=toy").unlock()
-    del config.item.trainable
-    config.item.trainable = option
+    config = _with_trainable(option)
     assert build(config, num_items=5, num_users=5).item_encoder.trainable_blocks == (
         "block_0",
         "norm",
     )
+
+
+def test_blocks_that_are_not_words_are_one_line():
+    message = r"item.trainable=\(1, 2\); expected words, as in \('block_10', 'block_11'\)"
+    with pytest.raises(UserError, match=message):
+        build(_with_trainable((1, 2)), num_items=5, num_users=5)
