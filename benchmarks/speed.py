@@ -66,7 +66,7 @@ def measure(item: str) -> dict[str, float]:
             jax.block_until_ready(step())
     with stage(f"{item}: timing {_STEPS.value} steps"):
         result = {"step_seconds": seconds_per_call(step, _STEPS.value)}
-    result["sequences_per_second"] = config.train.batch_size / result["step_seconds"]
+    result["examples_per_second"] = config.train.batch_size / result["step_seconds"]
     variables = state.variables
     if pixels:
         distinct = float(np.mean(encoded[-_STEPS.value :]))

@@ -181,7 +181,7 @@ class TrainingProgress:
 
 
 class Speed:
-    """Counts steps, sequences and images since the last reading, for all processes together.
+    """Counts steps, rows and images since the last reading, for all processes together.
 
     A process counts its own batch and scales by the number of processes: an estimate that needs no
     communication.
@@ -201,14 +201,14 @@ class Speed:
         self._reset()
 
     def _reset(self) -> None:
-        self._start, self._steps, self._sequences, self._images = time.perf_counter(), 0, 0, 0
+        self._start, self._steps, self._rows, self._images = time.perf_counter(), 0, 0, 0
         self._flops = 0.0
 
     def count(self, batch: Batch, flops: float = 0.0) -> None:
         """Adds one local batch, and the operations of the whole step on all devices."""
         self._steps += 1
         self._flops += flops
-        self._sequences += int(np.count_nonzero(batch.user != PAD))
+        self._rows += int(np.count_nonzero(batch.user != PAD))
         if batch.items.image is not None:
             self._images += int(np.count_nonzero(batch.items.id != PAD))
 
@@ -220,7 +220,7 @@ class Speed:
         seconds = time.perf_counter() - self._start
         rates = {
             "train/steps_per_second": self._steps / seconds,
-            "train/sequences_per_second": self._factor * self._sequences / seconds,
+            "train/rows_per_second": self._factor * self._rows / seconds,
         }
         if self._images:
             rates["train/images_per_second"] = self._factor * self._images / seconds
