@@ -33,7 +33,6 @@ def test_ids_and_order_by_hand(place):
         "i4",
         "i8",
     ]
-    assert isinstance(stored.items, np.memmap)
     assert manifest["counts"] == {"users": 2, "items": 4, "interactions": 7}
     assert stored.manifest == manifest
 
