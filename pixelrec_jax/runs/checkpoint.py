@@ -15,7 +15,14 @@ from pixelrec_jax.parallel.distributed import first_problem
 from pixelrec_jax.runs.digest import digests, leaves_by_name
 from pixelrec_jax.runs.kept import DamagedError, Kept, Metadata, build_metadata
 from pixelrec_jax.runs.quiet import quiet_orbax
-from pixelrec_jax.runs.stored import COMMITTED, INCOMPLETE, STATE, check_files, raise_explained
+from pixelrec_jax.runs.stored import (
+    COMMITTED,
+    INCOMPLETE,
+    STATE,
+    check_files,
+    own_context,
+    raise_explained,
+)
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.weights import partition
@@ -58,7 +65,9 @@ class Checkpoints:
                 )
             except Exception as error:
                 raise_explained(f"{directory} cannot be opened", error, directory)
-            stack.callback(self._checkpointer.close)
+            self._failed = False  # whether a save could not be written
+            stack.callback(self._remove_failed)
+            stack.callback(self._checkpointer.close)  # first, as its threads may still write
             self._kept = Kept(directory, self._complete(), metric=metric)
             self._stack = stack.pop_all()
 
@@ -162,7 +171,7 @@ class Checkpoints:
         )
         with self._agreed(step):
             self._check(step, abstract)
-        options = _alone()
+        options = own_context()
         options.array.loading.enable_padding_and_truncation = True
         with self._agreed(step), self._kept.reading(step), options:
             state = self._checkpointer.load(step, abstract, checkpointable_name=STATE)
@@ -181,7 +190,7 @@ class Checkpoints:
             saved = self._arrays(step)
             template = {name: saved[name] for name in fields}
             template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-            options = _alone()
+            options = own_context()
             options.pytree.loading.partial_load = True
             with options:
                 state = self._checkpointer.load(step, template, checkpointable_name=STATE)
@@ -233,26 +242,21 @@ class Checkpoints:
 
     @contextmanager
     def _writing(self, step: int) -> Generator[None]:
-        """Explains why a save cannot be written, and removes what was written of it."""
+        """Explains why a save cannot be written; what was written of it goes at the end."""
         try:
             yield
         except Exception as error:
-            self._pending = None
+            self._pending, self._failed = None, True
             with suppress(OSError):  # object storage may still be out of reach
-                if jax.process_count() == 1:  # others may still write; the next run cleans up
-                    for incomplete in self.directory.glob(f"*{INCOMPLETE}"):
-                        shutil.rmtree(incomplete, ignore_errors=True)
                 self._checkpointer.reload()
             what = f"the checkpoint of step {step} could not be written to {self.directory}"
             raise_explained(what, error, self.directory, state=self._left())
 
-
-def _alone() -> ocp.Context:
-    """Returns a context for loading in this process, whatever becomes of the others."""
-    context, here = ocp.Context(), jax.process_index()
-    context.multiprocessing.primary_host = here
-    context.multiprocessing.active_processes = {here}
-    return context
+    def _remove_failed(self) -> None:
+        if self._failed and jax.process_count() == 1:  # others may write; the next run cleans up
+            with suppress(OSError):
+                for incomplete in self.directory.glob(f"*{INCOMPLETE}"):
+                    shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def _check_shapes(saved: Any, template: Any) -> None:

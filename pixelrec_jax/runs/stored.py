@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
@@ -35,6 +36,14 @@ _OF_CONTENT = (
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _STATUS = re.compile(r"([A-Z]+(?:_[A-Z]+)*): ")  # how errors of tensorstore begin
 _OF_DATA = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE")
+
+
+def own_context() -> ocp.Context:
+    """Returns a context for loading in this process, whatever becomes of the others."""
+    context, here = ocp.Context(), jax.process_index()
+    context.multiprocessing.primary_host = here
+    context.multiprocessing.active_processes = {here}
+    return context
 
 
 def check_files(folder: Path) -> None:
