@@ -1,4 +1,8 @@
-"""Losses on a mesh of all axes are those of one device.
+"""Losses on a mesh of all axes are those of one device, in float64.
+
+In float32, six steps of Adam make 1e-5 of a rounding at a kink of a ReLU in some models; equal
+losses in float32 are shown by `test_train_step` and `test_learning`. In float64 a difference is an
+error, but for 1e-9: of gradients that are zero but for rounding, Adam makes steps of that size.
 
 An error of a gradient or of an optimizer step shows in the loss of the next step, one of Adam's
 moments in that of the step after: six steps are enough, at a rate of learning that moves
@@ -16,6 +20,7 @@ from pixelrec_jax.items import vision
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.users import USER_ENCODERS
+from tests import double
 from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import (
     TINY,
@@ -38,8 +43,9 @@ def _losses(config, devices, start=None):
     interactions = interactions_of(sequences, 41)
     store = random_store(config.item, 41)
     experiment = build_experiment(config, devices=devices, interactions=interactions, store=store)
+    experiment = replace(experiment, model=double.module(experiment.model))
     start = draw_state(experiment) if start is None else start
-    return run_steps(experiment, 6, place_state(start, experiment))[0], start
+    return run_steps(experiment, 6, double.cast(place_state(start, experiment)))[0], start
 
 
 def _wide_resnet(unit):
@@ -54,7 +60,7 @@ def _wide_resnets(monkeypatch):
         monkeypatch.setitem(vision.VISION_ENCODERS, name, _wide_resnet(unit))
 
 
-@pytest.mark.usefixtures("_wide_resnets")
+@pytest.mark.usefixtures("_wide_resnets", "in_float64")
 @pytest.mark.parametrize(
     ("user", "item"),
     [(user, items_of(user)[0]) for user in USER_ENCODERS if user != "visrank"]
@@ -77,12 +83,13 @@ def test_losses_over_all_axes_are_those_of_one_device(user, item):
     config.mesh.update({**CUBE, "fsdp_min_size": 0})
     many, _ = _losses(config, jax.devices(), start)
     assert one.std() > 0
-    np.testing.assert_allclose(many, one, rtol=1e-5)
+    np.testing.assert_allclose(many, one, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_mf_of_the_papers_width_with_short_tables_trains_on_eight_devices():
     config = tiny_config("user=mf,item=id,dataset=custom")
     config.width = 4096
     one, start = _losses(config, jax.devices()[:1])
     config.mesh.fsdp = 8
-    np.testing.assert_allclose(_losses(config, jax.devices(), start)[0], one, rtol=1e-5)
+    np.testing.assert_allclose(_losses(config, jax.devices(), start)[0], one, rtol=1e-7)
