@@ -42,6 +42,20 @@ def dataset(tmp_path_factory):
     return folder / "out"
 
 
+def _check_mutations(read, whole: bytes, tmp_path: Path) -> None:
+    """Reads a whole file, and damaged copies of it; `read` takes a folder and the file in it."""
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "x").write_bytes(whole)
+    read(tmp_path / "valid", tmp_path / "valid" / "x")
+
+    @tried(25)
+    @given(content=mutated([whole]))
+    def check(content):
+        run(read, tmp_path / "example", content, most=SLACK + 100 * len(content))
+
+    check()
+
+
 @pytest.mark.parametrize("name", DATASET)
 def test_a_damaged_file_of_a_dataset_is_read_or_refused(name, dataset, tmp_path, bounded):
     """The list of the dataset agrees with the damaged file, so that the file itself is read."""
@@ -59,16 +73,7 @@ def test_a_damaged_file_of_a_dataset_is_read_or_refused(name, dataset, tmp_path,
         found.item_ids(), found.user_ids(), item_info.load(found)
         ImageStore(copy, size=8).load(np.arange(1, found.num_items))
 
-    (tmp_path / "valid").mkdir()
-    (tmp_path / "valid" / "x").write_bytes(whole)
-    read(tmp_path / "valid", tmp_path / "valid" / "x")
-
-    @tried(25)
-    @given(content=mutated([whole]))
-    def check(content):
-        run(read, tmp_path / "example", content, most=SLACK + 100 * len(content))
-
-    check()
+    _check_mutations(read, whole, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["test_top_k.parquet", "metrics.jsonl"])
@@ -90,16 +95,7 @@ def test_a_damaged_file_of_a_run_is_read_or_refused(file, dataset, tmp_path, bou
             examples.show(folder, users=2, seed=0)
 
     whole = lines if file == "metrics.jsonl" else buffer.getvalue()
-    (tmp_path / "valid").mkdir()
-    (tmp_path / "valid" / "x").write_bytes(whole)
-    read(tmp_path / "valid", tmp_path / "valid" / "x")
-
-    @tried(25)
-    @given(content=mutated([whole]))
-    def check(content):
-        run(read, tmp_path / "example", content, most=SLACK + 100 * len(content))
-
-    check()
+    _check_mutations(read, whole, tmp_path)
 
 
 def test_words_of_a_config_make_a_config_or_one_line(bounded):
