@@ -13,16 +13,14 @@ from array_record.python import array_record_module
 from PIL import Image, UnidentifiedImageError
 
 from pixelrec_jax.data import interactions
-from pixelrec_jax.data.manifest import MANIFEST
+from pixelrec_jax.data.interactions import RECORD_NUMBERS
+from pixelrec_jax.data.manifest import IMAGES, MANIFEST
 from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.open_files import most_open
 
-FOLDER = interactions.IMAGES
-# int32[items]: the record number of item i + 1, -1 for a grey image
-RECORD_NUMBERS = interactions.IMAGE_ROWS
 RECORDS_PER_SHARD = 1024  # images in an image shard, which is an ArrayRecord file
 FORMATS = ("JPEG", "PNG", "WEBP")
 _GREY = 128
@@ -138,12 +136,12 @@ class ImageStore:
         self._raw = manifest["images"]["store"] == "resized"
         self._num_items = manifest["counts"]["items"]
         files = manifest["files"]
-        names = sorted(name for name in files if name.startswith((f"{FOLDER}/", RECORD_NUMBERS)))
+        names = sorted(name for name in files if name.startswith((f"{IMAGES}/", RECORD_NUMBERS)))
         content = "".join(files[name]["sha256"] for name in names)
         self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
         self._record_numbers = self._read_record_numbers()
         for number in np.unique(self._record_numbers // RECORDS_PER_SHARD) * RECORDS_PER_SHARD:
-            name = f"{FOLDER}/{image_shard_name(number)}"
+            name = f"{IMAGES}/{image_shard_name(number)}"
             if number >= 0 and name not in files:
                 raise self._damaged(MANIFEST, f"it has no field files[{name!r}]")
         self.watched = tuple(
@@ -220,7 +218,7 @@ class ImageStore:
             try:
                 images[slot] = _GREY if record is None else self.pixels(record)
             except ValueError as error:
-                raise self._damaged(f"{FOLDER}, item {ids[slot]}", error) from None
+                raise self._damaged(f"{IMAGES}, item {ids[slot]}", error) from None
         return images
 
     def record(self, item: int) -> bytes | None:
@@ -228,13 +226,13 @@ class ImageStore:
         number = int(self._record_numbers[item - 1])
         if number < 0:
             return None
-        path = self._directory / FOLDER / image_shard_name(number)
+        path = self._directory / IMAGES / image_shard_name(number)
         try:
             return self._open(path).read([number % RECORDS_PER_SHARD])[0]
         except RuntimeError as error:
             if is_of_machine(error):
                 raise
-            raise self._damaged(f"{FOLDER}/{path.name}", error) from None
+            raise self._damaged(f"{IMAGES}/{path.name}", error) from None
 
     def pixels(self, record: bytes) -> np.ndarray:
         """Returns the image of a record as uint8[size, size, 3].

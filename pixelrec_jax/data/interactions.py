@@ -26,11 +26,12 @@ from pixelrec_jax.system.faults import is_of_machine
 from pixelrec_jax.system.files import check_folder, digest
 from pixelrec_jax.system.frames import POLARS_ERRORS, scan_ipc
 
-IMAGE_ROWS = "image_rows.npy"
+# int32[items]: the record number of item i + 1, -1 for a grey image
+RECORD_NUMBERS = "image_rows.npy"
 ITEM_INFO = "item_info.arrow"
 _NEEDED = ("offsets.npy", "items.npy", "timestamps.npy", "item_ids.arrow", "user_ids.arrow")
 # Files whose damage training would not notice, or only at its end; not all datasets have the last.
-_VERIFIED = (*_NEEDED, IMAGE_ROWS, ITEM_INFO)
+_VERIFIED = (*_NEEDED, RECORD_NUMBERS, ITEM_INFO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ def read_manifest(directory: Path, *, images: bool = True) -> Manifest:
         raise damaged(directory, f"{error.filename}: {error.strerror}") from None
     needed = {
         **dict.fromkeys(_NEEDED, True),
-        IMAGE_ROWS: manifest["images"] is not None,
+        RECORD_NUMBERS: manifest["images"] is not None,
         ITEM_INFO: "with_item_info" in manifest["source"],
     }
     for name in needed:

@@ -14,8 +14,9 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from pixelrec_jax.data.images import FOLDER, RECORD_NUMBERS
+from pixelrec_jax.data.interactions import RECORD_NUMBERS
 from pixelrec_jax.data.manifest import (
+    IMAGES,
     MANIFEST,
     SCHEMA_VERSION,
     Counts,
@@ -121,7 +122,7 @@ def prepare(
         table = selection.select(table, options, dropped)
         stored = None
         if pictures is None:
-            shutil.rmtree(work / FOLDER, ignore_errors=True)
+            shutil.rmtree(work / IMAGES, ignore_errors=True)
         else:
             table, stored = _write_images(work, out, pictures, table, options, dropped)
         if items == "all":
@@ -149,7 +150,7 @@ def prepare(
 @contextmanager
 def _partial(out: Path) -> Generator[Path]:
     """Yields the folder that becomes `out`; after an error it stays only if it has images."""
-    with work_folder(out, keep=FOLDER) as work:
+    with work_folder(out, keep=IMAGES) as work:
         try:
             yield work
         except (OSError, RuntimeError, pl.exceptions.PolarsError) as error:
@@ -157,7 +158,7 @@ def _partial(out: Path) -> Generator[Path]:
                 raise UserError(message) from error
             raise
         finally:  # also after Ctrl-C; after the rename, nothing is left to remove
-            if not image_shards.sidecars(work / FOLDER):
+            if not image_shards.sidecars(work / IMAGES):
                 shutil.rmtree(work, ignore_errors=True)
 
 
@@ -172,7 +173,7 @@ def _publish(work: Path, out: Path) -> None:
                 "again, which uses the finished images"
             ) from None
         raise
-    for path in (out / LOCK, *image_shards.sidecars(out / FOLDER), missing_images.of_failure(out)):
+    for path in (out / LOCK, *image_shards.sidecars(out / IMAGES), missing_images.of_failure(out)):
         path.unlink(missing_ok=True)
     sync(out.parent)
 
@@ -219,7 +220,7 @@ def _write_images(
     ids = table.item_ids.to_list()
     matched = MatchedImages(source, ids, every=options["items"] == "all")
     ids += _checked_names(matched.unnamed)
-    reasons = image_shards.write_shards(work / FOLDER, matched, ids, size=size)
+    reasons = image_shards.write_shards(work / IMAGES, matched, ids, size=size)
     reasons = {
         index: matched.missing(ids[index]) if why == MISSING else why
         for index, why in reasons.items()
@@ -291,7 +292,7 @@ def _disk_failure(error: Exception, out: Path, work: Path) -> str | None:
         kept = f"; the next run uses the images in {work}"
         return (
             f"no space left on the disk of {out.parent}; --out={out} was not created; free disk "
-            f"space and start again{kept if image_shards.sidecars(work / FOLDER) else ''}"
+            f"space and start again{kept if image_shards.sidecars(work / IMAGES) else ''}"
         )
     message = f"cannot write {str(out)!r}: {error}; give another --out"
     return message if isinstance(error, OSError) else None

@@ -15,6 +15,7 @@ from pixelrec_jax.ingest.columns import write_columns
 from pixelrec_jax.ingest.interactions_file import read_interactions
 from pixelrec_jax.ingest.tfds import pieces
 from pixelrec_jax.ingest.timestamps import INTEGERS
+from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError
 
 _USERS_AT_ONCE = 10_000
@@ -36,8 +37,7 @@ def examples(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         write_columns(table, Path(columns))
         del table
         offsets, items, timestamps = (
-            np.load(Path(columns) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("offsets", "items", "timestamps")
+            map_array(Path(columns) / f"{name}.npy") for name in ("offsets", "items", "timestamps")
         )
         for first in range(0, len(user_ids), _USERS_AT_ONCE):
             users = user_ids[first : first + _USERS_AT_ONCE]
