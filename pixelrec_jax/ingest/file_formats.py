@@ -32,9 +32,10 @@ def columnar(path: Path) -> str | None:
 
     Raises `UserError` if such a file does not end as it began: it is cut off.
     """
-    for magic, kind in ((PARQUET, "Parquet"), (ARROW, "Arrow")):
-        with open_regular(path) as file:
-            if file.read(len(magic)) != magic:
+    with open_regular(path) as file:
+        head = file.read(max(len(PARQUET), len(ARROW)))
+        for magic, kind in ((PARQUET, "Parquet"), (ARROW, "Arrow")):
+            if not head.startswith(magic):
                 continue
             file.seek(-len(magic), os.SEEK_END)
             if file.tell() == 0 or file.read() != magic:
