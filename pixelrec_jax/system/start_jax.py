@@ -35,10 +35,8 @@ def start_jax(workdir: Path | None = None) -> None:
     if _CACHE in os.environ:
         return
     if workdir is not None and storage.is_remote(workdir) and not on_cpu:
-        folder, most = (
-            f"{workdir}/compiled",
-            -1,
-        )  # a run has few programs, and JAX cannot lock gs://
+        # Without a bound: a run has few programs, and JAX cannot lock gs://.
+        folder, most = f"{workdir}/compiled", -1
     else:
         here = storage.cache() / "compiled" / _name(on_cpu=on_cpu)
         if not _claim(here):
