@@ -30,7 +30,7 @@ from benchmarks.timing import seconds_per_call, stage
 from pixelrec_jax.configs.loading import load_config
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.vision import VISION_ENCODERS
-from pixelrec_jax.recommender import Recommender, build, trainable_filter
+from pixelrec_jax.recommender import Recommender, build_recommender, trainable_filter
 from pixelrec_jax.system import program
 from pixelrec_jax.system.errors import UserError, nearest
 from pixelrec_jax.system.files import replaced_file
@@ -66,7 +66,7 @@ def measure(name: str, *, batch: int, calls: int, trainable: str, dtype: str) ->
     config = load_config(f"{_CONFIG}:user=sasrec,item={name},dataset=pixel200k").unlock()
     config.item.dtype = dtype
     config.item.trainable = trainable or config.item.trainable
-    model = build(config, num_items=batch + 1, num_users=2)
+    model = build_recommender(config, num_items=batch + 1, num_users=2)
     size = config.item.image_size
     rng = np.random.default_rng(0)
     items = Items(

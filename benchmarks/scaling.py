@@ -1,10 +1,10 @@
 """Prints communication and memory of a train step on 1, 2, 4 and 8 devices, from its HLO.
 
-python -m benchmarks.scaling [--item=vit_s16] [--sequences=4]
+python -m benchmarks.scaling [--item=vit_s16] [--examples=4]
 
 The devices are virtual; nothing is run or allocated, so that models of the paper's size fit.
-Each device has its own sequences, so that the batch grows with the devices, except along "tensor",
-where all devices have the same sequences.
+Each device has its own examples, so that the batch grows with the devices, except along "tensor",
+where all devices have the same examples.
 """
 
 import os
@@ -33,7 +33,7 @@ from pixelrec_jax.training.state import state_template
 _USER = flags.DEFINE_string("user", "sasrec", "User encoder.")
 _ITEM = flags.DEFINE_string("item", "clip_vit_b32", "Item encoder.")
 _TRAINABLE = flags.DEFINE_string("trainable", "all", "Blocks of the vision encoder to train.")
-_SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of each device.", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("examples", 2, "Examples of each device.", lower_bound=1)
 _AXES = flags.DEFINE_multi_enum("axes", AXES, AXES, "Axes of the mesh to grow; repeatable.")
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "pixelrec.py"
@@ -47,7 +47,7 @@ def measure(axis: str, devices: int) -> list[str]:
         config.item.trainable = _TRAINABLE.value
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, axis: devices})
     pod = programs.Pod(CHIPS["v5e"], jax.devices()[:devices], slices=1)
-    experiment = programs.experiment(config, pod, sequences_per_chip=_SEQUENCES.value)
+    experiment = programs.experiment(config, pod, examples_per_chip=_EXAMPLES.value)
     state = state_template(experiment)
     line = [(place,) for place in range(devices)]
     cost = compile_and_count(

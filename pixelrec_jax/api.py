@@ -6,12 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pixelrec_jax import recommender
 from pixelrec_jax.configs.loading import load_config
-from pixelrec_jax.data import interactions
-from pixelrec_jax.data.interactions import Interactions
+from pixelrec_jax.data.interactions import Interactions, load_interactions
 from pixelrec_jax.evaluation.result import Result
-from pixelrec_jax.recommender import Recommender
+from pixelrec_jax.recommender import Recommender, build_recommender
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.runs.run_folder import read_config
 from pixelrec_jax.system import storage
@@ -74,7 +72,7 @@ def load_run(workdir: str | Path, *, dataset: str | Path | None = None) -> Run:
     """
     workdir = storage.path(workdir)
     config = read_config(workdir)
-    known = interactions.load(config.dataset.path if dataset is None else dataset)
-    model = recommender.build(config, num_items=known.num_items, num_users=known.num_users)
+    known = load_interactions(config.dataset.path if dataset is None else dataset)
+    model = build_recommender(config, num_items=known.num_items, num_users=known.num_users)
     step, variables = best_variables(workdir, config)
     return Run(config, step, model, variables, known)

@@ -113,7 +113,7 @@ class Recommender(nn.Module):
         return query[:, -targets:].reshape(shards, rows, targets, -1), item
 
 
-def build(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
+def build_recommender(config: ConfigDict, *, num_items: int, num_users: int) -> Recommender:
     """Returns the recommender that a config describes.
 
     Args:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pixelrec_jax.data import interactions
 from pixelrec_jax.data.features import Provenance
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.data.item_info import FILE
 from pixelrec_jax.ingest import item_info
 from pixelrec_jax.system.files import digest
@@ -14,7 +15,7 @@ from pixelrec_jax.system.files import digest
 def describe(dataset: Path, csv: Path, out: Path) -> Path:
     """Copies a prepared dataset and gives it the item information of a CSV."""
     shutil.copytree(dataset, out)
-    ids = interactions.load(out).item_ids()
+    ids = load_interactions(out).item_ids()
     item_info.write_item_info(item_info.read_item_info(csv), ids, out)
     path = out / interactions.MANIFEST
     manifest = json.loads(path.read_text())

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.system.errors import UserError
 
@@ -44,7 +44,7 @@ def refused(place, match, **options):
 
 def sequences(place):
     """User id -> item ids in order, through `load`."""
-    stored = interactions.load(place / "out")
+    stored = load_interactions(place / "out")
     item_ids, user_ids = stored.item_ids(), stored.user_ids()
     return {
         user_ids[user - 1]: "".join(

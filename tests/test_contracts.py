@@ -15,7 +15,7 @@ from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.items.vision.resnet import ResNet
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.parallel.tables import COLLECTION
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.users import USER_ENCODERS
 from tests.steps import draw_state, draw_variables, place_state
@@ -52,7 +52,7 @@ class Case:
 
     def __init__(self, user: str, item: str):
         self.config = tiny_config(f"user={user},item={item},dataset=toy")
-        self.model = build(self.config, num_items=NUM_ITEMS, num_users=5)
+        self.model = build_recommender(self.config, num_items=NUM_ITEMS, num_users=5)
         rng = np.random.default_rng(0)
         self.store = random_store(self.config.item, NUM_ITEMS)
         ids = np.concatenate([[0], rng.permutation(np.arange(1, NUM_ITEMS))])[None].astype(np.int32)
@@ -242,7 +242,7 @@ def test_training_scores_are_catalogue_scores(user, item):
 def test_bf16_compute_keeps_float32_parameters_and_vectors(item):
     config = tiny_config(f"user=sasrec,item={item},dataset=toy")
     config.item.dtype = config.user.dtype = "bfloat16"
-    model = build(config, num_items=NUM_ITEMS, num_users=5)
+    model = build_recommender(config, num_items=NUM_ITEMS, num_users=5)
     items = Items(id=np.ones((1, 2), np.int32), image=np.zeros((1, 2, 16, 16, 3), np.uint8))
 
     def encode(items):

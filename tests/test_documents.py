@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import pixelrec_jax
-from pixelrec_jax.data import features, interactions
+from pixelrec_jax.data import features
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import download, image_shards
 from pixelrec_jax.ingest.sources.folder import FolderImages
 from pixelrec_jax.runs import kept, report, run_folder, writers
@@ -52,7 +53,7 @@ def folder(toy_dataset, tmp_path_factory) -> Path:
     metadata = kept.build_metadata({"next_batch": 3}, {"ndcg@10": 0.5}, {"step": "0" * 16})
     METADATA.write(run / METADATA.name, metadata)
     shutil.copytree(toy_dataset, folder / "data")
-    dataset = interactions.load(folder / "data")
+    dataset = load_interactions(folder / "data")
     np.save(folder / "data" / "features.npy", np.zeros((dataset.num_items, 3), np.float32))
     digest = features.item_ids_digest(dataset)
     features.PROVENANCE.write(folder / "data" / "features.json", made_from(digest))
@@ -64,7 +65,7 @@ def folder(toy_dataset, tmp_path_factory) -> Path:
 
 
 def _open_features(path: Path) -> None:
-    features.FeatureStore(path.with_suffix(".npy"), interactions.load(path.parent))
+    features.FeatureStore(path.with_suffix(".npy"), load_interactions(path.parent))
 
 
 def _open_log(path: Path) -> None:
@@ -73,7 +74,7 @@ def _open_log(path: Path) -> None:
 
 
 READERS = {
-    "manifest.json": lambda path: interactions.load(path.parent),
+    "manifest.json": lambda path: load_interactions(path.parent),
     "features.json": _open_features,
     "*.array_record.json": lambda path: image_shards.digests(path.parent),
     "download.json": download._read_manifest,

@@ -28,7 +28,7 @@ def dry_run(
     topology: str,
     *,
     slices: int = 1,
-    sequences_per_chip: int = 0,
+    examples_per_chip: int = 0,
     training_only: bool = False,
 ) -> dict[str, Any]:
     """Compiles the programs of a run for a pod and returns their costs in JSON types.
@@ -37,7 +37,7 @@ def dry_run(
       config: the config of the run.
       topology: the topology of each slice, as in "v5e:16x16".
       slices: number of slices.
-      sequences_per_chip: training examples of each data shard; 0 takes `train.batch_size`.
+      examples_per_chip: training examples of each data shard; 0 takes `train.batch_size`.
       training_only: whether to leave out the evaluation.
 
     Raises:
@@ -45,9 +45,9 @@ def dry_run(
     """
     with stage("describing the pod"):
         pod = programs.describe_pod(topology, slices=slices)
-    refuse_known_failure(config, pod, sequences_per_chip)
+    refuse_known_failure(config, pod, examples_per_chip)
     with stage("building the model"):
-        experiment = programs.experiment(config, pod, sequences_per_chip=sequences_per_chip)
+        experiment = programs.experiment(config, pod, examples_per_chip=examples_per_chip)
         state, evaluator = state_template(experiment), experiment.evaluator
     batch_size = experiment.batches.batch_size
     with stage("tracing the programs"):

@@ -12,31 +12,31 @@ from pixelrec_jax.system.chips import CHIPS
 
 
 class _Failure(NamedTuple):
-    """A failure that was seen, and the largest number of sequences a chip that compiled."""
+    """A failure that was seen, and the largest number of examples a chip that compiled."""
 
     libtpu: str
     item: str
     generation: str
-    fails: int  # sequences a chip, the smallest number that was seen to fail
+    fails: int  # examples a chip, the smallest number that was seen to fail
     compiles: int
 
 
 _SEEN = (_Failure("0.0.42.1", item="swin_t", generation="v6e", fails=48, compiles=16),)
 
 
-def refuse_known_failure(config: ConfigDict, pod: Pod, sequences_per_chip: int) -> None:
+def refuse_known_failure(config: ConfigDict, pod: Pod, examples_per_chip: int) -> None:
     """Raises `CompilerError` for a train step on which the installed compiler is known to fail."""
     shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH_SPEC)
-    sequences = sequences_per_chip or config.train.batch_size // shards
+    examples = examples_per_chip or config.train.batch_size // shards
     try:
         version = metadata.version("libtpu")
     except metadata.PackageNotFoundError:  # a library that TPU_LIBRARY_PATH names
         return
     for seen in _SEEN:
         same = version == seen.libtpu and config.item.name == seen.item
-        if same and pod.chip is CHIPS[seen.generation] and sequences >= seen.fails:
+        if same and pod.chip is CHIPS[seen.generation] and examples >= seen.fails:
             raise CompilerError(
                 f"libtpu {version} fails on item={seen.item} for {seen.generation} with "
-                f"{seen.fails} sequences a chip or more, after ten minutes; give "
-                f"--sequences_per_chip={seen.compiles}, which compiles, or install another version"
+                f"{seen.fails} examples a chip or more, after ten minutes; give "
+                f"--examples_per_chip={seen.compiles}, which compiles, or install another version"
             )

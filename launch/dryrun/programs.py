@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
-from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.interactions import Interactions, load_interactions
 from pixelrec_jax.data.manifest import Manifest
 from pixelrec_jax.data.split import leave_one_out
 from pixelrec_jax.data.tasks import build_task
@@ -142,16 +142,16 @@ def official(name: str, *, with_items: bool = True) -> Interactions:
     return Interactions(offsets, items, time, manifest, Path())
 
 
-def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> Experiment:
-    """Builds the experiment of a config on a pod; `sequences_per_chip` changes its batch size.
+def experiment(config: ConfigDict, pod: Pod, *, examples_per_chip: int = 0) -> Experiment:
+    """Builds the experiment of a config on a pod; `examples_per_chip` changes its batch size.
 
     Raises:
       UserError: the config is wrong, or needs features or times, which official counts do not give.
     """
     config = config.copy_and_resolve_references().unlock()
-    if sequences_per_chip:
+    if examples_per_chip:
         shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH_SPEC)
-        config.train.batch_size = sequences_per_chip * shards
+        config.train.batch_size = examples_per_chip * shards
     known = config.dataset.name in COUNTS
     if known and (uses_features(config.item) or config.dataset.split.name != "leave_one_out"):
         raise UserError(
@@ -161,7 +161,9 @@ def experiment(config: ConfigDict, pod: Pod, *, sequences_per_chip: int = 0) -> 
     return build_experiment(
         config,
         devices=pod.devices,
-        interactions=official(config.dataset.name) if known else load(config.dataset.path),
+        interactions=official(config.dataset.name)
+        if known
+        else load_interactions(config.dataset.path),
         store=NoImages(config.item.image_size) if uses_pixels(config.item) else None,
         compile_only=True,
     )

@@ -154,7 +154,7 @@ def _compile(lowered: Lowered) -> Compiled:
                 ) from None
         raise CompilerError(
             f"the TPU compiler failed with an error of its own ({reason(error)}); try another "
-            "--sequences_per_chip or another version of libtpu"
+            "--examples_per_chip or another version of libtpu"
         ) from None
 
 

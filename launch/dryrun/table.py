@@ -25,7 +25,7 @@ class Case(NamedTuple):
     words: str
     topology: str
     overrides: dict[str, Any]
-    sequences_per_chip: int
+    examples_per_chip: int
 
     @property
     def key(self) -> str:
@@ -85,7 +85,7 @@ def measure(case: Case, results: Path) -> dict[str, Any]:
     config.update_from_flattened_dict(case.overrides)
     try:
         result = dry_run(
-            config, case.topology, sequences_per_chip=case.sequences_per_chip, training_only=True
+            config, case.topology, examples_per_chip=case.examples_per_chip, training_only=True
         )
     except CompilerError as error:
         result = {"error": str(error)}
@@ -103,7 +103,7 @@ COLUMNS = (
 def row(case: Case, result: dict[str, Any]) -> list[str]:
     """Returns the cells of `COLUMNS` for a result."""
     chips = Slice.parse(case.topology).chips
-    head = [f"{case.topology} ({chips})", f"`{case.item}`", f"{case.sequences_per_chip}"]
+    head = [f"{case.topology} ({chips})", f"`{case.item}`", f"{case.examples_per_chip}"]
     if "error" in result:
         return [*head, "compiler error", *["-"] * 9]
     train = result["programs"][TRAIN]

@@ -75,7 +75,7 @@ class Interactions:
 
     def __reduce__(self):
         # A pickled memory map is a full copy: workers map the files themselves instead.
-        return load, (self.directory, False)
+        return load_interactions, (self.directory, False)
 
 
 def _read_column(path: Path, name: str) -> pl.Series:
@@ -87,7 +87,7 @@ def _read_column(path: Path, name: str) -> pl.Series:
         raise damaged(path.parent, f"{path.name}: {reason(error)}") from None
 
 
-def load(directory: str | Path, verify: bool = True) -> Interactions:
+def load_interactions(directory: str | Path, verify: bool = True) -> Interactions:
     """Opens a prepared dataset; for a URL, its local copy (see `copies`).
 
     With `verify` the hashes of the files are compared, at about a gigabyte a second. The images of

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import plots
 from pixelrec_jax.ingest.statistics import Statistics, analyze
 from pixelrec_jax.system import storage
@@ -42,7 +42,7 @@ def write(
         raise UserError("--out is missing; name the folder to write to")
     out = Path(directories[0], "analysis") if out is None else out
     datasets = {
-        name: analyze(interactions.load(directory))
+        name: analyze(load_interactions(directory))
         for name, directory in zip(names, directories, strict=True)
     }
     try:

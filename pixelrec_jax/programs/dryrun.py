@@ -1,6 +1,6 @@
 r"""Estimates the cost of a run on a TPU pod, and whether it fits, on a machine without TPUs.
 
-pixelrec dryrun --topology=v5e:16x16 --sequences_per_chip=64 [--num_slices=2] [--json=FILE] \
+pixelrec dryrun --topology=v5e:16x16 --examples_per_chip=64 [--num_slices=2] [--json=FILE] \
     --config=pixelrec:user=sasrec,item=clip_vit_b32,dataset=pixel200k
 
 The real compiler (`pip install "jax[tpu]"`) compiles the train step, the encoding of the catalogue
@@ -32,7 +32,7 @@ def main(_: Sequence[str]) -> None:
         values.config,
         values.topology,
         slices=values.num_slices,
-        sequences_per_chip=values.sequences_per_chip,
+        examples_per_chip=values.examples_per_chip,
     )
     print(report(result))
     if path:
@@ -44,7 +44,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("topology", None, "TPU slice: v5e:16x16, v5p-128", required=True)
     flags.DEFINE_integer("num_slices", 1, "slices, connected by the data center's network")
     flags.DEFINE_integer(
-        "sequences_per_chip",
+        "examples_per_chip",
         0,
         "training examples of each data shard (a device, if mesh.tensor=1); by default "
         "train.batch_size is used",

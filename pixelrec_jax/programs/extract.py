@@ -44,13 +44,13 @@ def main(_: Sequence[str]) -> None:
     """Extracts the features that the flags describe."""
     import numpy as np
 
-    from pixelrec_jax.data.interactions import load
+    from pixelrec_jax.data.interactions import load_interactions
     from pixelrec_jax.runs.extract import check_output, choose_encoder, extract
     from pixelrec_jax.system.start_jax import start_jax
 
     start_jax()
     values = flags.FLAGS
-    interactions = load(values.data)
+    interactions = load_interactions(values.data)
     out = storage.path(values.out or f"{values.data}/features.npy")
     check_output(interactions, out, overwrite=values.overwrite)
     changes = {name: values[name].value for name in _SETTINGS}

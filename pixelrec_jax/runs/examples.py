@@ -7,7 +7,8 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from pixelrec_jax.data import interactions, item_info
+from pixelrec_jax.data import item_info
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.split import build_split
 from pixelrec_jax.runs.run_folder import read_config
@@ -33,7 +34,7 @@ def show(workdir: Path, *, users: int, seed: int) -> str:
     """
     settings = read_config(workdir).dataset
     top = _top_lists(workdir, users=users, seed=seed)
-    dataset = interactions.load(settings.path)
+    dataset = load_interactions(settings.path)
     split = build_split(dataset, settings.split)
     names = top["user_id"].unique(maintain_order=True)
     user_ids, item_ids = dataset.user_ids(), dataset.item_ids()

@@ -13,7 +13,7 @@ from pixelrec_jax.configs.checks import check_values
 from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.interactions import Interactions, load_interactions
 from pixelrec_jax.data.mask_item import mask_item_of, num_ids
 from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
@@ -30,7 +30,7 @@ from pixelrec_jax.parallel.sharding import (
     num_shards,
     shapes,
 )
-from pixelrec_jax.recommender import Recommender, build
+from pixelrec_jax.recommender import Recommender, build_recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.optim import build_optimizer
 
@@ -108,9 +108,11 @@ def build_experiment(
     """
     check_values(config)
     mesh = build_mesh(config.mesh, devices)
-    interactions = load(config.dataset.path) if interactions is None else interactions
+    interactions = load_interactions(config.dataset.path) if interactions is None else interactions
     split = build_split(interactions, config.dataset.split)
-    model = build(config, num_items=interactions.num_items, num_users=interactions.num_users)
+    model = build_recommender(
+        config, num_items=interactions.num_items, num_users=interactions.num_users
+    )
     store = _open_store(config.item, interactions) if store is None else store
     optimizer = build_optimizer(config.optim, mesh)
     task = build_task(config, split)

@@ -7,7 +7,7 @@ import jax
 from jax.extend import core
 
 from pixelrec_jax.data.types import Batch
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.state import state_template
 
@@ -48,7 +48,7 @@ def _without_remat(experiment: Experiment) -> Experiment:
     config = experiment.config.copy_and_resolve_references().unlock()
     config.item.remat = False
     data = experiment.interactions
-    model = build(config, num_items=data.num_items, num_users=data.num_users)
+    model = build_recommender(config, num_items=data.num_items, num_users=data.num_users)
     return replace(experiment, config=config.lock(), model=model)
 
 

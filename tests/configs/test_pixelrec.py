@@ -12,7 +12,7 @@ from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.types import Batch, Items
 from pixelrec_jax.items import FEATURES, ITEM_ENCODERS
 from pixelrec_jax.items.vision import VISION_ENCODERS
-from pixelrec_jax.recommender import build, trainable_filter
+from pixelrec_jax.recommender import build_recommender, trainable_filter
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users import USER_ENCODERS
@@ -45,7 +45,7 @@ def test_every_config_builds(user, item, dataset):
         negative=jax.ShapeDtypeStruct((1, 3, targets, 1), jnp.int32),
         weight=jax.ShapeDtypeStruct((1, 3, targets), jnp.float32),
     )
-    model = build(config, num_items=100, num_users=5)
+    model = build_recommender(config, num_items=100, num_users=5)
 
     def scores(batch):
         variables = model.init(jax.random.key(0), batch, train=False)
@@ -77,7 +77,7 @@ def test_what_is_trained_is_what_the_reference_trains(item, blocks, millions):
     """The reference; its sets give the numbers of Table 9."""
     config = pixelrec.get_config(f"user=sasrec,item={item},dataset=pixel200k")
     size = config.item.image_size
-    model = build(config, num_items=2, num_users=2)
+    model = build_recommender(config, num_items=2, num_users=2)
     items = Items(
         id=jax.ShapeDtypeStruct((1, 1), jnp.int32),
         image=jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.uint8),

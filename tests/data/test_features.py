@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.data.features import FeatureStore, item_ids_digest, provenance
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.system.errors import UserError
 from tests.described import made_from
 from tests.tiny import interactions_of, random_features
@@ -51,7 +51,7 @@ def test_codes_are_whole_numbers(tmp_path, dtype):
 
 
 def test_threads_and_pickled_copies_read_the_same(toy_dataset, tmp_path):
-    interactions = load(toy_dataset)
+    interactions = load_interactions(toy_dataset)
     items = interactions.num_items
     matrix = random_features(items, 50)
     store = store_of(tmp_path, matrix, interactions=interactions)

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.system.errors import UserError
 from tests.prepared import run
 
@@ -18,7 +18,7 @@ def test_a_manifest_without_a_unit_is_damaged(place):
     del manifest["timestamp_unit"]
     (place / "out" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest.json has no field timestamp_unit"):
-        interactions.load(place / "out")
+        load_interactions(place / "out")
 
 
 def test_a_manifest_that_lacks_a_file_is_damaged(place):
@@ -28,33 +28,33 @@ def test_a_manifest_that_lacks_a_file_is_damaged(place):
         files = {key: value for key, value in manifest["files"].items() if key != name}
         (place / "out" / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
         with pytest.raises(UserError, match=rf"manifest.json.* has no field files\['{name}'\]"):
-            ImageStore(interactions.load(place / "out").directory, size=4)
+            ImageStore(load_interactions(place / "out").directory, size=4)
 
 
 def test_load_refuses_what_is_not_whole(place):
     with pytest.raises(UserError, match=r"is not a prepared dataset.*run pixelrec prepare"):
-        interactions.load(place)
+        load_interactions(place)
     run(place)
     out = place / "out"
     items = (out / "items.npy").read_bytes()
     (out / "items.npy").write_bytes(items[:-4])
     with pytest.raises(UserError, match=r"damaged: items.npy has 152 bytes, .* says 156 bytes"):
-        interactions.load(out)
+        load_interactions(out)
     (out / "items.npy").unlink()
     with pytest.raises(UserError, match=r"damaged: items.npy is missing"):
-        interactions.load(out)
+        load_interactions(out)
     (out / "items.npy").write_bytes(items)
     manifest = json.loads((out / "manifest.json").read_text())
     changed = {**manifest, "counts": {**manifest["counts"], "users": 5}}
     (out / "manifest.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"offsets.npy holds int64\[4\], .*says int64\[7\]"):
-        interactions.load(out)
+        load_interactions(out)
     (out / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
     with pytest.raises(UserError, match="has schema version 1, but this program reads version 3"):
-        interactions.load(out)
+        load_interactions(out)
     (out / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest.json is not valid JSON"):
-        interactions.load(out)
+        load_interactions(out)
 
 
 @pytest.mark.parametrize("name", ["offsets", "items", "timestamps", "image_rows"])
@@ -65,12 +65,12 @@ def test_load_compares_what_cannot_be_checked_otherwise(place, name):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"damaged: {name}.npy has other content"):
-        interactions.load(place / "out")
+        load_interactions(place / "out")
 
 
 def test_interactions_travel_to_other_processes_as_a_path(place):
     run(place)
-    stored = interactions.load(place / "out")
+    stored = load_interactions(place / "out")
     pickled = pickle.dumps(stored)
     assert len(pickled) < 1000
     again = pickle.loads(pickled)

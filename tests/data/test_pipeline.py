@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.data.negatives import Uniform, build_negatives
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches
 from pixelrec_jax.data.queries import ranking_queries
@@ -22,7 +22,7 @@ from tests.tiny import interactions_of
 
 
 def make_batches(dataset, *, pixels=True, **changes) -> TrainBatches:
-    interactions = load(dataset)
+    interactions = load_interactions(dataset)
     options = {
         "num_items": interactions.num_items,
         "batch_size": 16,
@@ -151,7 +151,7 @@ def test_data_without_anything_to_learn_is_refused():
 
 
 def test_a_task_travels_without_its_windows(toy_dataset):
-    task = NextItem(leave_one_out(load(toy_dataset)), history_length=10)
+    task = NextItem(leave_one_out(load_interactions(toy_dataset)), history_length=10)
     travelled = pickle.dumps(task)
     assert len(travelled) < 2000
     np.testing.assert_array_equal(pickle.loads(travelled).windows.start, task.windows.start)

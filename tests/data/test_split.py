@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.data.graph import training_graph
-from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.interactions import Interactions, load_interactions
 from pixelrec_jax.data.queries import ranking_queries
 from pixelrec_jax.data.split import build_split, global_time, training_counts
 from pixelrec_jax.data.tasks import NextItem, Pairs
@@ -106,7 +106,7 @@ def test_fractions_are_of_interactions_and_equal_times_stay_together(fraction):
 
 
 def test_a_split_travels_without_its_arrays(toy_dataset):
-    split = build_split(load(toy_dataset), GLOBAL)
+    split = build_split(load_interactions(toy_dataset), GLOBAL)
     task = NextItem(split, history_length=10)
     travelled = pickle.dumps(task)
     assert len(travelled) < 2000

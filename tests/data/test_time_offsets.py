@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pixelrec_jax.data.interactions import Interactions, load
+from pixelrec_jax.data.interactions import Interactions, load_interactions
 from pixelrec_jax.data.mask_item import mask_item_of, num_ids
 from pixelrec_jax.data.negatives import Uniform
 from pixelrec_jax.data.pipeline import TrainBatches
@@ -200,7 +200,7 @@ def test_queries_carry_times_when_asked():
 
 
 def test_offsets_travel_to_workers_as_a_path(toy_dataset):
-    interactions = load(toy_dataset)
+    interactions = load_interactions(toy_dataset)
     assert interactions.manifest["timestamp_unit"] == "seconds"
     offsets = TimeOffsets(leave_one_out(interactions).interactions, "days")
     travelled = pickle.dumps(offsets)

@@ -9,7 +9,7 @@ import pytest
 from pixelrec_jax.data import watched_file
 from pixelrec_jax.data.features import FeatureStore
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import digest
@@ -79,7 +79,7 @@ def test_the_same_content_is_no_change_and_read_once(file, monkeypatch):
 
 def test_all_files_of_a_dataset_are_watched(toy_dataset, tmp_path):
     shutil.copytree(toy_dataset, tmp_path / "data")
-    dataset = load(tmp_path / "data")
+    dataset = load_interactions(tmp_path / "data")
     matrix = tmp_path / "features.npy"
     np.save(matrix, np.zeros((dataset.num_items, 2), np.float32))
     stores = ImageStore(dataset.directory, size=16), FeatureStore(matrix, dataset)
@@ -101,7 +101,7 @@ def test_all_files_of_a_dataset_are_watched(toy_dataset, tmp_path):
 def test_small_arrays_do_not_change_with_their_files(toy_dataset, tmp_path):
     """A map would show the change, and end the program with SIGBUS where the file was cut."""
     shutil.copytree(toy_dataset, tmp_path / "data")
-    dataset = load(tmp_path / "data")
+    dataset = load_interactions(tmp_path / "data")
     before = dataset.items.copy()
     os.truncate(tmp_path / "data" / "items.npy", 0)
     np.testing.assert_array_equal(dataset.items, before)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pixelrec_jax.configs.pixelrec import get_config
 from pixelrec_jax.data import item_info
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.runs import examples, run_folder
 from pixelrec_jax.system.errors import UserError
@@ -69,7 +69,7 @@ def test_a_damaged_file_of_a_dataset_is_read_or_refused(name, dataset, tmp_path,
             size = (copy / name).stat().st_size
             manifest["files"][name] = {"sha256": digest(copy / name), "bytes": size}
             (copy / "manifest.json").write_text(json.dumps(manifest))
-        found = load(copy)
+        found = load_interactions(copy)
         found.item_ids(), found.user_ids(), item_info.load(found)
         ImageStore(copy, size=8).load(np.arange(1, found.num_items))
 

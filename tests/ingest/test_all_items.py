@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import interactions, item_info
+from pixelrec_jax.data import item_info
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.summary import summary
 from pixelrec_jax.system.errors import UserError
@@ -32,7 +33,7 @@ def reds(place, count):
 def test_pictures_without_interactions_come_after_the_items_of_interactions(crowded):
     (crowded / "info.csv").write_text("item_id,title\nz,last\na,first\n")
     manifest = run(crowded, items="all", item_info=crowded / "info.csv")
-    stored = interactions.load(crowded / "out")
+    stored = load_interactions(crowded / "out")
     assert stored.item_ids().to_list() == ["c", "a", "d", "e", "b", "z"]
     assert manifest["counts"] == {"users": 2, "items": 6, "interactions": 7}
     assert manifest["images"]["count"] == 6
@@ -59,7 +60,7 @@ def test_by_default_only_items_of_interactions_are_in_the_catalogue(crowded):
 def test_items_of_dropped_users_stay_by_their_pictures(crowded):
     (crowded / "x.csv").write_text(HEADER + "b,gone,1\nnowhere,gone,2\n" + lines(ROWS))
     manifest = run(crowded, items="all", min_interactions=4)
-    assert interactions.load(crowded / "out").item_ids().to_list() == ["c", "d", "a", "e", "b", "z"]
+    assert load_interactions(crowded / "out").item_ids().to_list() == ["c", "d", "a", "e", "b", "z"]
     assert manifest["source"]["without_interactions"] == 2
 
 
@@ -71,7 +72,7 @@ def test_dropping_images_drops_those_without_interactions_as_well(crowded):
     with pytest.raises(UserError, match=refused_with):
         run(crowded, items="all")
     run(crowded, items="all", missing="drop")
-    assert interactions.load(crowded / "out").item_ids().to_list() == ["c", "a", "e", "b"]
+    assert load_interactions(crowded / "out").item_ids().to_list() == ["c", "a", "e", "b"]
     np.testing.assert_allclose(reds(crowded, 4), [60, 0, 180, 200], atol=4)
 
 
@@ -80,7 +81,7 @@ def test_a_picture_that_an_item_has_under_another_form_of_its_name_is_not_an_ite
     draw(place / "images", unicodedata.normalize("NFD", composed), (250, 0, 0))
     (place / "x.csv").write_text(HEADER + lines([*ROWS, (composed, "b", 20)]))
     manifest = run(place, items="all")
-    assert interactions.load(place / "out").item_ids().to_list() == ["c", "a", "d", "e", composed]
+    assert load_interactions(place / "out").item_ids().to_list() == ["c", "a", "d", "e", composed]
     assert manifest["source"]["without_interactions"] == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import analyze
 from pixelrec_jax.ingest import statistics as measured
 from pixelrec_jax.ingest.statistics import Distribution
@@ -32,7 +32,7 @@ def run(*arguments):
 @pytest.fixture
 def described(toy_dataset, tmp_path):
     """The toy catalogue with item information: views for all items but the first, tags by turns."""
-    ids = interactions.load(toy_dataset).item_ids()
+    ids = load_interactions(toy_dataset).item_ids()
     rows = [f"{item},{k},{'odd' if k % 2 else 'even'}" for k, item in enumerate(ids) if k]
     csv = tmp_path / "info.csv"
     csv.write_text("\n".join(["item_id,view_number,tag", *rows]) + "\n")
@@ -41,7 +41,7 @@ def described(toy_dataset, tmp_path):
 
 def test_facts_equal_plain_counting(described, monkeypatch):
     monkeypatch.setattr(measured, "_ROWS_PER_BLOCK", 7)  # blocks must not show
-    dataset = interactions.load(described)
+    dataset = load_interactions(described)
     facts = measured.analyze(dataset).facts
     items, popularity = dataset.items.tolist(), collections.Counter(dataset.items.tolist())
     lengths = np.diff(dataset.offsets)[1:].tolist()
@@ -117,7 +117,7 @@ def test_dates_are_told_where_the_unit_of_the_manifest_counts_from_1970(unit, fi
 def test_one_dataset_is_analysed_into_its_folder(described):
     datasets, out = analyze.write([described])
     assert out == described / "analysis"
-    facts = measured.analyze(interactions.load(described)).facts  # loads beside its analysis
+    facts = measured.analyze(load_interactions(described)).facts  # loads beside its analysis
     assert datasets["described"].facts == facts
     assert json.loads((out / "analysis.json").read_text()) == {"described": facts}
     pictures = ["popularity.png", "session_length.png", "sizes.png"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import columns
 from pixelrec_jax.ingest.interactions_file import read_interactions
 from tests.prepared import HEADER, ROWS, lines, refused, run, sequences
@@ -27,7 +27,7 @@ def test_times_since_1970_are_recognised(place, first, last, unit):
     (place / "x.csv").write_text(HEADER + lines(("c", "a", time) for time in (first, last, first)))
     manifest = run(place)
     assert manifest["timestamp_unit"] == unit
-    stored = interactions.load(place / "out")
+    stored = load_interactions(place / "out")
     assert stored.timestamps.tolist() == [first, first, last]
 
 

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.system.errors import UserError
 from tests.prepared import HEADER, ROWS, draw, lines, run, sequences
 
@@ -43,7 +43,7 @@ def test_drop_removes_items_then_applies_the_user_filter_again(place):
     manifest = run(place, missing="drop", min_interactions=3)
     # b keeps two of three and goes; then c comes before a in the file.
     assert sequences(place) == {"a": "acac"}
-    assert interactions.load(place / "out").item_ids().to_list() == ["c", "a"]
+    assert load_interactions(place / "out").item_ids().to_list() == ["c", "a"]
     assert manifest["source"]["dropped"] == {
         "min_interactions": {"users": 1, "items": 0, "interactions": 2},
         "missing_images": {"users": 0, "items": 2, "interactions": 3},

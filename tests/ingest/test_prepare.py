@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from pixelrec_jax.data import interactions
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import image_shards
 from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.ingest.summary import summary
@@ -20,7 +20,7 @@ from tests.prepared import HEADER, lines, refused, run
 
 def test_ids_and_order_by_hand(place):
     manifest = run(place)
-    stored = interactions.load(place / "out")
+    stored = load_interactions(place / "out")
     assert stored.user_ids().to_list() == ["b", "a"]
     assert stored.item_ids().to_list() == ["c", "a", "d", "e"]
     assert stored.offsets.tolist() == [0, 0, 3, 7]
@@ -64,7 +64,7 @@ def test_the_manifest_names_the_unit_that_was_given(place, unit):
     manifest = run(place, timestamp_unit=unit)
     assert manifest["timestamp_unit"] == unit
     assert f"timestamps    {unit:>13}\n" in summary(manifest, "out") + "\n"
-    assert interactions.load(place / "out").manifest["timestamp_unit"] == unit
+    assert load_interactions(place / "out").manifest["timestamp_unit"] == unit
 
 
 def test_an_unknown_unit_is_refused(place):
@@ -118,7 +118,7 @@ def test_occupied_out_is_not_touched_and_an_empty_one_is_used(place):
     assert (out / "mine").read_text() == "x"
     (out / "mine").unlink()
     run(place)
-    assert interactions.load(out).num_users == 3
+    assert load_interactions(out).num_users == 3
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_interrupted_while_decoding_leaves_nothing_that_is_not_done(place, monke
 def test_a_dataset_without_images_is_for_ids(place):
     manifest = program.prepare(place / "x.csv", None, place / "out")
     assert manifest["images"] is None
-    assert interactions.load(place / "out").num_items == 5
+    assert load_interactions(place / "out").num_items == 5
     with pytest.raises(UserError, match=r"was prepared without images; .*--images=DIR"):
         ImageStore(place / "out", size=8)
 

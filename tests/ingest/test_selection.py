@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import prepare as program
 from pixelrec_jax.ingest import selection
 from tests.prepared import HEADER, ROWS, lines, refused, run, sequences
@@ -13,7 +13,7 @@ from tests.prepared import HEADER, ROWS, lines, refused, run, sequences
 def test_rare_users_are_dropped_and_ids_follow_the_kept_rows(place):
     manifest = run(place, min_interactions=4)
     # Without user b, the first rows are a's: c, d, a, e.
-    assert interactions.load(place / "out").item_ids().to_list() == ["c", "d", "a", "e"]
+    assert load_interactions(place / "out").item_ids().to_list() == ["c", "d", "a", "e"]
     assert sequences(place) == {"a": "acde"}
     lost = {"users": 1, "items": 0, "interactions": 3}
     assert manifest["source"]["dropped"] == {"min_interactions": lost}
@@ -54,7 +54,7 @@ def many(place):
 
 def users(place, **options):
     manifest = program.prepare(place / "x.csv", None, place / "out", **options)
-    ids = set(interactions.load(place / "out").user_ids())
+    ids = set(load_interactions(place / "out").user_ids())
     shutil.rmtree(place / "out")
     return ids, manifest
 

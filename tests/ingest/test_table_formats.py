@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import fetch_images, item_info
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.ingest.summary import summary
@@ -136,7 +136,7 @@ def test_every_format_gives_the_same_dataset(tmp_path, expected, name):
     # The format is told by the content: the name says nothing.
     file = write(tmp_path / "interactions", content)
     manifest = prepare(file, None, tmp_path / "out", columns=columns)
-    stored = interactions.load(tmp_path / "out")
+    stored = load_interactions(tmp_path / "out")
     assert stored.items.tolist() == expected["items"]
     assert stored.timestamps.tolist() == expected["timestamps"]
     assert stored.item_ids().to_list() == expected["item_ids"]
@@ -167,7 +167,7 @@ def test_days_are_their_first_second(tmp_path):
         manifest = prepare(write(tmp_path / "x", content), None, out)
         first = int(datetime.datetime(2018, 9, 20, tzinfo=datetime.UTC).timestamp())
         expected = [first + 86_400 * day for day in range(3)]
-        assert interactions.load(out).timestamps.tolist() == expected
+        assert load_interactions(out).timestamps.tolist() == expected
         assert manifest["source"]["timestamps"] == {
             "form": "dates",
             "first": first,
@@ -188,7 +188,7 @@ def test_fractions_are_kept_in_a_finer_unit(tmp_path, times, unit, expected):
     rows = "".join(f"i,u,{time}\n" for time in times)
     file = write(tmp_path / "x", ("item_id,user_id,timestamp\n" + rows).encode())
     assert prepare(file, None, tmp_path / "out")["timestamp_unit"] == unit
-    stored = interactions.load(tmp_path / "out").timestamps
+    stored = load_interactions(tmp_path / "out").timestamps
     per_second = {"milliseconds": 10**3, "microseconds": 10**6}[unit]
     assert (stored - 1_600_000_000 * per_second).tolist() == expected
 

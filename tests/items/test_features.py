@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.data.pipeline import item_batch
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items import build_item_encoder
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from tests.tiny import random_features, random_store, tiny_config
@@ -28,7 +28,7 @@ class Encoded:
         config = tiny_config(f"{words},dataset=custom")
         config.width = D
         config.item.update(options)
-        self.model = build(config, num_items=N, num_users=2)
+        self.model = build_recommender(config, num_items=N, num_users=2)
         self.ids = np.append(IDS, np.int32(N)) if task_of(config).uses_mask_item else IDS
         self.items = item_batch(self.ids[None], random_store(config.item, N))
         self.feature = self.items.feature[0]
@@ -159,7 +159,7 @@ def test_models_on_features_train_end_to_end(toy_dataset, tmp_path, user, item):
     config = tiny_config(f"user={user},item={item},dataset=toy", toy_dataset)
     config.train.epochs = 2
     config.item.path = str(tmp_path / "features.npy")
-    items = load(toy_dataset).num_items
+    items = load_interactions(toy_dataset).num_items
     np.save(config.item.path, random_features(items, C).astype(np.float16))
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert 0 < result["test"]["model"]["all"]["recall@10"]["value"] <= 1

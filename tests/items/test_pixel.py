@@ -6,13 +6,13 @@ import pytest
 
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.pixel import NORMALISATIONS
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.system.errors import UserError
 from tests.tiny import tiny_config
 
 
 def _encode(config, items, variables=None):
-    model = build(config, num_items=5, num_users=5)
+    model = build_recommender(config, num_items=5, num_users=5)
     if variables is None:
         variables = model.init(jax.random.key(0), items, method="encode_items")
     return model.apply(variables, items, method="encode_items"), variables
@@ -38,7 +38,7 @@ def test_the_head_projects_tokens_and_averages_them_or_projects_a_pooled_vector(
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy")
     vectors, variables = _encode(config, items)
     head = jax.device_get(variables["params"]["item_encoder"]["head"])
-    backbone = build(config, num_items=5, num_users=5).item_encoder.backbone
+    backbone = build_recommender(config, num_items=5, num_users=5).item_encoder.backbone
     image = (items.image[0, 1:] / np.float32(255) - 0.5) / 0.5
     tokens = backbone.apply({"params": variables["params"]["item_encoder"]["backbone"]}, image)[0]
 
@@ -103,14 +103,14 @@ def test_wrong_settings_are_one_line(key, value, message):
     with config.unlocked():
         config.item[key] = value
     with pytest.raises(UserError, match=message):
-        build(config, num_items=5, num_users=5)
+        build_recommender(config, num_items=5, num_users=5)
 
 
 def test_a_config_of_an_earlier_version_is_one_line():
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy").unlock()
     del config.item.pool
     with pytest.raises(UserError, match=r"the config lacks item.pool; .* new workdir"):
-        build(config, num_items=5, num_users=5)
+        build_recommender(config, num_items=5, num_users=5)
 
 
 def _with_trainable(option):
@@ -126,7 +126,7 @@ def _with_trainable(option):
 )
 def test_trainable_blocks_by_name(option):
     config = _with_trainable(option)
-    assert build(config, num_items=5, num_users=5).item_encoder.trainable_blocks == (
+    assert build_recommender(config, num_items=5, num_users=5).item_encoder.trainable_blocks == (
         "block_0",
         "norm",
     )
@@ -135,4 +135,4 @@ def test_trainable_blocks_by_name(option):
 def test_blocks_that_are_not_words_are_one_line():
     message = r"item.trainable=\(1, 2\); expected words, as in \('block_10', 'block_11'\)"
     with pytest.raises(UserError, match=message):
-        build(_with_trainable((1, 2)), num_items=5, num_users=5)
+        build_recommender(_with_trainable((1, 2)), num_items=5, num_users=5)

@@ -24,7 +24,7 @@ from pixelrec_jax.parallel.sharding import (
     infer_shardings,
 )
 from pixelrec_jax.parallel.tables import add_rows, take_rows
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.digest import digests
 from pixelrec_jax.system.chips import CHIPS
@@ -66,7 +66,7 @@ def _shapes(user, item):
         negative=slot[..., :1, None],
         weight=jnp.zeros((1, 1, 1)),
     )
-    model = build(config, num_items=100, num_users=6)
+    model = build_recommender(config, num_items=100, num_users=6)
     return jax.eval_shape(lambda: dict(model.init(jax.random.key(0), batch, train=False)))
 
 
@@ -232,7 +232,7 @@ def halves(monkeypatch):
         words = f"user=sasrec,item={item},dataset=pixel200k"
         config = load_config(f"pixelrec:{words}")
         config.update_from_flattened_dict({"mesh.fsdp": 2, **options})
-        experiment = programs.experiment(config, pod, sequences_per_chip=1)
+        experiment = programs.experiment(config, pod, examples_per_chip=1)
         count = partial(compile_and_count, chip=pod.chip, coordinates=[(0,), (1,)])
         return experiment, state_template(experiment), count
 

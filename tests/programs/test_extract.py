@@ -11,7 +11,7 @@ import pytest
 
 from pixelrec_jax.data.features import FeatureStore, provenance
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.items.pixel import NORMALISATIONS
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.extract import check_output, choose_encoder, extract
@@ -31,7 +31,7 @@ def _tiny_encoders(monkeypatch):
 
 @pytest.fixture
 def interactions(toy_dataset):
-    return load(toy_dataset)
+    return load_interactions(toy_dataset)
 
 
 def _choose(interactions, item, **changes):

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pixelrec_jax.configs.checks import meaning
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.items.vision.blocks import resolve_trainable
 from pixelrec_jax.runs import report
 from pixelrec_jax.runs.run_folder import MetricsLog
@@ -59,7 +59,7 @@ def test_a_run_prints_its_table_and_fills_its_workdir(finished, toy_dataset):
 def test_top_lists_are_unseen_items_in_order(finished, toy_dataset):
     workdir, _ = finished
     table = pl.read_parquet(workdir / "test_top_k.parquet")
-    data = load(toy_dataset)
+    data = load_interactions(toy_dataset)
     assert table.columns == ["user_id", "rank", "item_id", "score"]
     assert table.height == 60 * 10
     users, items = data.user_ids(), data.item_ids()

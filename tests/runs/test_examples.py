@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.evaluation.evaluate import Ranking
 from pixelrec_jax.evaluation.recommendations import write_test_top_k
 from pixelrec_jax.runs import examples
@@ -27,9 +27,9 @@ def run(toy_dataset, tmp_path):
         directory, workdir = toy_dataset, tmp_path / "run"
         if info:
             csv = tmp_path / "info.csv"
-            csv.write_text(info(interactions.load(toy_dataset).item_ids()))
+            csv.write_text(info(load_interactions(toy_dataset).item_ids()))
             directory = describe(toy_dataset, csv, tmp_path / "data")
-        dataset = interactions.load(directory)
+        dataset = load_interactions(directory)
         user = np.arange(1, dataset.num_users, dtype=np.int32)
         target = dataset.items[dataset.offsets[2:] - 1]
         after, later = (((target + step) % (dataset.num_items - 1)) + 1 for step in (0, 1))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixelrec_jax.data import interactions
 from pixelrec_jax.data.features import FeatureStore, provenance
 from pixelrec_jax.data.images import ImageStore
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import fetch_images, interactions_file, item_info
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.folder import FolderImages
@@ -129,7 +129,7 @@ DATASET = ("offsets.npy", "items.npy", "item_ids.arrow", "image_rows.npy", "othe
 def test_a_prepared_dataset(toy_dataset, tmp_path, kind, name):
     copy = shutil.copytree(toy_dataset, tmp_path / "copy")
     make(copy / name, kind)
-    refused(kind, interactions.load, copy)
+    refused(kind, load_interactions, copy)
     refused(kind, ImageStore, copy, size=16)
 
 
@@ -137,7 +137,7 @@ def test_a_prepared_dataset(toy_dataset, tmp_path, kind, name):
 def test_the_list_of_a_prepared_dataset(toy_dataset, tmp_path, name):
     copy = shutil.copytree(toy_dataset, tmp_path / "copy")
     make(copy / name, "pipe")
-    refused("pipe", interactions.load, copy)
+    refused("pipe", load_interactions, copy)
 
 
 @pytest.mark.parametrize(

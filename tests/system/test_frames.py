@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from pixelrec_jax.data import interactions
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest.csv_file import open_csv
 from pixelrec_jax.ingest.prepare import prepare
 from pixelrec_jax.system import frames
@@ -32,6 +32,6 @@ def test_a_dataset_in_such_a_folder_has_its_own_ids(tmp_path, name):
         rows = "".join(f"{folder}{n % 3},{folder}u,{n}\n" for n in range(3))
         (tmp_path / "x.csv").write_text(f"item_id,user_id,timestamp\n{rows}")
         prepare(tmp_path / "x.csv", None, tmp_path / folder)
-    dataset = interactions.load(tmp_path / name)
+    dataset = load_interactions(tmp_path / name)
     assert dataset.item_ids().to_list() == [f"{name}{n}" for n in range(3)]
     assert dataset.user_ids().to_list() == [f"{name}u"]

@@ -11,7 +11,7 @@ import pytest
 
 from pixelrec_jax.data import copies, features
 from pixelrec_jax.data.images import ImageStore
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.runs import report, run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.resume import restore_newest
@@ -40,7 +40,7 @@ def remote(toy_dataset, tmp_path):
 
 def test_a_copy_is_the_dataset_and_has_images_once_they_are_asked_for(remote, toy_dataset):
     url, _ = remote
-    opened, local = load(url), load(toy_dataset)
+    opened, local = load_interactions(url), load_interactions(toy_dataset)
     assert opened.manifest == local.manifest
     np.testing.assert_array_equal(opened.items, local.items)
     assert opened.item_ids().equals(local.item_ids())
@@ -53,7 +53,7 @@ def test_a_copy_is_the_dataset_and_has_images_once_they_are_asked_for(remote, to
 
 def test_a_copy_is_made_once_and_completed_after_an_interruption(remote, monkeypatch):
     url, _ = remote
-    copied = load(url).directory
+    copied = load_interactions(url).directory
     (copied / "items.npy").unlink()
     (copied / "offsets.npy").write_bytes(b"cut")
     fetched, download = [], storage.download
@@ -63,29 +63,32 @@ def test_a_copy_is_made_once_and_completed_after_an_interruption(remote, monkeyp
         download(url, target)
 
     monkeypatch.setattr(storage, "download", counting)
-    assert load(url).directory == copied
+    assert load_interactions(url).directory == copied
     assert sorted(fetched) == ["items.npy", "offsets.npy"]
-    load(url)
+    load_interactions(url)
     assert len(fetched) == 2
     assert not list(copied.glob("*.part")) + list(copied.glob("*.tmp"))
 
 
 def test_processes_that_start_together_copy_once(remote, capfd):
     url, _ = remote
-    script = f"from pixelrec_jax.data.interactions import load; print(load({url!r}).num_items)"
+    script = (
+        "from pixelrec_jax.data.interactions import load_interactions\n"
+        f"print(load_interactions({url!r}).num_items)"
+    )
     command = [sys.executable, "-c", script]
     with subprocesses.started(command) as one, subprocesses.started(command) as other:
         outputs, errors = zip(one.communicate(), other.communicate(), strict=True)
-    assert set(outputs) == {f"{load(url).num_items}\n"}
+    assert set(outputs) == {f"{load_interactions(url).num_items}\n"}
     assert "".join(errors).count("copying") == 1
 
 
 def test_another_content_is_another_copy(remote):
     url, folder = remote
-    before = load(url).directory
+    before = load_interactions(url).directory
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    assert load(url).directory != before
+    assert load_interactions(url).directory != before
 
 
 def test_content_that_is_not_the_manifests_is_refused(remote, cache):
@@ -94,7 +97,7 @@ def test_content_that_is_not_the_manifests_is_refused(remote, cache):
     items[-1] ^= 1
     (folder / "items.npy").write_bytes(items)
     with pytest.raises(UserError, match=r"items.npy has other content than its manifest says"):
-        load(url)
+        load_interactions(url)
     assert not list(cache.rglob("items.npy*"))
 
 
@@ -104,7 +107,7 @@ def test_a_manifest_cannot_write_outside_of_its_copy(remote, tmp_path):
     manifest["files"]["../../outside"] = {"bytes": 3, "sha256": "0" * 64}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest.json has files\['../../outside'\]"):
-        load(url)
+        load_interactions(url)
 
 
 def test_a_full_disk_is_said_before_anything_is_copied(remote, monkeypatch):
@@ -112,12 +115,12 @@ def test_a_full_disk_is_said_before_anything_is_copied(remote, monkeypatch):
     usage = shutil.disk_usage(".")._replace(free=10)
     monkeypatch.setattr(copies.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"GB free; name a folder on another disk .*PIXELREC_CACHE"):
-        load(url)
+        load_interactions(url)
 
 
 def test_features_lie_beside_a_remote_dataset_or_have_a_url(remote, tmp_path):
     url, folder = remote
-    dataset = load(url)
+    dataset = load_interactions(url)
     matrix = np.zeros((dataset.num_items, 3), np.float32)
     for value, name in ((1, "features.npy"), (2, "other.npy")):
         matrix[1:] = value
@@ -149,11 +152,14 @@ def test_weights_have_urls_too(tmp_path):
     ("call", "message"),
     [
         (
-            lambda: load("file:///nowhere/data"),
+            lambda: load_interactions("file:///nowhere/data"),
             "manifest.json: there is no such file, so .* not a prep",
         ),
-        (lambda: load("nope://bucket/data"), "the protocol nope:// is unknown"),
-        (lambda: load("gs://bucket/data"), "package that is not installed; pip install gcsfs"),
+        (lambda: load_interactions("nope://bucket/data"), "the protocol nope:// is unknown"),
+        (
+            lambda: load_interactions("gs://bucket/data"),
+            "package that is not installed; pip install gcsfs",
+        ),
         (lambda: storage.path("gs://bucket/run"), "pip install gcsfs"),
         (lambda: storage.path("s3://bucket/run"), "on gs://, not on s3://"),
         (lambda: locate("file:///nowhere/model.safetensors"), "there is no such file"),

@@ -8,7 +8,7 @@ import numpy as np
 import polars
 import pytest
 
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.runs import run_folder
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
@@ -40,7 +40,7 @@ def test_a_split_by_time_ranks_those_who_have_a_past_and_a_target(toy_dataset, t
     config = run_config(f"{words},split=global_time", toy_dataset, epochs=1)
     config.eval.batch_size = 16  # more than one, the last one partly filled
     result = train.train_and_evaluate(config, tmp_path)
-    data = load(toy_dataset)
+    data = load_interactions(toy_dataset)
     test_from = result["split"]["test_from"]
     assert test_from == np.sort(data.timestamps)[int(0.9 * len(data.timestamps))]
     past, target = {}, {}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.data.types import History
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.acf import ACF
 from tests.tiny import tiny_config
@@ -63,7 +63,7 @@ def test_states_are_those_of_the_equations():
 def test_anything_but_ids_and_features_is_one_clear_line(item):
     config = tiny_config(f"user=acf,item={item},dataset=custom")
     with pytest.raises(UserError, match=f"cannot take item={item}: .* use item=id") as error:
-        build(config, num_items=10, num_users=5)
+        build_recommender(config, num_items=10, num_users=5)
     assert "\n" not in str(error.value)
     config = tiny_config("user=acf,item=id+features,dataset=custom")
     config.item.feature_head = "dense"
@@ -71,4 +71,4 @@ def test_anything_but_ids_and_features_is_one_clear_line(item):
         UserError,
         match=r"item\.feature_head='dense' does not suit .* use item.feature_head=components",
     ):
-        build(config, num_items=10, num_users=5)
+        build_recommender(config, num_items=10, num_users=5)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pixelrec_jax.data.graph import Graph, training_graph
 from pixelrec_jax.data.split import leave_one_out
 from pixelrec_jax.parallel.sharding import build_mesh
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.users import lightgcn
@@ -134,5 +134,5 @@ def test_memory_is_that_of_a_few_tables_and_not_of_all_edges():
 def test_anything_but_ids_is_one_clear_line(item):
     config = tiny_config(f"user=lightgcn,item={item},dataset=custom")
     with pytest.raises(UserError, match="use item=id, or user=mf") as error:
-        build(config, num_items=10, num_users=5)
+        build_recommender(config, num_items=10, num_users=5)
     assert "\n" not in str(error.value)

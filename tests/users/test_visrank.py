@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.data.types import History, Items
 from pixelrec_jax.items.features import RawFeatures
-from pixelrec_jax.recommender import build
+from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.users.visrank import VisRank
@@ -49,7 +49,7 @@ def test_scores_are_means_of_the_largest_cosines(k):
 
 def test_it_is_ranked_without_training(toy_dataset, tmp_path, capsys):
     config = tiny_config("user=visrank,item=features,dataset=toy", toy_dataset)
-    items = load(toy_dataset).num_items
+    items = load_interactions(toy_dataset).num_items
     config.item.path = str(tmp_path / "features.npy")
     np.save(config.item.path, random_features(items, 2, 2, 5))
     result = train.train_and_evaluate(config, tmp_path / "run")
@@ -67,10 +67,10 @@ def test_it_is_ranked_without_training(toy_dataset, tmp_path, capsys):
 def test_anything_but_features_is_one_clear_line(item):
     config = tiny_config(f"user=visrank,item={item},dataset=custom")
     with pytest.raises(UserError, match=f"cannot take item={re.escape(item)}: .* use"):
-        build(config, num_items=10, num_users=5)
+        build_recommender(config, num_items=10, num_users=5)
     config = tiny_config("user=visrank,item=features,dataset=custom")
     config.item.feature_head = "dense"
     with pytest.raises(
         UserError, match=r"item\.feature_head='dense' does not suit .* use item.feature_head=raw"
     ):
-        build(config, num_items=10, num_users=5)
+        build_recommender(config, num_items=10, num_users=5)

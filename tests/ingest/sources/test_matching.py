@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from pixelrec_jax.data.interactions import load
+from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import prepare
 from pixelrec_jax.ingest.sources import open_source
 from pixelrec_jax.ingest.sources.folder import FolderImages
@@ -59,7 +59,7 @@ NFC, NFD = (unicodedata.normalize(form, "é1") for form in ("NFC", "NFD"))
 def test_names_that_can_only_mean_one_are_matched(tmp_path, names, ids):
     assert matched(tmp_path, names, ids)[0] == {item_id: k for k, item_id in enumerate(ids)}
     prepared(tmp_path, ids, tmp_path / "images")
-    assert load(tmp_path / "out").item_ids().to_list() == ids
+    assert load_interactions(tmp_path / "out").item_ids().to_list() == ids
     assert prepared(tmp_path / "images", ids, zip_of(tmp_path / "x.zip", names))["images"]["count"]
 
 

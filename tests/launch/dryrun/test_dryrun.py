@@ -49,7 +49,7 @@ def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
     config = config_of("user=fm,item=vit_toy,dataset=pixel200k")
     sent = {}
     for topology, chips in (("v5e:2x4", 8), ("v5e:4x4", 16)):
-        result = dry_run(config, topology, sequences_per_chip=2, training_only=True)
+        result = dry_run(config, topology, examples_per_chip=2, training_only=True)
         assert result["batch_size"] == 2 * chips
         (kind,) = result["programs"][TRAIN]["sent"]
         assert kind == "all-reduce"
@@ -90,7 +90,7 @@ def test_memory_of_parameters_falls_as_one_over_the_shards():
     for fsdp in (1, 8):
         config = config_of(ID, fsdp=fsdp)
         config.width = 1024
-        results.append(dry_run(config, "v5e:2x4", sequences_per_chip=4, training_only=True))
+        results.append(dry_run(config, "v5e:2x4", examples_per_chip=4, training_only=True))
     whole, split = results
     assert whole["parameters"] == 4 * 1024 * (4_001 + 1_001)
     for key in ("parameters", "optimizer"):
@@ -103,7 +103,7 @@ def test_memory_of_parameters_falls_as_one_over_the_shards():
 def test_gradients_of_matrices_are_summed_to_where_their_shares_are():
     config = config_of("user=sasrec,item=id,dataset=pixel200k", fsdp=8)
     config.update_from_flattened_dict({"width": 1024, "user.layers": 1, "user.mlp_ratio": 2})
-    result = dry_run(config, "v5e:2x4", sequences_per_chip=4, training_only=True)
+    result = dry_run(config, "v5e:2x4", examples_per_chip=4, training_only=True)
     matrices = 4 * (4 + 2 * 2) * 1024**2  # bytes of attention and MLP
     assert result["programs"][TRAIN]["sent"]["reduce-scatter"] == 7 / 8 * matrices
 
@@ -136,8 +136,8 @@ def test_a_wrong_topology_is_one_line(topology, expected):
 def test_what_is_known_to_fail_is_refused_at_once_with_the_way_out(monkeypatch):
     config = load_config("pixelrec:user=sasrec,item=swin_t,dataset=pixel200k")
     monkeypatch.setattr(known_failures.metadata, "version", lambda name: "0.0.42.1")
-    with pytest.raises(CompilerError, match=r"swin_t for v6e .* give --sequences_per_chip=16"):
-        dry_run(config, "v6e:2x4", sequences_per_chip=64)
+    with pytest.raises(CompilerError, match=r"swin_t for v6e .* give --examples_per_chip=16"):
+        dry_run(config, "v6e:2x4", examples_per_chip=64)
     pods = {name: programs.describe_pod(f"{name}:2x4") for name in ("v5e", "v6e")}
     with config.unlocked():
         config.train.batch_size = 8 * 48
