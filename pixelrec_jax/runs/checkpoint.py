@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from pixelrec_jax.parallel.distributed import first_problem
-from pixelrec_jax.runs.digest import digests, leaves_by_name
+from pixelrec_jax.runs.digest import digests
 from pixelrec_jax.runs.kept import DamagedError, Kept, Metadata, build_metadata
 from pixelrec_jax.runs.quiet import quiet_orbax
 from pixelrec_jax.runs.stored import (
@@ -20,6 +20,7 @@ from pixelrec_jax.runs.stored import (
     INCOMPLETE,
     STATE,
     check_files,
+    check_shapes,
     own_context,
     raise_explained,
 )
@@ -208,7 +209,7 @@ class Checkpoints:
         self._kept.metadata(step)
         with self._kept.reading(step):
             check_files(self._kept.folder(step))
-            _check_shapes(self._arrays(step), template)
+            check_shapes(self._arrays(step), template)
 
     def _arrays(self, step: int) -> dict:
         """Returns the shapes and dtypes of a checkpoint's arrays in nested dicts."""
@@ -257,20 +258,6 @@ class Checkpoints:
             with suppress(OSError):
                 for incomplete in self.directory.glob(f"*{INCOMPLETE}"):
                     shutil.rmtree(incomplete, ignore_errors=True)
-
-
-def _check_shapes(saved: Any, template: Any) -> None:
-    """Raises `ValueError` if an array is missing or has another shape, up to a table's rows."""
-    there, here = (
-        {name: leaf.shape for name, leaf in leaves_by_name(tree).items()}
-        for tree in (saved, template)
-    )
-    if absent := here.keys() - there.keys():
-        raise ValueError(f"{min(absent)} is missing")
-    for name, shape in here.items():
-        rows = 1 if name.endswith("/table") else 0
-        if len(there[name]) != len(shape) or there[name][rows:] != shape[rows:]:
-            raise ValueError(f"{name} is {list(there[name])}, expected {list(shape)}")
 
 
 def resume_hint(directory: Path) -> str:

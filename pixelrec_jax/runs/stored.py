@@ -18,6 +18,7 @@ import jax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
+from pixelrec_jax.runs.digest import leaves_by_name
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import TransientError, UserError
 from pixelrec_jax.system.faults import advice, causes, error_number
@@ -65,6 +66,20 @@ def check_files(folder: Path) -> None:
         if read.result().state != "value":
             raise FileNotFoundError(f"{STATE}/{name} is missing")
     _check_chunks(tensorstore.KvStore.open({"driver": "ocdbt", "base": store.spec()}).result())
+
+
+def check_shapes(saved: Any, template: Any) -> None:
+    """Raises `ValueError` if an array is missing or has another shape, up to a table's rows."""
+    there, here = (
+        {name: leaf.shape for name, leaf in leaves_by_name(tree).items()}
+        for tree in (saved, template)
+    )
+    if absent := here.keys() - there.keys():
+        raise ValueError(f"{min(absent)} is missing")
+    for name, shape in here.items():
+        rows = 1 if name.endswith("/table") else 0
+        if len(there[name]) != len(shape) or there[name][rows:] != shape[rows:]:
+            raise ValueError(f"{name} is {list(there[name])}, expected {list(shape)}")
 
 
 def damage(error: BaseException) -> str | None:
