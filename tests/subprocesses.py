@@ -1,13 +1,30 @@
 """Programs that tests start: alike from every terminal, and none outlives its test."""
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Imports once what programs import, then runs each in a copy of this process.
+_COPIES = """
+import json, os, runpy, sys
+import pixelrec_jax.training.train
+[folder, module, lists] = sys.argv[1:]
+for number, arguments in enumerate(json.loads(lists)):
+    if not os.fork():
+        for stream in (1, 2):
+            os.dup2(os.open(f"{folder}/{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv[1:] = arguments
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
 
 
 @contextmanager
@@ -40,6 +57,20 @@ def run(argv: Sequence[str], *, check: bool = False, **options) -> subprocess.Co
         output, errors = process.communicate()
     assert not (check and process.returncode), errors
     return subprocess.CompletedProcess(argv, process.returncode, output, errors)
+
+
+def run_each(
+    module: str, lists: Sequence[Sequence[str]], folder: Path, **options
+) -> list[subprocess.CompletedProcess]:
+    """Runs a program with each list of arguments, without the seconds of imports for each."""
+    argv = [sys.executable, "-c", _COPIES, str(folder), module, json.dumps(lists)]
+    codes = map(int, run(argv, check=True, **options).stdout.split())
+    return [
+        subprocess.CompletedProcess(
+            arguments, code, *((folder / f"{number}.{stream}").read_text() for stream in (1, 2))
+        )
+        for number, (arguments, code) in enumerate(zip(lists, codes, strict=True))
+    ]
 
 
 def xla_flags(devices: int) -> str:

@@ -24,7 +24,7 @@ from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.users import USER_ENCODERS
 
 ROOT = Path(__file__).parent.parent
-
+ALL_AXES = {"data": 2, "fsdp": 2, "tensor": 2, "fsdp_min_size": 0}  # a mesh of eight devices
 
 # A small sibling of one encoder of every architecture, with which the contracts are tested. That of
 # CLIP's ViT is the tower of the golden files.

@@ -137,49 +137,63 @@ def test_runs_on_different_data_or_splits_are_not_compared(finished, tmp_path):
             report.table([workdir, tmp_path])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([CONFIG, "--config.optim.lrr=1"], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
-        ([CONFIG, "--config.epochs=1"], "no key 'epochs'; did you mean 'train.epochs'?"),
-        ([CONFIG, "--config.optim.lr=fast"], "--config.optim.lr=fast"),
-        ([CONFIG.replace("sasrec", "sasrek")], "unknown user='sasrek'; did you mean 'sasrec'?"),
-        ([CONFIG.replace("user=", "usr=")], "unknown word 'usr=sasrec'; did you mean 'user'?"),
-        ([CONFIG.replace("pixelrec.py", "pixelrek.py")], "pixelrek.py' does not exist; give"),
-        ([CONFIG, "--config.dataset.path=nowhere"], "'nowhere' is not a prepared dataset"),
-        ([CONFIG, "--config.train.batch_size=0"], "train.batch_size=0; expected 1 or more"),
-        ([CONFIG, "--config.optim.lr=nan"], "optim.lr=nan; expected a finite number"),
-        ([CONFIG, "--config.eval.ks=abc"], "expected whole numbers"),
-        ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
-        ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
-        ([CONFIG, "--config.dataset.split.name=global_time"], "give the word split=global_time"),
-        ([f"{CONFIG},split=globaltime"], "unknown split='globaltime'; did you mean 'global_time'?"),
-        ([f"{CONFIG},split=global_time", "--config.dataset.split.test_from=0.7"], "in this order"),
-        ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
-        ([CONFIG, "--config.eval.monitor=ndcg@7"], "eval.monitor='ndcg@7'; expected one of"),
-        ([], "holds no run (no config.json); give --config to start one"),
-        ([f"--config={ROOT}/README.md"], "README.md' is not a config (SyntaxError"),
-        ([CONFIG, "--config="], "--config is empty; give pixelrec:words"),
-        ([CONFIG, "--config.nouser.x"], "no key 'nouser.x'; its sections and keys are data,"),
-        ([CONFIG, "--config.split.x=1"], "no key 'split.x'; its sections and keys are data,"),
-        ([CONFIG, "--flagfile=/nowhere"], "Unable to open flagfile: [Errno 2] No such file"),
-        ([CONFIG, "--config.user.name=mf"], "user.name=mf does not take user.dropout"),
-        ([CONFIG, "--config.seed=12345678901234567890"], "expected at most 2147483647"),
-        ([CONFIG, "--config.train.batch_size=99999999"], "99999999 is more than the 74 examples"),
-        ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
-        ([CONFIG, "stray"], "unexpected argument 'stray'"),
-    ],
-)
-def test_wrong_input_is_one_line_and_leaves_nothing(toy_dataset, tmp_path, arguments, message):
-    workdir = tmp_path / "run"
-    if arguments:
-        arguments = [arguments[0], f"--config.dataset.path={toy_dataset}", *arguments[1:]]
-    process = run(f"--workdir={workdir}", *arguments)
+WRONG = [
+    ([CONFIG, "--config.optim.lrr=1"], "no key 'optim.lrr'; did you mean 'optim.lr'?"),
+    ([CONFIG, "--config.epochs=1"], "no key 'epochs'; did you mean 'train.epochs'?"),
+    ([CONFIG, "--config.optim.lr=fast"], "--config.optim.lr=fast"),
+    ([CONFIG.replace("sasrec", "sasrek")], "unknown user='sasrek'; did you mean 'sasrec'?"),
+    ([CONFIG.replace("user=", "usr=")], "unknown word 'usr=sasrec'; did you mean 'user'?"),
+    ([CONFIG.replace("pixelrec.py", "pixelrek.py")], "pixelrek.py' does not exist; give"),
+    ([CONFIG, "--config.dataset.path=nowhere"], "'nowhere' is not a prepared dataset"),
+    ([CONFIG, "--config.train.batch_size=0"], "train.batch_size=0; expected 1 or more"),
+    ([CONFIG, "--config.optim.lr=nan"], "optim.lr=nan; expected a finite number"),
+    ([CONFIG, "--config.eval.ks=abc"], "expected whole numbers"),
+    ([CONFIG, "--config.seed=-1"], "seed=-1; expected 0 or more"),
+    ([CONFIG, "--config.user.heads=3"], "width=64 is not divisible by user.heads=3"),
+    ([CONFIG, "--config.dataset.split.name=global_time"], "give the word split=global_time"),
+    ([f"{CONFIG},split=globaltime"], "unknown split='globaltime'; did you mean 'global_time'?"),
+    ([f"{CONFIG},split=global_time", "--config.dataset.split.test_from=0.7"], "in this order"),
+    ([CONFIG, "--config.mesh.data=3"], "does not cover the"),
+    ([CONFIG, "--config.eval.monitor=ndcg@7"], "eval.monitor='ndcg@7'; expected one of"),
+    ([], "holds no run (no config.json); give --config to start one"),
+    ([f"--config={ROOT}/README.md"], "README.md' is not a config (SyntaxError"),
+    ([CONFIG, "--config="], "--config is empty; give pixelrec:words"),
+    ([CONFIG, "--config.nouser.x"], "no key 'nouser.x'; its sections and keys are data,"),
+    ([CONFIG, "--config.split.x=1"], "no key 'split.x'; its sections and keys are data,"),
+    ([CONFIG, "--flagfile=/nowhere"], "Unable to open flagfile: [Errno 2] No such file"),
+    ([CONFIG, "--config.user.name=mf"], "user.name=mf does not take user.dropout"),
+    ([CONFIG, "--config.seed=12345678901234567890"], "expected at most 2147483647"),
+    ([CONFIG, "--config.train.batch_size=99999999"], "99999999 is more than the 74 examples"),
+    ([CONFIG, "--workdirr=x"], "Unknown command line flag 'workdirr'"),
+    ([CONFIG, "stray"], "unexpected argument 'stray'"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(toy_dataset, tmp_path_factory):
+    """What became of each of the wrong command lines, and the folder of their workdirs."""
+    folder, workdirs = tmp_path_factory.mktemp("output"), tmp_path_factory.mktemp("wrong")
+    lists = [
+        [
+            f"--workdir={workdirs}/{number}",
+            *arguments[:1],
+            *([f"--config.dataset.path={toy_dataset}"] if arguments else []),
+            *arguments[1:],
+        ]
+        for number, (arguments, _) in enumerate(WRONG)
+    ]
+    return subprocesses.run_each("pixelrec_jax.programs.train", lists, folder, cwd=ROOT), workdirs
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)))
+def test_wrong_input_is_one_line_and_leaves_nothing(refused, number):
+    ended, workdirs = refused
+    process, (_, message) = ended[number], WRONG[number]
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1, process.stderr
     assert process.stderr.startswith("error: ")
     assert message in process.stderr
-    assert not workdir.exists()
+    assert not (workdirs / str(number)).exists()
 
 
 def test_nearest():

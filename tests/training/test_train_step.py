@@ -10,9 +10,8 @@ from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.initialize import init_state
 from tests.steps import draw_state, place_state, run_steps
-from tests.tiny import use_tiny_encoders
+from tests.tiny import ALL_AXES, use_tiny_encoders
 from tests.training.runs import MODELS, run_config
 
 
@@ -25,21 +24,14 @@ def _on_one_device(config):
 
 @pytest.mark.slow
 @pytest.mark.numerical
-@pytest.mark.parametrize("words", MODELS)
-def test_losses_are_those_of_one_device(toy_dataset, words):
-    """Those with dropout: the same random numbers fall on the same rows."""
+@pytest.mark.parametrize(("words", "mesh"), zip(MODELS, ({"data": 8}, ALL_AXES), strict=True))
+def test_losses_are_those_of_one_device(toy_dataset, words, mesh):
+    """Those with dropout, from the start that each mesh draws for itself."""
     config = run_config(words, toy_dataset)
-    experiment = build_experiment(config, devices=jax.devices()[:1])
-    state = init_state(experiment)
-    start = jax.device_get(state)
-    one, _ = run_steps(experiment, 20, state)
+    one, _ = run_steps(build_experiment(config, devices=jax.devices()[:1]), 20)
     assert one[-5:].mean() < one[:5].mean()
-    # The second mesh draws its own start, which is that of one device.
-    for axes, given in (({"data": 8}, start), ({"data": 2, "fsdp": 2, "tensor": 2}, None)):
-        config.mesh.update(axes)
-        experiment = build_experiment(config)
-        state = place_state(given, experiment) if given is not None else None
-        np.testing.assert_allclose(run_steps(experiment, 20, state)[0], one, rtol=1e-5)
+    config.mesh.update(mesh)
+    np.testing.assert_allclose(run_steps(build_experiment(config), 20)[0], one, rtol=1e-5)
 
 
 @pytest.mark.numerical
