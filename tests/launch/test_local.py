@@ -116,7 +116,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
         "--config=pixelrec:user=sasrec,dataset=toy",
         f"--config.dataset.path={toy_dataset}",
         f"--workdir={root}",
-        "--config.item.image_size=16",  # too few pixels for clip_rn50x4
+        *("--config.item.image_size=16", "--config.user.layers=1"),  # too small for clip_rn50x4
         *("--config.item.weights=", "--config.item.trainable=last:1", "--config.width=16"),
         *("--config.train.epochs=6", "--config.train.eval_every=6", "--config.train.log_every=1"),
     ]

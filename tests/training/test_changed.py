@@ -13,9 +13,7 @@ from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import train
-from tests.training.runs import KilledError, dying_iterate, finish_run, run_config
-
-WORDS = "user=mf,item=id,dataset=toy"
+from tests.training.runs import MODELS, KilledError, dying_iterate, finish_run, run_config
 
 
 def _others(config, kinds, dataset):
@@ -33,13 +31,13 @@ def _others(config, kinds, dataset):
 @pytest.fixture(scope="module")
 def whole(toy_dataset, tmp_path_factory):
     """The end of an undisturbed run."""
-    return finish_run(run_config(WORDS, toy_dataset), tmp_path_factory.mktemp("whole"))
+    return finish_run(run_config(MODELS[0], toy_dataset), tmp_path_factory.mktemp("whole"))
 
 
 def test_options_that_change_nothing_leave_a_continued_run_bit_for_bit(
     whole, toy_dataset, tmp_path, monkeypatch
 ):
-    config = run_config(WORDS, toy_dataset)
+    config = run_config(MODELS[0], toy_dataset)
     with monkeypatch.context() as patch:
         patch.setattr(train, "iterate", dying_iterate(4))
         with pytest.raises(KilledError):
@@ -67,7 +65,7 @@ def test_options_that_change_nothing_leave_a_continued_run_bit_for_bit(
 
 
 def test_a_finished_run_can_be_evaluated_at_other_ks(toy_dataset, tmp_path):
-    config = run_config(WORDS, toy_dataset, epochs=1)
+    config = run_config(MODELS[0], toy_dataset, epochs=1)
     before = train.train_and_evaluate(config, tmp_path)
     config.eval.ks, config.eval.cold_threshold = (1, 10, 20), 4
     after = train.evaluate(config, tmp_path)
@@ -94,7 +92,7 @@ def test_data_that_change_under_a_run_end_it_before_anything_is_saved(
 ):
     data, workdir = tmp_path / "data", tmp_path / "run"
     shutil.copytree(toy_dataset, data)
-    config = run_config(WORDS, data)
+    config = run_config(MODELS[0], data)
     iterate = train.iterate
 
     def changing_iterate(batches, **options):
