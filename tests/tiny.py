@@ -63,6 +63,8 @@ TINY = {
     for name, backbone in _BACKBONES.items()
 }
 
+ARCHITECTURES = [name for name in TINY if name != "vit_toy"]  # whose sibling is that of vit_b16
+
 
 def items_of(user: str) -> tuple[str, ...]:
     """The item encoders that a user encoder takes; it is tested with the first."""

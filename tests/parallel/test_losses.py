@@ -10,7 +10,7 @@ moments in that of the step after: six steps are enough, at a rate of learning t
 parameters as far as twenty would at the default one.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -20,10 +20,12 @@ import pytest
 from pixelrec_jax.items import vision
 from pixelrec_jax.items.vision.resnet import Basic, Bottleneck, ResNet
 from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.state import TrainState
 from tests import double
 from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import (
     ALL_AXES,
+    ARCHITECTURES,
     TINY,
     interactions_of,
     random_store,
@@ -34,8 +36,16 @@ from tests.tiny import (
 pytestmark = pytest.mark.slow
 
 
-def _losses(config, devices, start=None):
-    """Returns the losses on these devices, and the state that they started from, on the host."""
+@dataclass
+class Run:
+    """The states of a run at its start and end, on the host, and its losses."""
+
+    start: TrainState
+    losses: np.ndarray
+    end: TrainState
+
+
+def _run(config, devices, start=None):
     config.optim.lr = config.optim.visual_lr = 5e-4
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 41, rng.integers(5, 13)) for _ in range(40)]
@@ -44,28 +54,29 @@ def _losses(config, devices, start=None):
     experiment = build_experiment(config, devices=devices, interactions=interactions, store=store)
     experiment = replace(experiment, model=double.module(experiment.model))
     start = draw_state(experiment) if start is None else start
-    return run_steps(experiment, 6, double.cast(place_state(start, experiment)))[0], start
+    losses, end = run_steps(experiment, 6, double.cast(place_state(start, experiment)))
+    return Run(start, losses, jax.device_get(end))
 
 
-def _wide_resnet(unit):
-    """With the stages that are split over "tensor"."""
-    return replace(TINY["resnet50"], backbone=partial(ResNet, unit, (1, 1, 1, 1), 4))
+def _long_resnet(unit):
+    """With a stage that is split over "tensor"."""
+    return replace(TINY["resnet50"], backbone=partial(ResNet, unit, (1, 1, 1), 4))
 
 
 @pytest.fixture
-def _wide_resnets(monkeypatch):
+def _long_resnets(monkeypatch):
     use_tiny_encoders(monkeypatch)
     for name, unit in (("resnet18", Basic), ("resnet50", Bottleneck)):
-        monkeypatch.setitem(vision.VISION_ENCODERS, name, _wide_resnet(unit))
+        monkeypatch.setitem(vision.VISION_ENCODERS, name, _long_resnet(unit))
 
 
-@pytest.mark.usefixtures("_wide_resnets", "in_float64")
+@pytest.mark.usefixtures("_long_resnets", "in_float64")
 @pytest.mark.parametrize(
     ("user", "item"),
-    [("sasrec", "features"), ("sasrec", "semantic_ids"), *(("mf", item) for item in TINY)],
+    [("sasrec", "features"), ("sasrec", "semantic_ids"), *(("mf", item) for item in ARCHITECTURES)],
 )
 def test_losses_over_all_axes_are_those_of_one_device(user, item):
-    """Each parameter is split by its rule.
+    """Each parameter is split by its rule; running statistics and drop path are alike.
 
     A pixel model of two encoders is that of `test_train_step.test_losses_are_those_of_one_device`.
     """
@@ -74,17 +85,22 @@ def test_losses_over_all_axes_are_those_of_one_device(user, item):
         config.user.layers = 1  # others are split alike
     if "trainable" in config.item:
         config.item.update({"weights": "", "trainable": "all"})
-    one, start = _losses(config, jax.devices()[:1])
+    if "drop_path" in config.item:
+        config.item.drop_path = 0.5
+    one = _run(config, jax.devices()[:1])
     config.mesh.update(ALL_AXES)
-    many, _ = _losses(config, jax.devices(), start)
-    assert one.std() > 0
-    np.testing.assert_allclose(many, one, rtol=1e-7)
+    many = _run(config, jax.devices(), one.start)
+    assert one.losses.std() > 0
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-7)
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, many.end.model_state, one.end.model_state)
 
 
 @pytest.mark.usefixtures("in_float64")
 def test_mf_of_the_papers_width_with_short_tables_trains_on_eight_devices():
     config = tiny_config("user=mf,item=id,dataset=custom")
     config.width = 4096
-    one, start = _losses(config, jax.devices()[:1])
+    one = _run(config, jax.devices()[:1])
     config.mesh.fsdp = 8
-    np.testing.assert_allclose(_losses(config, jax.devices(), start)[0], one, rtol=1e-7)
+    many = _run(config, jax.devices(), one.start)
+    np.testing.assert_allclose(many.losses, one.losses, rtol=1e-7)

@@ -34,33 +34,6 @@ def test_losses_are_those_of_one_device(toy_dataset, words, mesh):
     np.testing.assert_allclose(run_steps(build_experiment(config), 20)[0], one, rtol=1e-5)
 
 
-@pytest.mark.numerical
-@pytest.mark.parametrize("item", ["swin_t", "efficientnet_lite0"])
-def test_random_and_batch_dependent_layers_do_not_depend_on_the_devices(
-    toy_dataset, monkeypatch, item
-):
-    """Drop path and batch statistics are those of one device, with repeats on several devices."""
-    use_tiny_encoders(monkeypatch)
-    config = run_config(f"user=mf,item={item},dataset=toy", toy_dataset)
-    config.item.update({"weights": "", "trainable": "all"})
-    if item == "swin_t":
-        config.item.drop_path = 0.5
-    start, results = None, []
-    for devices in (jax.devices()[:1], jax.devices()):
-        experiment = build_experiment(config, devices=devices)
-        start = draw_state(experiment) if start is None else start
-        first, state = run_steps(experiment, 1, place_state(start, experiment))
-        # After one step: from then on Adam turns the rounding of gradients that are zero into
-        # steps, such as that of a batch norm's bias ahead of a convolution and another batch norm.
-        statistics = jax.device_get(state.model_state)
-        further, _ = run_steps(experiment, 5, state)
-        results.append(([*first, *further], statistics))
-    (one, one_statistics), (many, many_statistics) = results
-    np.testing.assert_allclose(many, one, rtol=1e-5)
-    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, many_statistics, one_statistics)
-
-
 def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_dataset, monkeypatch):
     use_tiny_encoders(monkeypatch)
     config = run_config("user=mf,item=efficientnet_lite0,dataset=toy", toy_dataset)

@@ -49,6 +49,7 @@ def _source(words, dataset, workdir):
     config = _config(words, dataset)
     config.seed = 1  # otherwise it would start as the target does
     config.train.epochs = 0 if "vit" in words else 1  # running statistics must have moved
+    config.train.update({"batch_size": 512, "checkpoint_every": 100})
     train.train_and_evaluate(config, workdir)
     return workdir
 
@@ -110,7 +111,7 @@ def test_a_killed_run_goes_on_without_its_source(sources, target_dataset, tmp_pa
     source = tmp_path / "source"
     shutil.copytree(sources(words), source)
     config = _config(words, target_dataset, run=str(source))
-    config.train.epochs = 1
+    config.train.epochs = config.user.layers = 1
     whole = finish_run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(train, "iterate", dying_iterate(1))

@@ -10,7 +10,7 @@ from flax.traverse_util import path_aware_map
 
 from pixelrec_jax.items.vision.backbone import Backbone
 from pixelrec_jax.items.vision.blocks import POOL
-from tests.tiny import TINY
+from tests.tiny import ARCHITECTURES, TINY
 
 pytestmark = pytest.mark.numerical
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -52,17 +52,29 @@ def _check(backbone: Backbone, dtype: str, cuts: list[int]) -> None:
         np.testing.assert_array_equal(pieces, whole, f"cut at {backbone.step_names[cut]}")
 
 
-@DTYPES
-@pytest.mark.parametrize("name", TINY)
-def test_two_pieces_give_the_bits_of_the_whole(name, dtype):
-    backbone = TINY[name].backbone(pool=TINY[name].pools[0], dtype=jnp.dtype(dtype))
-    _check(backbone, dtype, list(range(1, len(backbone.step_names))))
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_two_pieces_give_the_bits_of_the_whole(name):
+    backbone = TINY[name].backbone(pool=TINY[name].pools[0])
+    _check(backbone, "float32", list(range(1, len(backbone.step_names))))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_blocks_one_by_one_give_the_bits_of_the_whole_in_bfloat16(name):
+    backbone = TINY[name].backbone(pool=TINY[name].pools[0], dtype=jnp.bfloat16)
+    images = _images("bfloat16")
+    weights, run = _weights(backbone, images), _pieces(backbone)
+    whole, x = run(weights, images, 0, None), images
+    for step, name in enumerate(backbone.step_names):
+        x = run(weights, x, step, step + 1)
+        assert x.dtype == jnp.bfloat16, name
+    assert jnp.std(whole.astype(jnp.float32)) > 0
+    np.testing.assert_array_equal(x, whole)
 
 
 @DTYPES
 @pytest.mark.parametrize(
     ("name", "pool"),
-    [(name, pool) for name, encoder in TINY.items() for pool in encoder.pools[1:]],
+    [(name, pool) for name in ARCHITECTURES for pool in TINY[name].pools[1:]],
 )
 def test_pooling_apart_gives_the_bits_of_the_whole(name, pool, dtype):
     backbone = TINY[name].backbone(pool=pool, dtype=jnp.dtype(dtype))
