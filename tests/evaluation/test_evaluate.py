@@ -12,7 +12,6 @@ from pixelrec_jax.launch.dryrun.hlo import Program
 from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.users.encoder import dot_product
 from pixelrec_jax.users.visrank import VisRank
@@ -233,7 +232,8 @@ def test_no_ranking_hits_a_masked_target_with_fewer_than_k_items_left():
     sequences = [np.array(s) for s in ([1, 2, 3, 4, 2], [1, 2, 3, 4, 4], [4, 3, 2, 1, 5])]
     experiment = build_experiment(config, interactions=interactions_of(sequences, 8))
     evaluator = experiment.evaluator
-    report = evaluator.report(evaluator.rank(init_state(experiment).variables, "test"), "test")
+    state = place_state(draw_state(experiment), experiment)
+    report = evaluator.report(evaluator.rank(state.variables, "test"), "test")
     assert report["repeated_targets"] == 2
     for ranker in ("model", "popularity", "random"):
         assert report[ranker]["all"]["recall@10"]["value"] == pytest.approx(1 / 3)
@@ -257,7 +257,7 @@ def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
     config.eval.chunk = 5  # on eight devices one short of their rows
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 48, rng.integers(4, 12)) for _ in range(37)]
-    rankings = []
+    rankings, start = [], None
     for count, axes in MESHES.values():
         config.mesh.update(axes)
         experiment = build_experiment(
@@ -266,7 +266,8 @@ def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
             interactions=interactions_of(sequences, 48),
             store=random_store(config.item, 48),
         )
-        evaluator, state = experiment.evaluator, init_state(experiment)
+        start = draw_state(experiment) if start is None else start
+        evaluator, state = experiment.evaluator, place_state(start, experiment)
         variables = {
             **state.variables,
             # Multiples of 1/64 below 8: sums of their products are exact in float32.

@@ -5,21 +5,18 @@ import numpy as np
 import pytest
 
 from pixelrec_jax.items.vision.pretrained import backbone_variables
-from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.export import export
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.state import state_template
-from pixelrec_jax.training.train import train_and_evaluate
 from pixelrec_jax.weights.files import read_tensors
 from tests.tiny import tiny_config, use_tiny_encoders
+from tests.training.runs import save_run
 
 
 def _config(item, dataset):
     config = tiny_config(f"user=mf,item={item},dataset=toy", dataset)
     config.item.weights = ""
-    config.train.update({"epochs": 1, "batch_size": 64})
     return config
 
 
@@ -31,33 +28,30 @@ def _tiny_encoders():
 
 
 @pytest.fixture(scope="module", params=["clip_vit_b32", "efficientnet_lite0"])
-def trained(request, toy_dataset, tmp_path_factory, _tiny_encoders):
+def saved(request, toy_dataset, tmp_path_factory, _tiny_encoders):
+    """The config, workdir and state of a run."""
     config = _config(request.param, toy_dataset)
     workdir = tmp_path_factory.mktemp("export") / "run"
-    train_and_evaluate(config, workdir)
-    return config, workdir
+    return config, workdir, save_run(config, workdir)
 
 
-def test_an_exported_encoder_is_the_start_of_another_run(trained, tmp_path):
-    config, workdir = trained
+def test_an_exported_encoder_is_the_start_of_another_run(saved, tmp_path):
+    config, workdir, state = saved
     file = tmp_path / "encoder.safetensors"
     assert export(workdir, file) == len(read_tensors(file))
-    experiment = build_experiment(config)
-    with Checkpoints(workdir / "checkpoints", metric="ndcg@10", read_only=True) as checkpoints:
-        best = checkpoints.restore(checkpoints.best, state_template(experiment))
     with config.unlocked():
         config.item.weights = str(file)
     start = init_state(build_experiment(config))
     jax.tree.map(
         np.testing.assert_array_equal,
         backbone_variables(start.variables),
-        backbone_variables(best.variables),
+        backbone_variables(state.variables),
     )
 
 
-def test_unknown_names_are_refused(trained, tmp_path):
+def test_unknown_names_are_refused(saved, tmp_path):
     with pytest.raises(UserError, match=r"unknown --names='caffe'; known: "):
-        export(trained[1], tmp_path / "x", "caffe")
+        export(saved[1], tmp_path / "x", "caffe")
     assert not list(tmp_path.iterdir())
 
 

@@ -13,15 +13,13 @@ from pixelrec_jax.data.features import FeatureStore, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.items.pixel import NORMALISATIONS
-from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.extract import check_output, choose_encoder, extract
-from pixelrec_jax.runs.run_folder import claim
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.train import train_and_evaluate
 from tests import double, subprocesses
 from tests.tiny import ROOT, tiny_config, use_tiny_encoders
+from tests.training.runs import save_run
 
 
 @pytest.fixture(autouse=True)
@@ -109,9 +107,7 @@ def test_the_encoder_of_a_run_and_a_recommender_on_its_features(interactions, tm
     config = tiny_config("user=sasrec,item=vit_toy,dataset=toy", interactions.directory)
     config.item.update({"remat": True, "trainable": "last:1"})
     experiment, run = build_experiment(config), tmp_path / "pixel"
-    state = init_state(experiment)
-    with claim(run, config), Checkpoints(run / "checkpoints", metric="ndcg@10") as checkpoints:
-        checkpoints.save(1, state, metadata={}, metrics={"ndcg@10": 0.5})
+    state = save_run(config, run)
     encoder = choose_encoder(interactions, item=None, workdir=str(run))
     assert encoder.layers == ("stem", "block_0", "block_1", "norm", "vector")
     out = tmp_path / "features.npy"

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+from pixelrec_jax.runs import run_folder
 from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.state import state_template
+from tests.steps import draw_state, place_state
 from tests.tiny import tiny_config
 
 MODELS = ("user=sasrec,item=id,dataset=toy", "user=sasrec,item=vit_toy,dataset=toy")
@@ -25,6 +27,16 @@ def run_config(words, dataset, **train_changes):
     config.train.epochs = 2
     config.train.update(train_changes)
     return config
+
+
+def save_run(config, workdir):
+    """Fills a workdir with a run whose best checkpoint has random weights; returns its state."""
+    experiment = build_experiment(config)
+    state = place_state(draw_state(experiment), experiment)
+    checkpoints = Checkpoints(workdir / "checkpoints", metric=config.eval.monitor)
+    with run_folder.claim(workdir, config), checkpoints:
+        checkpoints.save(1, state, metadata={}, metrics={config.eval.monitor: 0.5})
+    return state
 
 
 class KilledError(Exception):
