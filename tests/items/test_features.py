@@ -157,6 +157,8 @@ def test_unknown_and_unfit_heads_are_refused(words, head, message):
 )
 def test_models_on_features_train_end_to_end(toy_dataset, tmp_path, user, item):
     config = tiny_config(f"user={user},item={item},dataset=toy", toy_dataset)
+    if "layers" in config.user:
+        config.user.layers = 1
     config.train.epochs = 2
     config.item.path = str(tmp_path / "features.npy")
     items = load_interactions(toy_dataset).num_items
