@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import optax
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.configs.checks import check_values
+from pixelrec_jax.data.activations import ActivationStore
 from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
@@ -45,6 +46,8 @@ class Experiment:
 
     Attributes:
       store: the images or features that the item encoder reads, None if it reads ids only.
+      activations: what frozen blocks make of the images, which batches and evaluations read in
+        their place; None where images are streamed.
       resident: constant arrays that stay on the devices beside the state.
     """
 
@@ -57,6 +60,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     batches: TrainBatches
     evaluator: Evaluator
+    activations: ActivationStore | None = None
 
     @property
     def interactions(self) -> Interactions:
@@ -78,7 +82,19 @@ class Experiment:
 
     def check_files(self) -> None:
         """Raises `UserError` if a file of the dataset is not what it was when the run began."""
-        check_all((*self.interactions.watched, *(self.store.watched if self.store else ())))
+        read = self.activations or self.store
+        check_all((*self.interactions.watched, *(read.watched if read else ())))
+
+    def reading(self, activations: ActivationStore) -> "Experiment":
+        """Returns the same experiment, which reads activations in the place of images."""
+        return replace(
+            self,
+            activations=activations,
+            batches=self.batches.reading(activations),
+            evaluator=Evaluator(
+                self.model, self.split, activations, self.resident, self.config, self.mesh
+            ),
+        )
 
     def _fingerprint(self, *of_inputs: str) -> str:
         files = self.interactions.manifest.get("files", {})
