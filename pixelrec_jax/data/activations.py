@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from typing_extensions import TypedDict
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.files import digest
 from pixelrec_jax.system.schema import Count, Document, Sha256, record
 from pixelrec_jax.system.temporary import temporary_file
@@ -131,12 +133,47 @@ def damaged(paths: Iterable[Path]) -> list[Path]:
     return [path for path, is_right in zip(paths, whole, strict=True) if not is_right]
 
 
+def create(folder: Path, key: Key, *, rows: int) -> None:
+    """Creates a folder to which `rows` rows will be written.
+
+    Raises:
+      UserError: the folder cannot be written, or the disk does not have the space.
+    """
+    with _one_line_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        needed, free = bytes_of(key, rows), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{bytes_of(key) / 1e9:,.2f} GB of activations do not fit in {folder}: "
+                f"{needed / 1e9:,.2f} GB are missing and {free / 1e9:,.2f} GB are free; name "
+                "another folder with item.cache_dir, halve them with item.cache_dtype=bfloat16, or "
+                "take item.source=stream"
+            )
+        KEY.write(folder / KEY.name, key)
+
+
 def write(folder: Path, number: int, rows: np.ndarray) -> None:
-    """Writes a file, complete or not at all; its name has the digest of its content."""
-    with temporary_file(folder) as temporary:
+    """Writes a file, complete or not at all; its name has the digest of its content.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    with _one_line_errors(folder), temporary_file(folder) as temporary:
         with temporary.open("wb") as file:
             np.save(file, _as_plain(rows), allow_pickle=False)
         temporary.replace(folder / f"{number:05}-{digest(temporary)}.npy")
+
+
+@contextmanager
+def _one_line_errors(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"activations cannot be written to {folder} ({reason(error)}); complete files there "
+            "stay, and the same command continues with them; free the disk, name another folder "
+            "with item.cache_dir, or take item.source=stream"
+        ) from error
 
 
 def _as_plain(rows: np.ndarray) -> np.ndarray:

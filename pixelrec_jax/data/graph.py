@@ -27,9 +27,12 @@ class Resident(struct.PyTreeNode):
 
     Attributes:
       graph: the graph that LightGCN propagates vectors on; None for all other models.
+      activation: [R, ...], the activations of items by index, with their rows sharded over all
+        devices; None where batches bring what item encoders read.
     """
 
     graph: Graph | None = None
+    activation: Array | None = None
 
 
 def training_graph(split: Split) -> Graph:

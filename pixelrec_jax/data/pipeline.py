@@ -109,6 +109,11 @@ class TrainBatches:
         self._latest_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._sizes = self._choose_sizes(slot_buckets)
 
+    @property
+    def most_slots(self) -> int:
+        """The largest U of a batch."""
+        return self._sizes[-1]
+
     def reading(self, store: ItemStore | None) -> "TrainBatches":
         """Returns the same batches with entries of another store, or with ids only."""
         batches = copy.copy(self)

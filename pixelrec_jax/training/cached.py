@@ -1,33 +1,28 @@
 """`item.source=cached`: frozen blocks run once for each item, and steps begin after them."""
 
-import hashlib
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data import activations
 from pixelrec_jax.data.activations import KEY, ActivationStore, Key
-from pixelrec_jax.data.types import Items
-from pixelrec_jax.items.pixel import PixelEncoder
+from pixelrec_jax.data.types import PAD
 from pixelrec_jax.parallel.distributed import first_problem, in_first_process, wait_for_all
-from pixelrec_jax.parallel.sharding import build_mesh, replicate
+from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, replicate
 from pixelrec_jax.runs.encoding import encode_in_order
 from pixelrec_jax.system import storage
-from pixelrec_jax.system.errors import UserError, reason
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.foreign import one_line
 from pixelrec_jax.system.memory import available_memory
 from pixelrec_jax.training.experiment import Experiment
+from pixelrec_jax.training.frozen_blocks import FrozenBlocks, describe
 
 _OWN_DEVICES = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -44,92 +39,26 @@ def with_activations(experiment: Experiment, variables: dict) -> Experiment:
     """
     if experiment.config.item.get("source") != "cached" or experiment.activations is not None:
         return experiment
-    frozen = FrozenBlocks(experiment, variables)
-    folder = _folder(experiment, frozen.key)
+    frozen = FrozenBlocks(experiment)
+    own = _on_host(frozen.variables_in(variables), experiment.mesh)
+    key = frozen.key(own)
+    folder = _folder(experiment, key)
     damaged = activations.damaged(activations.files(folder).values())
-    complete = not activations.missing(folder, frozen.key) and (folder / KEY.name).exists()
+    complete = not activations.missing(folder, key) and (folder / KEY.name).exists()
     if first_problem("" if complete and not damaged else "activations are missing"):
-        _make(experiment, frozen, folder, damaged)
-    _check(folder, frozen.key)
-    _say(f"{describe(frozen.key)} from {folder}, {_place(frozen.key)}")
-    return experiment.reading(ActivationStore(folder, frozen.key))
-
-
-class FrozenBlocks:
-    """The blocks below the first trained one, with their weights.
-
-    Attributes:
-      variables: the variables of the item encoder that they read, in host memory.
-      key: what their activations depend on.
-    """
-
-    def __init__(self, experiment: Experiment, variables: dict):
-        """Takes the variables of the state; all processes take part."""
-        config, encoder = experiment.config, experiment.model.item_encoder
-        assert isinstance(encoder, PixelEncoder), "only a vision encoder has the option"
-        last = experiment.interactions.num_items  # the row of the mask item, in every task
-        encoder = encoder.clone(
-            mask_item=last, backbone=encoder.backbone.clone(remat=False), parent=None
-        )
-        self._encoder = encoder
-        names = encoder.backbone.step_names[: encoder.boundary]
-        self.variables = _on_host(_backbone_of(variables, names), experiment.mesh)
-        self.dtype = encoder.dtype if config.item.cache_dtype == "exact" else jnp.bfloat16
-        (row,) = jax.tree.leaves(jax.eval_shape(self, self.variables, self._example(config)))
-        assert experiment.store is not None, "a vision encoder has images"
-        self.key: Key = {
-            "images": experiment.store.fingerprint,
-            "weights": _digest(self.variables),
-            "program": self._program(config),
-            "encoder": config.item.name,
-            "layer": names[-1],
-            "image_size": config.item.image_size,
-            "normalisation": encoder.normalisation,
-            "computed": jnp.dtype(encoder.dtype).name,
-            "stored": jnp.dtype(self.dtype).name,
-            "shape": [last + 1, *row.shape[1:]],
-        }
-
-    def __call__(self, variables: dict, items: Items) -> jax.Array:
-        """Returns the activations [M, ...] of items with one leading axis."""
-        run = nn.apply(PixelEncoder.run_backbone, self._encoder)
-        return run(variables, items, self._encoder.boundary).astype(self.dtype)
-
-    def _example(self, config: ConfigDict) -> Items:
-        size = config.item.image_size
-        return Items(
-            id=jax.ShapeDtypeStruct((1,), jnp.int32),
-            image=jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
-        )
-
-    def _program(self, config: ConfigDict) -> str:
-        """Returns a digest of the program for one item: another version of the code has another."""
-        lowered = jax.jit(self.__call__).lower(self.variables, self._example(config))
-        return hashlib.sha256(lowered.as_text().encode()).hexdigest()
-
-
-def _backbone_of(variables: dict, steps: tuple[str, ...]) -> dict:
-    """Returns the variables of some steps of the backbone, as those of the item encoder."""
-    found = {}
-    for collection, tree in variables.items():
-        backbone = tree.get("item_encoder", {}).get("backbone", {})
-        if chosen := {name: backbone[name] for name in steps if name in backbone}:
-            found[collection] = {"backbone": chosen}
-    return found
+        _make(experiment, partial(_encode, experiment, frozen, own), folder, key, damaged)
+    _check(folder, key)
+    store = ActivationStore(folder, key)
+    where, on_devices = _choose_place(experiment, key)
+    _say(f"{describe(key)} in {folder}, kept {where}")
+    rows = _on_devices(store, key, experiment.mesh) if on_devices else None
+    return experiment.reading(store, rows)
 
 
 def _on_host(tree: dict, mesh: Mesh) -> dict:
     """Returns arrays of the mesh in the memory of every process."""
     whole = jax.jit(lambda tree: jax.tree.map(partial(replicate, mesh=mesh), tree))(tree)
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)
-
-
-def _digest(variables: dict[str, dict]) -> str:
-    content = hashlib.sha256()
-    for path, x in sorted(flatten_dict(variables, sep="/").items()):
-        content.update(f"{path} {x.dtype}{x.shape}\n".encode())
-        content.update(np.ascontiguousarray(x).data)
-    return content.hexdigest()
 
 
 def _folder(experiment: Experiment, key: Key) -> Path:
@@ -153,7 +82,32 @@ def _check(folder: Path, key: Key) -> None:
         )
 
 
-def _make(experiment: Experiment, frozen: FrozenBlocks, folder: Path, suspect: list[Path]) -> None:
+# Yields the activations of items int32[n] in their order, batch by batch.
+_Encode = Callable[[np.ndarray], Iterator[np.ndarray]]
+
+
+def _encode(
+    experiment: Experiment, frozen: FrozenBlocks, variables: dict, ids: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yields the activations of items int32[n] in their order, from this process's devices."""
+    own = [x for x in experiment.mesh.devices.flat if x.process_index == jax.process_index()]
+    assert experiment.store is not None, "a vision encoder has images"
+    return encode_in_order(
+        frozen,
+        variables,
+        ids,
+        experiment.store,
+        mesh=build_mesh(_OWN_DEVICES, own),
+        batch_size=experiment.config.eval.encode_batch_size,
+        dtype=frozen.dtype,
+        what="activations",
+        remedy="give other weights",
+    )
+
+
+def _make(
+    experiment: Experiment, encode: _Encode, folder: Path, key: Key, suspect: list[Path]
+) -> None:
     """Computes the files that a folder lacks; the processes of a run share the work.
 
     Before the lock was held, files of `suspect` were damaged; if they still are, they are removed.
@@ -161,15 +115,16 @@ def _make(experiment: Experiment, frozen: FrozenBlocks, folder: Path, suspect: l
     with in_first_process(_locked, folder):
         wait_for_all("activations are locked")
         if (folder / KEY.name).exists():
-            _check(folder, frozen.key)
+            _check(folder, key)
         for path in activations.damaged(path for path in suspect if path.exists()):
             _say(f"{path} is damaged; it is computed again")
             path.unlink(missing_ok=True)
         wait_for_all("activations are checked")
-        _compute(experiment, frozen, folder, share=True)
+        numbers = activations.missing(folder, key)
+        _compute(encode, folder, key, numbers[jax.process_index() :: jax.process_count()])
         wait_for_all("activations are made")
         # Without a folder that all processes see, each makes all files in its own.
-        _compute(experiment, frozen, folder, share=False)
+        _compute(encode, folder, key, activations.missing(folder, key))
         wait_for_all("activations are complete")
 
 
@@ -182,53 +137,17 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _compute(experiment: Experiment, frozen: FrozenBlocks, folder: Path, *, share: bool) -> None:
-    """Computes missing files on the devices of this process, all of them or its share."""
-    key = frozen.key
-    numbers = activations.missing(folder, key)
-    if share:
-        numbers = numbers[jax.process_index() :: jax.process_count()]
+def _compute(encode: _Encode, folder: Path, key: Key, numbers: list[int]) -> None:
+    """Computes and writes the files with these numbers."""
     if not numbers:
         return
     ranges = [activations.rows_of_files(key)[number] for number in numbers]
-    own = [x for x in experiment.mesh.devices.flat if x.process_index == jax.process_index()]
-    store = experiment.store
-    assert store is not None, "a vision encoder has images"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, key, sum(map(len, ranges)))
-        KEY.write(folder / KEY.name, key)
-        _say(f"making {describe(key)} in {folder}, {len(numbers)} of {len(ranges)} files")
-        batches = encode_in_order(
-            frozen,
-            frozen.variables,
-            np.concatenate(ranges).astype(np.int32),
-            store,
-            mesh=build_mesh(_OWN_DEVICES, own),
-            batch_size=experiment.config.eval.encode_batch_size,
-            dtype=frozen.dtype,
-            what="activations",
-            remedy="give other weights",
-        )
-        sizes = [len(rows) for rows in ranges]
-        for number, rows in zip(numbers, _cut(batches, sizes), strict=True):
-            activations.write(folder, number, rows)
-    except OSError as error:
-        raise UserError(
-            f"the activations cannot be written to {folder} ({reason(error)}); those that are "
-            "written stay; name another folder with item.cache_dir, or take item.source=stream"
-        ) from error
-
-
-def _check_space(folder: Path, key: Key, rows: int) -> None:
-    needed, free = activations.bytes_of(key, rows), shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{activations.bytes_of(key) / 1e9:,.2f} GB of activations do not fit in {folder}: "
-            f"{needed / 1e9:,.2f} GB are missing and {free / 1e9:,.2f} GB are free; name another "
-            "folder with item.cache_dir, halve them with item.cache_dtype=bfloat16, or take "
-            "item.source=stream"
-        )
+    activations.create(folder, key, rows=sum(map(len, ranges)))
+    _say(f"making {describe(key)} in {folder}")
+    batches = encode(np.concatenate(ranges).astype(np.int32))
+    sizes = [len(rows) for rows in ranges]
+    for number, rows in zip(numbers, _cut(batches, sizes), strict=True):
+        activations.write(folder, number, rows)
 
 
 def _cut(batches: Iterator[np.ndarray], sizes: list[int]) -> Iterator[np.ndarray]:
@@ -242,21 +161,42 @@ def _cut(batches: Iterator[np.ndarray], sizes: list[int]) -> Iterator[np.ndarray
         held = [rows[size:]]
 
 
-def _place(key: Key) -> str:
-    """Returns from where batches read activations, by the memory that is free."""
-    free = available_memory()
-    where = "in host memory" if activations.bytes_of(key) < free else "on the disk"
-    return f"{where} ({free / 1e9:,.2f} GB of memory are free)"
-
-
-def describe(key: Key) -> str:
-    """Returns what activations are and their size, as in "activations after block_9, ..."."""
-    items, *shape = key["shape"]
-    size = activations.bytes_of(key) / 1e9
-    return (
-        f"activations of {key['encoder']} after {key['layer']}, {items:,} items of "
-        f"{' x '.join(map(str, shape))} {key['stored']} ({size:,.2f} GB)"
+def _choose_place(experiment: Experiment, key: Key) -> tuple[str, bool]:
+    """Returns where activations are kept, with the arithmetic, and whether it is the devices."""
+    mesh, batches = experiment.mesh, experiment.batches
+    # With several devices, each gathers the rows of all slots of a batch before it keeps its own.
+    slots = max(
+        batches.num_shards * batches.most_slots,
+        mesh.size * experiment.config.eval.encode_batch_size,
     )
+    share = activations.bytes_of(key, -(-key["shape"][0] // mesh.size))
+    needed, free = share + 2 * activations.bytes_of(key, slots), _free_on_devices(mesh)
+    if free is not None and not first_problem("" if needed <= free // 2 else "too little memory"):
+        return f"on the devices ({share / 1e9:,.2f} of {free / 1e9:,.2f} GB on each)", True
+    free = available_memory()
+    where = "in host memory" if activations.bytes_of(key) <= free // 2 else "on the disk"
+    return f"{where} ({free / 1e9:,.2f} GB of memory are free)", False
+
+
+def _free_on_devices(mesh: Mesh) -> int | None:
+    """Returns the free bytes of the fullest device; None if devices use the memory of the host."""
+    statistics = [device.memory_stats() for device in mesh.local_devices]
+    if not all(statistics):
+        return None
+    return min(x["bytes_limit"] - x["bytes_in_use"] for x in statistics if x)
+
+
+def _on_devices(store: ActivationStore, key: Key, mesh: Mesh) -> jax.Array:
+    """Returns all activations, with their rows sharded over all devices."""
+    count, *shape = key["shape"]
+    padded = -(-count // mesh.size) * mesh.size
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        ids = np.arange(*index[0].indices(padded))
+        return store.load(np.where(ids < count, ids, PAD))
+
+    sharding = NamedSharding(mesh, CATALOG_SPEC)
+    return jax.make_array_from_callback((padded, *shape), sharding, read)
 
 
 def _say(line: str) -> None:

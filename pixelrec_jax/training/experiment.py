@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.configs.checks import check_values
-from pixelrec_jax.data.activations import ActivationStore
 from pixelrec_jax.data.features import FeatureStore, locate
 from pixelrec_jax.data.graph import Resident, training_graph
 from pixelrec_jax.data.images import ImageStore
@@ -20,6 +19,7 @@ from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import build_task
+from pixelrec_jax.data.types import Array
 from pixelrec_jax.data.watched_file import check_all
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
@@ -60,7 +60,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     batches: TrainBatches
     evaluator: Evaluator
-    activations: ActivationStore | None = None
+    activations: ItemStore | None = None
 
     @property
     def interactions(self) -> Interactions:
@@ -85,15 +85,19 @@ class Experiment:
         read = self.activations or self.store
         check_all((*self.interactions.watched, *(read.watched if read else ())))
 
-    def reading(self, activations: ActivationStore) -> "Experiment":
-        """Returns the same experiment, which reads activations in the place of images."""
+    def reading(self, activations: ItemStore, rows: Array | None = None) -> "Experiment":
+        """Returns the same experiment, which reads activations in the place of images.
+
+        With `rows`, which are all activations on the devices, batches have only the ids of items.
+        """
+        resident = self.resident.replace(activation=rows)
+        fed = activations if rows is None else None
         return replace(
             self,
             activations=activations,
-            batches=self.batches.reading(activations),
-            evaluator=Evaluator(
-                self.model, self.split, activations, self.resident, self.config, self.mesh
-            ),
+            resident=resident,
+            batches=self.batches.reading(fed),
+            evaluator=Evaluator(self.model, self.split, fed, resident, self.config, self.mesh),
         )
 
     def _fingerprint(self, *of_inputs: str) -> str:

@@ -21,6 +21,7 @@ from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.parallel.preemption import stop_request
+from pixelrec_jax.parallel.resident import with_resident_rows
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs import run_folder
@@ -59,6 +60,8 @@ def make_train_step(experiment: Experiment):
     def train_step(
         state: TrainState, batch: Batch, resident: Resident
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        items = with_resident_rows(batch.items, resident, mesh, BATCH_SPEC)
+        batch = batch.replace(items=items)
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_of(trainable: dict, embeddings: dict) -> tuple[jax.Array, dict]:

@@ -1,9 +1,11 @@
-"""Cached activations: the same training as from images, made once, whole or not at all."""
+"""Cached activations: the same training as from images."""
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from pixelrec_jax.training import cached
 from pixelrec_jax.training.cached import with_activations
 from pixelrec_jax.training.experiment import build_experiment
 from tests.steps import draw_state, place_state, run_steps
@@ -16,21 +18,61 @@ def _tiny_encoders(monkeypatch):
     use_tiny_encoders(monkeypatch)
 
 
-def _config(toy_dataset, folder, words="user=mf,item=vit_toy", **item):
+def cached_config(toy_dataset, folder, words="user=mf,item=vit_toy", **item):
     config = run_config(f"{words},dataset=toy", toy_dataset)
     item = {"weights": "", "trainable": "last:1", "source": "cached"} | item
     config.item.update(item | {"cache_dir": str(folder)})
     return config
 
 
+def _by_place(experiment, state, monkeypatch):
+    """The experiment that streams, and those that read activations on the host and on devices."""
+    on_host = with_activations(experiment, state.variables)
+    assert on_host.batches[0].items.activation is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(cached, "_free_on_devices", lambda mesh: 1 << 30)
+        on_devices = with_activations(experiment, state.variables)
+    assert on_devices.batches[0].items.activation is None
+    rows = on_devices.resident.activation
+    assert {x.data.shape for x in rows.addressable_shards} == {
+        (len(rows) // experiment.mesh.size, *rows.shape[1:])
+    }
+    return experiment, on_host, on_devices
+
+
+def _gradient(state, config):
+    """The gradient of the one step that a state with moments of zero has made."""
+    (adam,) = (x for x in state.opt_state if isinstance(x, optax.ScaleByAdamState))
+    leaves = [np.ravel(x) for x in jax.tree.leaves(adam.mu)]
+    return np.concatenate(leaves) / (1 - config.optim.b1)
+
+
 @pytest.mark.numerical
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("item", ["clip_vit_b32", "clip_rn50"])
-def test_losses_are_those_of_streaming(toy_dataset, tmp_path, item, devices):
-    """Dropout and batch statistics included; attention pooling is frozen above a trained layer."""
-    config = _config(toy_dataset, tmp_path, f"user=sasrec,item={item}")
+@pytest.mark.parametrize(("item", "devices"), [("clip_vit_b32", 1), ("clip_rn50", 8)])
+def test_losses_and_gradients_are_those_of_streaming(
+    toy_dataset, tmp_path, monkeypatch, item, devices
+):
+    """With dropout and batch statistics; attention pooling is frozen above a trained layer."""
+    config = cached_config(toy_dataset, tmp_path, f"user=sasrec,item={item}")
     streaming = build_experiment(config, devices=jax.devices()[:devices])
     start = draw_state(streaming)
-    cached = with_activations(streaming, start.variables)
-    losses = [run_steps(x, 20, place_state(start, x))[0] for x in (streaming, cached)]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    experiments = _by_place(streaming, start, monkeypatch)
+    states, losses = [start], []
+    for experiment in experiments:  # twenty steps, each from where the last one has led
+        state, all_losses = place_state(start, experiment), []
+        for _ in range(4):
+            some, state = run_steps(experiment, 5, state)
+            all_losses.extend(some)
+            if experiment is streaming:
+                states.append(jax.device_get(state))
+        losses.append(all_losses)
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-5)
+    for state in states:  # one step from the same state
+        state = state.replace(opt_state=start.opt_state)
+        ends = [run_steps(x, 1, place_state(state, x)) for x in experiments]
+        (loss, *other_losses) = (float(loss[0]) for loss, _ in ends)
+        (gradient, *others) = (_gradient(jax.device_get(end), config) for _, end in ends)
+        np.testing.assert_allclose(other_losses, loss, rtol=1e-6)
+        for other in others:
+            assert np.linalg.norm(other - gradient) < 1e-5 * np.linalg.norm(gradient)
