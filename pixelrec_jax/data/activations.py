@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from pixelrec_jax.data import copies
@@ -29,6 +31,7 @@ from pixelrec_jax.system.temporary import temporary_file
 
 FOLDER = "activations"  # in the folder of a dataset, or in the user's cache
 _FILE_BYTES = 1 << 27  # at most, of one file, unless a row is larger
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 _NAME = re.compile(r"(\d{5,})-([0-9a-f]{64})\.npy")
 _THREADS = min(os.cpu_count() or 1, 8)  # which read files to check them
 
@@ -55,8 +58,8 @@ class Key(TypedDict):
     image_size: Count
     normalisation: str
     computed: str
-    stored: str
-    shape: list[Count]
+    stored: Literal["float32", "bfloat16"]
+    shape: Annotated[list[Positive], Field(min_length=2)]
 
 
 KEY = Document("key.json", Key, "remove the folder {folder}; its activations are computed again")
@@ -68,12 +71,12 @@ def folder_name(key: Key) -> str:
     return f"{key['encoder']}-{key['layer']}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def roots(given: str, directory: Path) -> list[Path]:
+def roots(given: str, directory: Path | None) -> list[Path]:
     """Returns the folders that may hold activations of a dataset; new ones are made in the last.
 
     Args:
       given: `item.cache_dir`.
-      directory: the local folder of the dataset.
+      directory: the local folder of the dataset; None for the user's cache alone.
 
     Raises:
       UserError: the given folder is a URL.
@@ -85,9 +88,10 @@ def roots(given: str, directory: Path) -> list[Path]:
         )
     if given:
         return [Path(storage.expand_user(given))]
-    beside, users = directory / FOLDER, storage.cache() / FOLDER
-    if copies.origin(directory) is not None:
+    users = storage.cache() / FOLDER
+    if directory is None or copies.origin(directory) is not None:
         return [users]
+    beside = directory / FOLDER
     writable = os.access(beside if beside.exists() else directory, os.W_OK)
     return [users, beside] if writable else [beside, users]
 
@@ -103,6 +107,15 @@ def bytes_of(key: Key, rows: int | None = None) -> int:
     return (count if rows is None else rows) * int(np.prod(shape)) * dtype_of(key).itemsize
 
 
+def describe(key: Key) -> str:
+    """Returns what activations are and their size, as in "activations after block_9, ..."."""
+    items, *shape = key["shape"]
+    return (
+        f"activations of {key['encoder']} after {key['layer']}, {items:,} items of "
+        f"{' x '.join(map(str, shape))} {key['stored']} ({bytes_of(key) / 1e9:,.2f} GB)"
+    )
+
+
 def rows_of_files(key: Key) -> list[range]:
     """Returns the rows that each file holds, by the number of the file."""
     count = key["shape"][0]
@@ -114,6 +127,11 @@ def files(folder: Path) -> dict[int, Path]:
     """Returns the files in a folder by number; {} if the folder does not exist."""
     names = sorted(path.name for path in folder.glob("*.npy"))
     return {int(found[1]): folder / found[0] for found in map(_NAME.fullmatch, names) if found}
+
+
+def folders_in(root: Path) -> list[Path]:
+    """Returns the folders of activations in a folder, which need not exist."""
+    return sorted(path.parent for path in root.glob(f"*/{KEY.name}"))
 
 
 def missing(folder: Path, key: Key) -> list[int]:
@@ -225,6 +243,14 @@ class ActivationStore:
 
 
 def _map(path: Path, key: Key, count: int) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False).view(dtype_of(key))
-    assert array.shape == (count, *key["shape"][1:]), f"{path} holds {array.shape}"
-    return np.asarray(array)
+    dtype, shape = dtype_of(key), (count, *key["shape"][1:])
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not an .npy file ({reason(error)}); remove it") from None
+    if array.shape != shape or array.dtype != _as_plain(np.empty(0, dtype)).dtype:
+        raise UserError(
+            f"{path} holds {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)}; remove "
+            "it, and start the same command again"
+        )
+    return np.asarray(array.view(dtype))

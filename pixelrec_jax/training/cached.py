@@ -8,21 +8,22 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data import activations
-from pixelrec_jax.data.activations import KEY, ActivationStore, Key
+from pixelrec_jax.data.activations import KEY, ActivationStore, Key, describe
 from pixelrec_jax.data.types import PAD
 from pixelrec_jax.parallel.distributed import first_problem, in_first_process, wait_for_all
-from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, replicate
+from pixelrec_jax.parallel.resident import sharded_rows
+from pixelrec_jax.parallel.sharding import build_mesh, replicate
 from pixelrec_jax.runs.encoding import encode_in_order
 from pixelrec_jax.system import storage
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.foreign import one_line
 from pixelrec_jax.system.memory import available_memory
 from pixelrec_jax.training.experiment import Experiment
-from pixelrec_jax.training.frozen_blocks import FrozenBlocks, describe
+from pixelrec_jax.training.frozen_blocks import FrozenBlocks
 
 _OWN_DEVICES = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -49,9 +50,12 @@ def with_activations(experiment: Experiment, variables: dict) -> Experiment:
         _make(experiment, partial(_encode, experiment, frozen, own), folder, key, damaged)
     _check(folder, key)
     store = ActivationStore(folder, key)
-    where, on_devices = _choose_place(experiment, key)
-    _say(f"{describe(key)} in {folder}, kept {where}")
-    rows = _on_devices(store, key, experiment.mesh) if on_devices else None
+    shape = frozen.activations(own)
+    free = _free_on_devices(experiment.mesh)
+    fits = free is not None and frozen.fits_on_devices(shape, free)
+    on_devices = not first_problem("" if fits else "the devices of a process lack the memory")
+    _say(f"{describe(key)} in {folder}, kept {_place(experiment.mesh, key, free, on_devices)}")
+    rows = _on_devices(store, shape, experiment.mesh) if on_devices else None
     return experiment.reading(store, rows)
 
 
@@ -161,21 +165,15 @@ def _cut(batches: Iterator[np.ndarray], sizes: list[int]) -> Iterator[np.ndarray
         held = [rows[size:]]
 
 
-def _choose_place(experiment: Experiment, key: Key) -> tuple[str, bool]:
-    """Returns where activations are kept, with the arithmetic, and whether it is the devices."""
-    mesh, batches = experiment.mesh, experiment.batches
-    # With several devices, each gathers the rows of all slots of a batch before it keeps its own.
-    slots = max(
-        batches.num_shards * batches.most_slots,
-        mesh.size * experiment.config.eval.encode_batch_size,
-    )
-    share = activations.bytes_of(key, -(-key["shape"][0] // mesh.size))
-    needed, free = share + 2 * activations.bytes_of(key, slots), _free_on_devices(mesh)
-    if free is not None and not first_problem("" if needed <= free // 2 else "too little memory"):
-        return f"on the devices ({share / 1e9:,.2f} of {free / 1e9:,.2f} GB on each)", True
+def _place(mesh: Mesh, key: Key, free_on_devices: int | None, on_devices: bool) -> str:
+    """Returns where activations are kept, with the arithmetic."""
+    size = activations.bytes_of(key)
+    if on_devices and free_on_devices is not None:
+        share = f"{size / mesh.size / 1e9:,.2f} of {free_on_devices / 1e9:,.2f} GB"
+        return f"on the devices ({share} that are free on each)"
     free = available_memory()
-    where = "in host memory" if activations.bytes_of(key) <= free // 2 else "on the disk"
-    return f"{where} ({free / 1e9:,.2f} GB of memory are free)", False
+    where = "in host memory" if size <= free // 2 else "on the disk"
+    return f"{where} ({size / 1e9:,.2f} of {free / 1e9:,.2f} GB that are free)"
 
 
 def _free_on_devices(mesh: Mesh) -> int | None:
@@ -186,17 +184,15 @@ def _free_on_devices(mesh: Mesh) -> int | None:
     return min(x["bytes_limit"] - x["bytes_in_use"] for x in statistics if x)
 
 
-def _on_devices(store: ActivationStore, key: Key, mesh: Mesh) -> jax.Array:
+def _on_devices(store: ActivationStore, rows: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.Array:
     """Returns all activations, with their rows sharded over all devices."""
-    count, *shape = key["shape"]
-    padded = -(-count // mesh.size) * mesh.size
+    count, placed = rows.shape[0], sharded_rows(rows, mesh)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        ids = np.arange(*index[0].indices(padded))
+        ids = np.arange(*index[0].indices(placed.shape[0]))
         return store.load(np.where(ids < count, ids, PAD))
 
-    sharding = NamedSharding(mesh, CATALOG_SPEC)
-    return jax.make_array_from_callback((padded, *shape), sharding, read)
+    return jax.make_array_from_callback(placed.shape, placed.sharding, read)
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,7 @@
 """The blocks of a vision encoder below the first trained one, and what they make of an item."""
 
 import hashlib
+import math
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from pixelrec_jax.data.activations import Key, bytes_of
+from pixelrec_jax.data.activations import Key
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.training.experiment import Experiment
@@ -48,10 +49,10 @@ class FrozenBlocks:
                 found[collection] = {"backbone": chosen}
         return found
 
-    def shape(self, variables: dict) -> tuple[int, ...]:
-        """Returns the shape of the activations of all items; `variables` may be shapes."""
-        row = jax.eval_shape(self, variables, self._one_item())
-        return (self._mask_item + 1, *row.shape[1:])
+    def activations(self, variables: dict) -> jax.ShapeDtypeStruct:
+        """Returns shape and type of the activations of all items; `variables` may be shapes."""
+        one = jax.eval_shape(self, variables, self._one_item())
+        return jax.ShapeDtypeStruct((self._mask_item + 1, *one.shape[1:]), one.dtype)
 
     def lower(self, variables: dict) -> jax.stages.Lowered:
         """Returns the lowered program for one item; `variables` may be shapes."""
@@ -61,6 +62,7 @@ class FrozenBlocks:
         """Returns what the activations depend on; `variables` are in host memory."""
         item, store = self._experiment.config.item, self._experiment.store
         assert store is not None, "a vision encoder has images"
+        rows = self.activations(variables)
         program = self.lower(variables).as_text()  # another version of the code has another
         return {
             "images": store.fingerprint,
@@ -71,9 +73,44 @@ class FrozenBlocks:
             "image_size": item.image_size,
             "normalisation": self._encoder.normalisation,
             "computed": jnp.dtype(self._encoder.dtype).name,
-            "stored": jnp.dtype(self.dtype).name,
-            "shape": list(self.shape(variables)),
+            "stored": "bfloat16" if rows.dtype == jnp.bfloat16 else "float32",
+            "shape": list(rows.shape),
         }
+
+    def fits_on_devices(self, rows: jax.ShapeDtypeStruct, free: int) -> bool:
+        """Returns whether each device can keep its share of all rows in half of `free` bytes.
+
+        With several devices, each gathers the rows of all slots before it keeps its own.
+        """
+        experiment = self._experiment
+        mesh, batches = experiment.mesh, experiment.batches
+        slots = max(
+            batches.num_shards * batches.most_slots,
+            mesh.size * experiment.config.eval.encode_batch_size,
+        )
+        share = -(-rows.shape[0] // mesh.size)
+        return (share + 2 * slots) * bytes_of_row(rows) <= free // 2
+
+    def saving(self, variables: dict, flops: float, images: int) -> str:
+        """Returns what caching would save of a step, one line; "" if it would save nothing.
+
+        Args:
+          variables: those of the model; may be shapes.
+          flops: the operations of a step.
+          images: how many images it encodes.
+        """
+        encoder = self._encoder
+        if not self.names or encoder.backbone.first_in_train_mode(encoder.boundary):
+            return ""
+        variables = self.variables_in(variables)
+        rows = self.activations(variables)
+        cost = self.lower(variables).cost_analysis() or {}
+        share = images * cost.get("flops", 0.0) / max(flops, 1.0)
+        size = rows.shape[0] * bytes_of_row(rows) / 1e9
+        return (
+            f"frozen blocks up to {self.names[-1]} are {share:.0%} of the operations of a step; "
+            f"item.source=cached would compute them once and keep {size:,.2f} GB"
+        )
 
     def _one_item(self) -> Items:
         size = self._experiment.config.item.image_size
@@ -83,18 +120,14 @@ class FrozenBlocks:
         )
 
 
+def bytes_of_row(rows: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes of the activations of an item."""
+    return math.prod(rows.shape[1:]) * rows.dtype.itemsize
+
+
 def _digest(variables: dict[str, dict]) -> str:
     content = hashlib.sha256()
     for path, x in sorted(flatten_dict(variables, sep="/").items()):
         content.update(f"{path} {x.dtype}{x.shape}\n".encode())
         content.update(np.ascontiguousarray(x).data)
     return content.hexdigest()
-
-
-def describe(key: Key) -> str:
-    """Returns what activations are and their size, as in "activations after block_9, ..."."""
-    items, *shape = key["shape"]
-    return (
-        f"activations of {key['encoder']} after {key['layer']}, {items:,} items of "
-        f"{' x '.join(map(str, shape))} {key['stored']} ({bytes_of(key) / 1e9:,.2f} GB)"
-    )
