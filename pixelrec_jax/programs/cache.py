@@ -8,7 +8,7 @@ that the list shows. A run that still reads what is removed ends at its next che
 line; started again, it makes the activations again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -23,55 +23,64 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Does what the first argument says."""
+    """Does what the arguments say."""
+    from pixelrec_jax.data import activations
+
+    values = flags.FLAGS
+    directory = Path(values.data) if values.data else None
+    for line in act(argv[1:], activations.roots(values.cache_dir, directory)):
+        print(line)
+
+
+def act(words: Sequence[str], roots: Sequence[Path]) -> Iterator[str]:
+    """Lists or removes activations below some folders; yields a line for each.
+
+    Raises:
+      UserError: the words are not understood, or no activations have a name that they give.
+    """
     import shutil
 
     from pixelrec_jax.data import activations
     from pixelrec_jax.system.files import locked
 
-    values, (what, *keys) = flags.FLAGS, argv[1:]
+    what, *keys = words
     if what not in ("list", "remove"):
         raise UserError(f"unknown {what!r}{nearest(what, ('list', 'remove'))}")
     if what == "list" and keys:
         raise UserError(f"unexpected argument {keys[0]!r}; pixelrec cache list takes none")
     if what == "remove" and not keys:
         raise UserError("KEY is missing; pixelrec cache list shows them")
-    directory = Path(values.data) if values.data else None
-    folders = {
-        folder.name: folder
-        for root in activations.roots(values.cache_dir, directory)
-        for folder in activations.folders_in(root)
-    }
+    found = {folder.name: folder for root in roots for folder in activations.folders_in(root)}
     if what == "list":
-        for folder in folders.values():
-            print(_line(folder))
-        if not folders:
-            print("no activations")
+        yield from map(_line, found.values())
+        if not found:
+            yield f"no activations in {' or '.join(map(str, roots))}"
     for key in keys:
-        if key not in folders:
-            raise UserError(f"there are no activations {key!r}{nearest(key, folders)}")
+        if key not in found:
+            raise UserError(f"there are no activations {key!r}{nearest(key, found)}")
     for key in keys:
         busy = f"another process makes the activations {key}; wait for it"
-        with locked(folders[key], option="cache_dir", busy=busy):
-            shutil.rmtree(folders[key])
-        print(f"removed {folders[key]}")
+        with locked(found[key], option="cache_dir", busy=busy):
+            shutil.rmtree(found[key])
+        yield f"removed {found[key]}"
 
 
 def _line(folder: Path) -> str:
     """Returns what a folder holds."""
     from pixelrec_jax.data import activations
 
-    size = sum(path.stat().st_size for path in activations.files(folder).values())
+    files = activations.files(folder)
+    size = sum(path.stat().st_size for path in files.values())
+    line = f"{folder.name}  {size / 1e9:,.2f} GB in {folder.parent}, "
     try:
         key = activations.KEY.read(folder / activations.KEY.name)
     except UserError as error:
-        return f"{folder.name}  {size / 1e9:,.2f} GB, damaged: {error}"
-    there, all_files = len(activations.files(folder)), len(activations.rows_of_files(key))
-    state = "complete" if there == all_files else f"{there} of {all_files} files"
+        return f"{line}damaged: {error}"
+    expected = len(activations.rows_of_files(key))
+    state = "complete" if len(files) == expected else f"{len(files)} of {expected} files"
     return (
-        f"{folder.name}  {size / 1e9:,.2f} GB, {state}, {activations.describe(key)}, "
-        f"{key['image_size']} pixels, normalisation {key['normalisation']}, images "
-        f"{key['images'][:12]}, weights {key['weights'][:12]}, in {folder.parent}"
+        f"{line}{state}: {activations.describe(key)}, {key['image_size']} pixels, normalisation "
+        f"{key['normalisation']}, images {key['images'][:12]}, weights {key['weights'][:12]}"
     )
 
 

@@ -10,19 +10,12 @@ from pixelrec_jax.training.cached import with_activations
 from pixelrec_jax.training.experiment import build_experiment
 from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import use_tiny_encoders
-from tests.training.runs import run_config
+from tests.training.runs import cached_config
 
 
 @pytest.fixture(autouse=True)
 def _tiny_encoders(monkeypatch):
     use_tiny_encoders(monkeypatch)
-
-
-def cached_config(toy_dataset, folder, words="user=mf,item=vit_toy", **item):
-    config = run_config(f"{words},dataset=toy", toy_dataset)
-    item = {"weights": "", "trainable": "last:1", "source": "cached"} | item
-    config.item.update(item | {"cache_dir": str(folder)})
-    return config
 
 
 def _by_place(experiment, state, monkeypatch):
