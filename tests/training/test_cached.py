@@ -10,7 +10,7 @@ from pixelrec_jax.training.cached import with_activations
 from pixelrec_jax.training.experiment import build_experiment
 from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import use_tiny_encoders
-from tests.training.runs import cached_config
+from tests.training.runs import cached_config, finish_run
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,23 @@ def test_losses_and_gradients_are_those_of_streaming(
         np.testing.assert_allclose(other_losses, loss, rtol=1e-6)
         for other in others:
             assert np.linalg.norm(other - gradient) < 1e-5 * np.linalg.norm(gradient)
+
+
+@pytest.mark.numerical
+def test_a_run_of_images_continues_from_activations(toy_dataset, tmp_path):
+    config = cached_config(toy_dataset, tmp_path / "cache")
+    config.item.source = "stream"
+    _, whole, expected = finish_run(config, tmp_path / "whole")
+    config.train.epochs = 1
+    finish_run(config, tmp_path / "run")
+    assert not (tmp_path / "cache").exists()
+    config.update_from_flattened_dict({"train.epochs": 2, "item.source": "cached"})
+    _, records, result = finish_run(config, tmp_path / "run")
+    assert (tmp_path / "cache").exists()
+    assert len(records) == len(whole)
+    for record, other in zip(records, whole, strict=True):
+        assert record["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+    assert result["best_step"] == expected["best_step"]
+    metrics, others = (x["test"]["model"]["all"] for x in (result, expected))
+    for name in metrics:
+        assert metrics[name]["value"] == pytest.approx(others[name]["value"], rel=1e-3)
