@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from pixelrec_jax.data.activations import Key
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.pixel import PixelEncoder
+from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import Experiment
 
 
@@ -59,9 +60,18 @@ class FrozenBlocks:
         return jax.jit(self.__call__).lower(variables, self._one_item())
 
     def key(self, variables: dict) -> Key:
-        """Returns what the activations depend on; `variables` are in host memory."""
+        """Returns what the activations depend on; `variables` are in host memory.
+
+        Raises:
+          UserError: the images are in memory and have no digest.
+        """
         item, store = self._experiment.config.item, self._experiment.store
         assert store is not None, "a vision encoder has images"
+        if not store.fingerprint:
+            raise UserError(
+                "item.source=cached needs images with a digest, and data in memory have none; give "
+                "the folder of a prepared dataset, or take item.source=stream"
+            )
         rows = self.activations(variables)
         program = self.lower(variables).as_text()  # another version of the code has another
         return {

@@ -59,7 +59,7 @@ def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
 
 
 def test_a_share_of_the_cached_activations_lies_on_each_chip(monkeypatch):
-    """The program of a step then reads no images, and one that is too small for them streams."""
+    """Batches then have ids only; where a chip is too small, they bring the activations."""
     use_tiny_encoders(monkeypatch)
     config = config_of("user=mf,item=vit_toy,dataset=pixel200k")
     config.item.update({"source": "cached", "trainable": "last:1"})
