@@ -71,12 +71,12 @@ def test_every_encoder_begins_at_its_first_trained_block(name):
     """With the trained blocks of its config it can be cached; vit_toy trains all of its own."""
     config = tiny_config(f"user=sasrec,item={name},dataset=toy")
     config.item.update({"image_size": 224, "source": "cached"})
-    encoder = build(config, num_items=5, num_users=5).item_encoder
+    encoder = build_recommender(config, num_items=5, num_users=5).item_encoder
     names = encoder.backbone.step_names
     assert names[encoder.boundary] in encoder.trainable_blocks
     assert not set(names[: encoder.boundary]) & set(encoder.trainable_blocks)
     config.item.trainable = "none"
-    encoder = build(config, num_items=5, num_users=5).item_encoder
+    encoder = build_recommender(config, num_items=5, num_users=5).item_encoder
     assert encoder.boundary == len(names)
 
 
