@@ -6,6 +6,7 @@ at all. So a program that was killed continues with the files that are missing.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -24,14 +25,16 @@ from typing_extensions import TypedDict
 from pixelrec_jax.data import copies
 from pixelrec_jax.data.watched_file import WatchedFile
 from pixelrec_jax.system import storage
+from pixelrec_jax.system.arrays import map_array
 from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.files import digest
 from pixelrec_jax.system.schema import Count, Document, Sha256, record
 from pixelrec_jax.system.temporary import temporary_file
 
 FOLDER = "activations"  # in the folder of a dataset, or in the user's cache
-_FILE_BYTES = 1 << 27  # at most, of one file, unless a row is larger
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
+# At most, of one file, unless a row is larger; files of more than half of it are mapped.
+_FILE_BYTES = 1 << 27
+_Length = Annotated[int, Field(ge=1, lt=2**31)]
 _NAME = re.compile(r"(\d{5,})-([0-9a-f]{64})\.npy")
 _THREADS = min(os.cpu_count() or 1, 8)  # which read files to check them
 
@@ -59,7 +62,7 @@ class Key(TypedDict):
     normalisation: str
     computed: str
     stored: Literal["float32", "bfloat16"]
-    shape: Annotated[list[Positive], Field(min_length=2)]
+    shape: Annotated[list[_Length], Field(min_length=2)]
 
 
 KEY = Document("key.json", Key, "remove the folder {folder}; its activations are computed again")
@@ -104,7 +107,7 @@ def dtype_of(key: Key) -> np.dtype:
 def bytes_of(key: Key, rows: int | None = None) -> int:
     """Returns the size of the activations in bytes, of all rows or of some."""
     count, *shape = key["shape"]
-    return (count if rows is None else rows) * int(np.prod(shape)) * dtype_of(key).itemsize
+    return (count if rows is None else rows) * math.prod(shape) * dtype_of(key).itemsize
 
 
 def describe(key: Key) -> str:
@@ -116,11 +119,20 @@ def describe(key: Key) -> str:
     )
 
 
-def rows_of_files(key: Key) -> list[range]:
-    """Returns the rows that each file holds, by the number of the file."""
-    count = key["shape"][0]
-    size = 1 << max(0, (_FILE_BYTES // max(bytes_of(key, 1), 1)).bit_length() - 1)
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def rows_per_file(key: Key) -> int:
+    """Returns how many rows a file holds, a power of two; the last file may hold fewer."""
+    return 1 << max(0, (_FILE_BYTES // bytes_of(key, 1)).bit_length() - 1)
+
+
+def num_files(key: Key) -> int:
+    """Returns how many files hold all rows."""
+    return -(-key["shape"][0] // rows_per_file(key))
+
+
+def rows_of_file(key: Key, number: int) -> range:
+    """Returns the rows in the file of a number."""
+    size = rows_per_file(key)
+    return range(number * size, min((number + 1) * size, key["shape"][0]))
 
 
 def files(folder: Path) -> dict[int, Path]:
@@ -136,7 +148,7 @@ def folders_in(root: Path) -> list[Path]:
 
 def missing(folder: Path, key: Key) -> list[int]:
     """Returns the numbers of the files that a folder lacks."""
-    return sorted(set(range(len(rows_of_files(key)))) - files(folder).keys())
+    return sorted(set(range(num_files(key))) - files(folder).keys())
 
 
 def damaged(paths: Iterable[Path]) -> list[Path]:
@@ -218,9 +230,8 @@ class ActivationStore:
             raise UserError(f"activations in {folder} are gone; start the same command again")
         paths = files(folder)
         self._folder, self._key = folder, key
-        ranges = rows_of_files(key)
-        self._rows_of_a_file = len(ranges[0])
-        self._maps = [_map(paths[n], key, len(rows)) for n, rows in enumerate(ranges)]
+        self._rows_per_file = rows_per_file(key)
+        self._maps = [_map(paths[n], key, len(rows_of_file(key, n))) for n in range(num_files(key))]
         self.watched: Sequence[WatchedFile] = tuple(
             WatchedFile(path, path.stem.partition("-")[2]) for path in paths.values()
         )
@@ -236,7 +247,7 @@ class ActivationStore:
     def load(self, ids: np.ndarray) -> np.ndarray:
         """Returns the rows of ids int[n]; also padding and the mask item have one."""
         rows = np.empty((len(ids), *self._key["shape"][1:]), dtype_of(self._key))
-        number, row = np.divmod(ids, self._rows_of_a_file)
+        number, row = np.divmod(ids, self._rows_per_file)
         for place, (n, at) in enumerate(zip(number.tolist(), row.tolist(), strict=True)):
             rows[place] = self._maps[n][at]
         return rows
@@ -245,7 +256,7 @@ class ActivationStore:
 def _map(path: Path, key: Key, count: int) -> np.ndarray:
     dtype, shape = dtype_of(key), (count, *key["shape"][1:])
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_array(path)
     except ValueError as error:
         raise UserError(f"{path} is not an .npy file ({reason(error)}); remove it") from None
     if array.shape != shape or array.dtype != _as_plain(np.empty(0, dtype)).dtype:

@@ -76,7 +76,7 @@ def _line(folder: Path) -> str:
         key = activations.KEY.read(folder / activations.KEY.name)
     except UserError as error:
         return f"{line}damaged: {error}"
-    expected = len(activations.rows_of_files(key))
+    expected = activations.num_files(key)
     state = "complete" if len(files) == expected else f"{len(files)} of {expected} files"
     return (
         f"{line}{state}: {activations.describe(key)}, {key['image_size']} pixels, normalisation "

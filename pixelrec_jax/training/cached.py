@@ -145,7 +145,7 @@ def _compute(encode: _Encode, folder: Path, key: Key, numbers: list[int]) -> Non
     """Computes and writes the files with these numbers."""
     if not numbers:
         return
-    ranges = [activations.rows_of_files(key)[number] for number in numbers]
+    ranges = [activations.rows_of_file(key, number) for number in numbers]
     activations.create(folder, key, rows=sum(map(len, ranges)))
     _say(f"making {describe(key)} in {folder}")
     batches = encode(np.concatenate(ranges).astype(np.int32))
