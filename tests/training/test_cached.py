@@ -1,5 +1,7 @@
 """Cached activations: the same training as from images."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 from pixelrec_jax.training import cached
 from pixelrec_jax.training.cached import with_activations
 from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.train import evaluate, train_and_evaluate
 from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import use_tiny_encoders
-from tests.training.runs import cached_config, finish_run
+from tests.training.runs import cached_config
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +65,7 @@ def _assert_like_streaming(streaming, reading, start):
 @pytest.mark.numerical
 def test_steps_from_activations_are_those_from_images(toy_dataset, tmp_path):
     """On one device, with dropout; bfloat16 storage changes losses by less than 1 in 500."""
-    config = cached_config(toy_dataset, tmp_path, "user=sasrec,item=clip_vit_b32")
+    config = cached_config(toy_dataset, tmp_path, "user=sasrec,item=vit_toy")
     streaming = build_experiment(config, devices=jax.devices()[:1])
     start = draw_state(streaming)
     reading = with_activations(streaming, start.variables)
@@ -82,7 +85,7 @@ def test_steps_from_activations_on_eight_devices_are_those_from_images(
     toy_dataset, tmp_path, monkeypatch
 ):
     """With batch statistics, and an attention pooling that is frozen above a trained layer."""
-    config = cached_config(toy_dataset, tmp_path, "user=sasrec,item=clip_rn50")
+    config = cached_config(toy_dataset, tmp_path, "user=mf,item=clip_rn50")
     streaming = build_experiment(config)
     start = draw_state(streaming)
     reading = _on_devices(streaming, start, monkeypatch)
@@ -90,20 +93,18 @@ def test_steps_from_activations_on_eight_devices_are_those_from_images(
 
 
 @pytest.mark.numerical
-def test_a_run_of_images_continues_from_activations(toy_dataset, tmp_path):
+def test_a_run_on_activations_is_evaluated_on_images(toy_dataset, tmp_path):
+    """Its checkpoint is one of any source."""
     config = cached_config(toy_dataset, tmp_path / "cache")
-    config.item.source = "stream"
-    _, whole, expected = finish_run(config, tmp_path / "whole")
     config.train.epochs = 1
-    finish_run(config, tmp_path / "run")
-    assert not (tmp_path / "cache").exists()
-    config.update_from_flattened_dict({"train.epochs": 2, "item.source": "cached"})
-    _, records, result = finish_run(config, tmp_path / "run")
-    assert (tmp_path / "cache").exists()
-    assert len(records) == len(whole)
-    for record, other in zip(records, whole, strict=True):
-        assert record["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
-    assert result["best_step"] == expected["best_step"]
-    metrics, others = (x["test"]["model"]["all"] for x in (result, expected))
-    for name in metrics:
-        assert metrics[name]["value"] == pytest.approx(others[name]["value"], rel=1e-3)
+    trained = train_and_evaluate(config, tmp_path / "run")
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert (folder / "key.json").exists()
+    shutil.rmtree(folder)
+    config.item.source = "stream"
+    evaluated = evaluate(config, tmp_path / "run")
+    assert list((tmp_path / "cache").iterdir()) == []
+    expected, actual = (x.pop("test")["model"]["all"] for x in (trained, evaluated))
+    assert evaluated == trained
+    for name in expected:
+        assert actual[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-3)
