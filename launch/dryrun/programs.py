@@ -176,7 +176,7 @@ def _with_activations(experiment: Experiment, pod: Pod) -> Experiment:
     """Returns the experiment that reads activations: from the devices if they fit there."""
     state, frozen = state_template(experiment), FrozenBlocks(experiment)
     rows = frozen.activations(frozen.variables_in(state.variables))
-    fits = frozen.fits_on_devices(rows, pod.chip.hbm - bytes_per_device(state))
+    fits = frozen.fits_on_devices(rows, int(pod.chip.hbm) - bytes_per_device(state))
     placed = sharded_rows(rows, experiment.mesh) if fits else None
     return experiment.reading(Zeros("activation", rows.shape[1:], rows.dtype), placed)
 

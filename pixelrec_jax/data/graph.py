@@ -1,5 +1,6 @@
 """The user-item graph: one edge for each pair in the training interactions."""
 
+import jax
 import numpy as np
 from flax import struct
 
@@ -32,7 +33,7 @@ class Resident(struct.PyTreeNode):
     """
 
     graph: Graph | None = None
-    activation: Array | None = None
+    activation: jax.Array | None = None
 
 
 def training_graph(split: Split) -> Graph:

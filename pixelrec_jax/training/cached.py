@@ -1,7 +1,7 @@
 """`item.source=cached`: frozen blocks run once for each item, and steps begin after them."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -79,7 +79,7 @@ def _check(folder: Path, key: Key) -> None:
         found = KEY.read(folder / KEY.name)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} has no {KEY.name}; start the same command again") from None
-    if differing := [name for name in key if found[name] != key[name]]:
+    if differing := [name for name, value in found.items() if value != dict(key)[name]]:
         raise UserError(
             f"{folder / KEY.name} says that the activations there have another {differing[0]}; "
             f"remove the folder {folder}; its activations are computed again"
@@ -133,7 +133,7 @@ def _make(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Generator[None]:
     """Locks a folder while its activations are made."""
     waiting = f"waiting for another run that makes the activations in {folder}"
     remedy = "name another with item.cache_dir, or take item.source=stream"
@@ -188,7 +188,8 @@ def _on_devices(store: ActivationStore, rows: jax.ShapeDtypeStruct, mesh: Mesh) 
     """Returns all activations, with their rows sharded over all devices."""
     count, placed = rows.shape[0], sharded_rows(rows, mesh)
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None, "JAX gives None for devices of other processes only"
         ids = np.arange(*index[0].indices(placed.shape[0]))
         return store.load(np.where(ids < count, ids, PAD))
 

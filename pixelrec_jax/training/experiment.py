@@ -19,7 +19,6 @@ from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import build_task
-from pixelrec_jax.data.types import Array
 from pixelrec_jax.data.watched_file import check_all
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
@@ -85,7 +84,9 @@ class Experiment:
         read = self.activations or self.store
         check_all((*self.interactions.watched, *(read.watched if read else ())))
 
-    def reading(self, activations: ItemStore, rows: Array | None = None) -> "Experiment":
+    def reading(
+        self, activations: ItemStore, rows: jax.Array | jax.ShapeDtypeStruct | None = None
+    ) -> "Experiment":
         """Returns the same experiment, which reads activations in the place of images.
 
         With `rows`, which are all activations on the devices, batches have only the ids of items.

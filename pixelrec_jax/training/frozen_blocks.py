@@ -124,10 +124,8 @@ class FrozenBlocks:
 
     def _one_item(self) -> Items:
         size = self._experiment.config.item.image_size
-        return Items(
-            id=jax.ShapeDtypeStruct((1,), jnp.int32),
-            image=jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
-        )
+        image = np.broadcast_to(np.uint8(0), (1, size, size, 3))
+        return Items(id=np.zeros(1, np.int32), image=image)
 
 
 def bytes_of_row(rows: jax.ShapeDtypeStruct) -> int:
