@@ -91,7 +91,7 @@ def main(_: Sequence[str]) -> None:
     values, device = flags.FLAGS, jax.devices()[0]
     setting = {"device": f"{jax.device_count()} x {device.device_kind}", "jax": jax.__version__}
     print(json.dumps(setting | {"dtype": values.dtype}), flush=True)
-    for item in values["items"].value:
+    for item in values["items"].value or ():
         numbers = measure(item, sequences=values.sequences, steps=values.steps, dtype=values.dtype)
         row = {"item": item} | {name: round(value, 4) for name, value in numbers.items()}
         print(json.dumps(row), flush=True)
