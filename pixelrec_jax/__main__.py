@@ -25,6 +25,7 @@ PROGRAMS = {
     "prepare": Program("pixelrec_jax.programs.prepare", "makes a dataset from a CSV and images"),
     "analyze": Program("pixelrec_jax.programs.analyze", "shows statistics of prepared datasets"),
     "extract": Program("pixelrec_jax.programs.extract", "writes features of a frozen encoder"),
+    "cache": Program("pixelrec_jax.programs.cache", "lists or removes cached activations"),
     "export": Program("pixelrec_jax.programs.export", "writes the vision encoder of a run"),
     "toy": Program("pixelrec_jax.programs.toy", "draws a toy catalogue with users"),
     "download": Program("pixelrec_jax.programs.download", "downloads the files of PixelRec"),

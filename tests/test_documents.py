@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pixelrec_jax
-from pixelrec_jax.data import features
+from pixelrec_jax.data import activations, features
 from pixelrec_jax.data.interactions import load_interactions
 from pixelrec_jax.ingest import download, image_shards
 from pixelrec_jax.ingest.sources.folder import FolderImages
@@ -57,6 +57,10 @@ def folder(toy_dataset, tmp_path_factory) -> Path:
     np.save(folder / "data" / "features.npy", np.zeros((dataset.num_items, 3), np.float32))
     digest = features.item_ids_digest(dataset)
     features.PROVENANCE.write(folder / "data" / "features.json", made_from(digest))
+    key = dict.fromkeys(("images", "weights", "program"), "0" * 64)
+    key |= dict.fromkeys(("encoder", "layer", "normalisation", "computed"), "a")
+    key |= {"image_size": 8, "stored": "float32", "shape": [3, 2]}
+    activations.create(folder / "activations", key, rows=3)
     pictures = FolderImages(toy_dataset.parent / "raw" / "images")
     image_shards.write_shards(folder / "shards", pictures, sorted(pictures.ids)[:3], size=None)
     file = {"drive_id": "a", "bytes": 1, "sha256": "0" * 64}
@@ -78,6 +82,7 @@ READERS = {
     "features.json": _open_features,
     "*.array_record.json": lambda path: image_shards.digests(path.parent),
     "download.json": download._read_manifest,
+    "key.json": activations.KEY.read,
     "config.json": lambda path: run_folder.read_config(path.parent),
     "metrics.jsonl": _open_log,
     "result.json": lambda path: report.read_result(path.parent),

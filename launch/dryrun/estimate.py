@@ -71,6 +71,7 @@ def dry_run(
         "images_per_step": programs.images_per_step(experiment),
         "parameters": programs.bytes_per_device((state.trainable, state.frozen, state.model_state)),
         "optimizer": programs.bytes_per_device(state.opt_state),
+        "activations": programs.bytes_per_device(experiment.resident.activation),
         "programs": costs,
         "steps": {
             ENCODE: len(evaluator.source),
@@ -105,6 +106,8 @@ def report(result: dict[str, Any]) -> str:
         f"{_gib(result['hbm'])} on each device",
         render([table(result["programs"])]),
     ]
+    if result["activations"]:
+        lines.insert(3, f"cached activations {_gib(result['activations'])} on each device")
     if "hours_per_epoch" in result:
         hours = ", ".join(f"{name} {h:.3g}" for name, h in result["hours_per_epoch"].items())
         lines.append(f"training: at most {result['images_per_second']:,.0f} items/s")

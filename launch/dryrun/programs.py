@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.stages import Lowered
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.interactions import Interactions, load_interactions
@@ -26,12 +27,14 @@ from pixelrec_jax.data.types import Batch
 from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.launch.slices import Slice
+from pixelrec_jax.parallel.resident import sharded_rows
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, build_mesh, num_shards, shapes
 from pixelrec_jax.system.chips import CHIPS, Chip
 from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.start_jax import quiet_libtpu
 from pixelrec_jax.training.experiment import Experiment, build_experiment
-from pixelrec_jax.training.state import TrainState
+from pixelrec_jax.training.frozen_blocks import FrozenBlocks
+from pixelrec_jax.training.state import TrainState, state_template
 from pixelrec_jax.training.train import make_train_step
 
 # libtpu reads this when it starts. Otherwise it would let only one process compile, as if it used a
@@ -104,20 +107,19 @@ def _libtpu_installed() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-class NoImages:
-    """A store of images that are only shapes and take no memory."""
+class Zeros:
+    """A store of images or activations that are only shapes and take no memory."""
 
-    field = "image"
     fingerprint = ""
     watched = ()
 
-    def __init__(self, size: int):
-        """Makes a store of images with `size` x `size` pixels."""
-        self._size = size
+    def __init__(self, field: str, entry: tuple[int, ...], dtype: DTypeLike):
+        """Makes a store for a field of `Items` with entries of this shape and type."""
+        self.field, self._entry, self._dtype = field, entry, dtype
 
     def load(self, ids: np.ndarray) -> np.ndarray:
-        """Returns uint8[n, size, size, 3]: one black pixel, broadcast."""
-        return np.broadcast_to(np.uint8(0), (*ids.shape, self._size, self._size, 3))
+        """Returns dtype[n, ...]: one zero, broadcast."""
+        return np.broadcast_to(np.zeros((), self._dtype), (*ids.shape, *self._entry))
 
 
 def official(name: str, *, with_items: bool = True) -> Interactions:
@@ -152,21 +154,31 @@ def experiment(config: ConfigDict, pod: Pod, *, examples_per_chip: int = 0) -> E
     if examples_per_chip:
         shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH_SPEC)
         config.train.batch_size = examples_per_chip * shards
-    known = config.dataset.name in COUNTS
+    known, size = config.dataset.name in COUNTS, config.item.get("image_size", 0)
     if known and (uses_features(config.item) or config.dataset.split.name != "leave_one_out"):
         raise UserError(
             f"item={config.item.name} with split={config.dataset.split.name} needs more of a "
             "dataset than its size; give dataset=custom and --config.dataset.path=DIR"
         )
-    return build_experiment(
+    built = build_experiment(
         config,
         devices=pod.devices,
         interactions=official(config.dataset.name)
         if known
         else load_interactions(config.dataset.path),
-        store=NoImages(config.item.image_size) if uses_pixels(config.item) else None,
+        store=Zeros("image", (size, size, 3), np.uint8) if uses_pixels(config.item) else None,
         compile_only=True,
     )
+    return _with_activations(built, pod) if config.item.get("source") == "cached" else built
+
+
+def _with_activations(experiment: Experiment, pod: Pod) -> Experiment:
+    """Returns the experiment that reads activations: from the devices if they fit there."""
+    state, frozen = state_template(experiment), FrozenBlocks(experiment)
+    rows = frozen.activations(frozen.variables_in(state.variables))
+    fits = frozen.fits_on_devices(rows, int(pod.chip.hbm) - bytes_per_device(state))
+    placed = sharded_rows(rows, experiment.mesh) if fits else None
+    return experiment.reading(Zeros("activation", rows.shape[1:], rows.dtype), placed)
 
 
 def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:

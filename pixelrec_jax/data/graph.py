@@ -1,5 +1,6 @@
 """The user-item graph: one edge for each pair in the training interactions."""
 
+import jax
 import numpy as np
 from flax import struct
 
@@ -27,9 +28,12 @@ class Resident(struct.PyTreeNode):
 
     Attributes:
       graph: the graph that LightGCN propagates vectors on; None for all other models.
+      activation: [R, ...], the activations of items by index, with their rows sharded over all
+        devices; None where batches bring what item encoders read.
     """
 
     graph: Graph | None = None
+    activation: jax.Array | None = None
 
 
 def training_graph(split: Split) -> Graph:

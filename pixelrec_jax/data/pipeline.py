@@ -4,6 +4,7 @@ Batch i is a pure function of (dataset, seed, i). So its content does not depend
 workers, threads or processes, and the position of an interrupted run is one integer.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,7 +24,7 @@ _MULTIPLE = 8  # sizes are multiples of it
 
 
 class ItemStore(Protocol):
-    """Images or features of items by id; threads share a store, and it can be pickled.
+    """Images, activations or features of items by id; threads share a store; it can be pickled.
 
     Attributes:
       field: the field of `Items` that it fills.
@@ -98,6 +99,7 @@ class TrainBatches:
         """
         check_batch_size(batch_size, num_shards)
         self.task, self.store, self.num_items = task, store, num_items
+        self._weighs_items = store is not None and store.field == "image"
         self.negatives = negatives
         self.time_offsets = None
         if needs_time:
@@ -106,6 +108,17 @@ class TrainBatches:
         self.num_shards, self.local_shards = num_shards, list(local_shards)
         self._latest_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._sizes = self._choose_sizes(slot_buckets)
+
+    @property
+    def most_slots(self) -> int:
+        """The largest U of a batch."""
+        return self._sizes[-1]
+
+    def reading(self, store: ItemStore | None) -> "TrainBatches":
+        """Returns the same batches with entries of another store, or with ids only."""
+        batches = copy.copy(self)
+        batches.store = store
+        return batches
 
     @property
     def steps_per_epoch(self) -> int:
@@ -179,7 +192,7 @@ class TrainBatches:
         split = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
         slots = [slot.reshape(x.shape) for slot, x in zip(split, ids, strict=True)]
         items = item_batch(unique[self.local_shards], self.store)
-        if items.image is not None:
+        if self._weighs_items:
             weight = rows_with_slot(slots, num_slots=unique.shape[1])
             items = items.replace(weight=weight[self.local_shards])
         return items, slots

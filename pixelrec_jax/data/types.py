@@ -24,7 +24,13 @@ Score = Callable[
 
 # The axes of fields, checked where arrays enter the model; "..." is any further axes. Annotations
 # cannot say them, since the fields of the same structs hold shardings and shapes as well.
-_ITEMS = {"id": "G U", "image": "G U H W 3", "feature": "G U ...", "weight": "G U"}
+_ITEMS = {
+    "id": "G U",
+    "image": "G U H W 3",
+    "activation": "G U ...",
+    "feature": "G U ...",
+    "weight": "G U",
+}
 _BATCH = {
     "user": "G B",
     "history": "G B L",
@@ -44,15 +50,18 @@ class Items(struct.PyTreeNode):
     Attributes:
       id: int32[G, U], item indices; unused slots hold PAD.
       image: uint8[G, U, H, W, 3]; None for encoders that do not read pixels.
+      activation: [G, U, ...] of the encoder's dtype or bfloat16, what the frozen blocks below the
+        first trained one make of the image, in its place; None where images are read.
       feature: float32[G, U, ...] or int32[G, U, ...], the items' rows of a frozen matrix; None for
         encoders that do not read one.
       weight: float32[G, U], the number of rows of the shard's batch that contain the item, 0 for
         PAD. Batch norm weights items by it, so that its statistics do not depend on the number of
-        shards. None without images and in evaluation.
+        shards. None without a vision encoder and in evaluation.
     """
 
     id: Array
     image: Array | None = None
+    activation: Array | None = None
     feature: Array | None = None
     weight: Array | None = None
 

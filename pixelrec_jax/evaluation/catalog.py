@@ -10,10 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from pixelrec_jax.data.graph import Resident
 from pixelrec_jax.data.pipeline import CatalogBatches, ItemStore
 from pixelrec_jax.data.types import Array, Items
 from pixelrec_jax.data.workers import iterate
 from pixelrec_jax.parallel import tables
+from pixelrec_jax.parallel.resident import with_resident_rows
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
     local_shards,
@@ -36,13 +38,14 @@ class CatalogEncoder:
         self,
         model: Recommender,
         store: ItemStore | None,
+        resident: Resident,
         config: ConfigDict,
         mesh: Mesh,
         *,
         num_items: int,
     ):
         """Takes `num_items`, which counts padding and, if the task has one, the mask item."""
-        self.mesh, self._data = mesh, config.data
+        self.mesh, self._data, self._resident = mesh, config.data, resident
         self.source = CatalogBatches(
             num_items,
             store,
@@ -51,14 +54,21 @@ class CatalogEncoder:
             local_shards=local_shards(mesh, CATALOG_SPEC),
         )
 
-        def encode_items(variables: dict, items: Items) -> Float[Array, "G C E"]:
+        def encode_items(
+            variables: dict, resident: Resident, items: Items
+        ) -> Float[Array, "G C E"]:
+            items = with_resident_rows(items, resident, mesh, CATALOG_SPEC)
             variables = with_rows(variables, model.embedding_lookups(items=items), mesh)
             return nn.apply(Recommender.encode_items, model)(variables, items)
 
         def encode(
-            variables: dict, catalog: Float[Array, "G R E"], items: Items, start: Int[Array, ""]
+            variables: dict,
+            catalog: Float[Array, "G R E"],
+            resident: Resident,
+            items: Items,
+            start: Int[Array, ""],
         ) -> Float[Array, "G R E"]:
-            vector = encode_items(variables, items)
+            vector = encode_items(variables, resident, items)
             return jax.lax.dynamic_update_slice(catalog, vector, (0, start, 0))
 
         rows = NamedSharding(mesh, CATALOG_SPEC)
@@ -87,7 +97,8 @@ class CatalogEncoder:
                 items = make_global_arrays(items, self.mesh, CATALOG_SPEC)
                 if catalog is None:
                     catalog = self._empty(variables, items)
-                catalog = self._encode(variables, catalog, items, step * source.chunk)
+                start = step * source.chunk
+                catalog = self._encode(variables, catalog, self._resident, items, start)
                 advance(1)
         assert catalog is not None, "a catalogue has at least one chunk: that of the padding item"
         return catalog
@@ -99,7 +110,8 @@ class CatalogEncoder:
     def lower(self, variables: dict) -> jax.stages.Lowered:
         """Returns the lowered program of a step on every device; `variables` may be shapes."""
         items = shapes(self.source[0], self.mesh, CATALOG_SPEC)
-        return self._encode.lower(variables, self._shape(variables, items), items, 0)
+        catalog = self._shape(variables, items)
+        return self._encode.lower(variables, catalog, self._resident, items, 0)
 
     def _empty(self, variables: dict, items: Items) -> Float[Array, "G R E"]:
         catalog = self._shape(variables, items)
@@ -107,7 +119,8 @@ class CatalogEncoder:
         return jax.jit(zeros, out_shardings=catalog.sharding)()
 
     def _shape(self, variables: dict, items: Items) -> jax.ShapeDtypeStruct:
-        width = jax.eval_shape(self._encode_items, variables, items).shape[-1]
+        encoded = jax.eval_shape(self._encode_items, variables, self._resident, items)
+        width = encoded.shape[-1]
         shape = (self.source.num_shards, self.source.rows_per_shard, width)
         rows = NamedSharding(self.mesh, CATALOG_SPEC)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)

@@ -82,7 +82,7 @@ class Evaluator:
         self._mask_item = mask_item_of(task_of(config), self.num_items)
         self._time_unit = task_of(config).time_unit if model.user_encoder.needs_time else None
         self.catalog = CatalogEncoder(
-            model, store, config, mesh, num_items=num_ids(self.num_items, self._mask_item)
+            model, store, resident, config, mesh, num_items=num_ids(self.num_items, self._mask_item)
         )
         self.source = self.catalog.source
 

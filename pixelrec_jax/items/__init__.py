@@ -76,6 +76,19 @@ _PIXEL_OPTIONS = {
         "mean and deviation of pixels: half is the reference's, checkpoint the weights' own",
         OneOf("checkpoint", *NORMALISATIONS),
     ),
+    "source": Option(
+        "where images come from: decoded in every step, or cached after the frozen blocks",
+        OneOf("stream", "cached"),
+        "rounding",
+    ),
+    "cache_dir": Option(
+        "folder of cached activations; '' is one in the folder of the dataset, or the user's cache",
+        Text(),
+        "nothing",
+    ),
+    "cache_dtype": Option(
+        "type of cached activations: exact is item.dtype", OneOf("exact", "bfloat16")
+    ),
     "remat": Option("whether the backward pass computes activations again, to save memory", Flag()),
     "dtype": DTYPE,
 }
@@ -173,7 +186,7 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> ItemE
     dtype = jnp.dtype(item.dtype)
     backbone = vision.backbone(pool=item.pool, remat=item.remat, dtype=dtype, **options)
     trainable_blocks = resolve_trainable(item.trainable, backbone.blocks)
-    return PixelEncoder(
+    encoder = PixelEncoder(
         backbone=backbone.clone(
             train_mode_blocks=backbone.blocks if item.frozen_in_train_mode else trainable_blocks
         ),
@@ -187,3 +200,23 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> ItemE
         else item.normalisation,
         dtype=dtype,
     )
+    if item.source == "cached":
+        _check_cacheable(item, encoder)
+    return encoder
+
+
+def _check_cacheable(item: ConfigDict, encoder: PixelEncoder) -> None:
+    """Raises `UserError` if what runs below the first trained block is nothing, or may change."""
+    first = encoder.backbone.step_names[0]
+    if encoder.boundary == 0:
+        raise UserError(
+            f"item.source=cached keeps what frozen blocks make of images, but item.trainable="
+            f"{item.trainable!r} trains the first block, {first}; freeze it, as item.trainable="
+            "last:2 does, or take item.source=stream"
+        )
+    if changing := encoder.backbone.first_in_train_mode(encoder.boundary):
+        raise UserError(
+            f"item.source=cached needs frozen blocks that give the same in every step, but "
+            f"item.frozen_in_train_mode=True lets {changing} use batch statistics or drop paths; "
+            "set it to False, or take item.source=stream"
+        )

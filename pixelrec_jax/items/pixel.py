@@ -46,9 +46,20 @@ class PixelEncoder(ItemEncoder):
     def __call__(self, items: Items, *, train: bool) -> Float[Array, "M {self.width}"]:
         """Returns the items' vectors, float32."""
         context = Context(train=train, item=items.id, weight=items.weight)
-        x = self.backbone(self.normalise(items), context)
+        if items.activation is None:
+            x = self.backbone(self.normalise(items), context)
+        else:
+            x = items.activation.astype(self.dtype)
+            x = self.backbone.run(x, start=self.boundary, context=context)
         widths = (*self.dnn_layers, self.width)
         return project(x, widths, init=self.head_init, dtype=self.dtype)
+
+    @property
+    def boundary(self) -> int:
+        """The place of the first trained step of the backbone; its input does not change."""
+        names = self.backbone.step_names
+        trained = (n for n, name in enumerate(names) if name in self.trainable_blocks)
+        return next(trained, len(names))
 
     def normalise(self, items: Items) -> Float[Array, "M H W 3"]:
         """Returns the images as the backbone takes them, of `dtype`."""

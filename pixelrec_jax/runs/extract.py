@@ -4,42 +4,29 @@ The encoder has published weights or those of a trained run. `item=features` rea
 file, DATA/features.npy.
 """
 
-import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pixelrec_jax.configs.loading import SHIPPED
 from pixelrec_jax.data.features import PROVENANCE, Provenance, item_ids_digest, provenance
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import Interactions
-from pixelrec_jax.data.pipeline import ItemStore, item_batch
-from pixelrec_jax.data.types import PAD, Items
-from pixelrec_jax.data.workers import iterate
-from pixelrec_jax.parallel.sharding import (
-    CATALOG_SPEC,
-    build_mesh,
-    make_global_arrays,
-    make_replicated_arrays,
-)
+from pixelrec_jax.parallel.sharding import build_mesh
 from pixelrec_jax.runs import vision_encoder
+from pixelrec_jax.runs.encoding import encode_in_order
 from pixelrec_jax.runs.vision_encoder import FrozenEncoder
 from pixelrec_jax.system import errors, storage
-from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.files import replaced_file
 from pixelrec_jax.system.redact import redact
 
 _ALL_DEVICES = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-# Each thread decodes one batch ahead; the limit bounds the memory on machines with many cores.
-_THREADS = min(os.cpu_count() or 1, 16)
 
 
 def extract(
@@ -77,9 +64,17 @@ def extract(
         )
     store = ImageStore(interactions.directory, size=encoder.item.image_size)
     mesh = build_mesh(_ALL_DEVICES, devices)
-    source = _Batches(interactions.num_items, store, num_shards=mesh.size, per_shard=batch_size)
-    encode = partial(vision_encoder.features, encoder.module, layer=layer, average=average)
-    rows = _rows(source, encode, encoder.variables, mesh, dtype)
+    rows = encode_in_order(
+        partial(vision_encoder.features, encoder.module, layer=layer, average=average),
+        encoder.variables,
+        np.arange(1, interactions.num_items, dtype=np.int32),
+        store,
+        mesh=mesh,
+        batch_size=batch_size,
+        dtype=dtype,
+        what="features",
+        remedy="use --dtype=float32, another layer or other weights",
+    )
     try:
         with replaced_file(out) as temporary, temporary.open("wb") as file:
             shape = _write(file, rows, interactions.num_items, np.dtype(dtype))
@@ -102,59 +97,6 @@ def extract(
             f"{out} cannot be written ({errors.reason(error)}); give another place with --out"
         ) from error
     return description
-
-
-class _Batches:
-    """Batches [G, B] of the items 1 .. N - 1 in order; padding fills the last batch."""
-
-    def __init__(self, num_items: int, store: ItemStore, *, num_shards: int, per_shard: int):
-        self.num_items, self.store = num_items, store
-        # Smaller batches for small catalogues.
-        self.shape = (num_shards, min(per_shard, -(-(num_items - 1) // num_shards)))
-
-    def __len__(self) -> int:
-        return -(-(self.num_items - 1) // math.prod(self.shape))
-
-    def __getitem__(self, index: int) -> Items:
-        size = math.prod(self.shape)
-        ids = 1 + index * size + np.arange(size)
-        ids = np.where(ids < self.num_items, ids, PAD).astype(np.int32)
-        return item_batch(ids.reshape(self.shape), self.store)
-
-
-def _rows(
-    source: _Batches,
-    encode: Callable[[dict, Items], jax.Array],
-    variables: dict,
-    mesh: Mesh,
-    dtype: str,
-) -> Iterator[np.ndarray]:
-    """Yields the features dtype[b, ...] of all items in order, batch by batch."""
-
-    @jax.jit
-    def encode_batch(variables: dict, items: Items) -> jax.Array:
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), items)
-        return encode(variables, flat).astype(dtype)
-
-    variables = make_replicated_arrays(variables, mesh)
-    with (
-        iterate(
-            source, start=0, stop=len(source), workers=0, threads=_THREADS, prefetch=_THREADS
-        ) as batches,
-        progress_bar("features", len(source)) as advance,
-    ):
-        for items in batches:
-            ids = items.id[items.id != PAD]
-            batch = make_global_arrays(items, mesh, CATALOG_SPEC)
-            rows = np.asarray(encode_batch(variables, batch))[: len(ids)]
-            finite = np.isfinite(rows).reshape(len(ids), -1).all(axis=1)
-            if not finite.all():
-                raise UserError(
-                    f"the features of item {ids[~finite][0]} are not finite in {dtype}; use "
-                    "--dtype=float32, another layer or other weights"
-                )
-            yield rows
-            advance(1)
 
 
 def _write(

@@ -227,7 +227,7 @@ class Speed:
         self._steps += 1
         self._flops += flops
         self._rows += int(np.count_nonzero(batch.user != PAD))
-        if batch.items.image is not None:
+        if batch.items.weight is not None:  # of a vision encoder
             self._images += int(np.count_nonzero(batch.items.id != PAD))
 
     def read(self) -> dict[str, float]:

@@ -62,6 +62,8 @@ def storable(config: ConfigDict) -> dict:
     weights = item.get("weights", "")
     if weights and os.path.exists(storage.expand_user(weights)):  # otherwise not a local file
         item["weights"] = _absolute(weights)
+    if "cache_dir" in item:
+        item["cache_dir"] = _absolute(item["cache_dir"])
     return stored
 
 

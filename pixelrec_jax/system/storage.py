@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -186,18 +186,32 @@ def cache() -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Generator[None]:
-    """Creates a folder of the cache and locks it; waits while another process holds the lock."""
+def exclusive(
+    folder: Path,
+    *,
+    waiting: Callable[[], None] = lambda: None,
+    remedy: str = "name another folder in the environment variable PIXELREC_CACHE",
+) -> Generator[None]:
+    """Creates a folder of the cache and locks it; waits while another process holds the lock.
+
+    Args:
+      folder: the folder.
+      waiting: called if another process holds the lock, before this one waits.
+      remedy: what to do if the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open_lock(folder / ".lock")
     except OSError as error:
         raise UserError(
-            f"the cache {folder} cannot be written ({error.strerror}); name another folder in the "
-            "environment variable PIXELREC_CACHE"
+            f"the cache {folder} cannot be written ({error.strerror}); {remedy}"
         ) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         remove_leftovers(folder)
         yield
 

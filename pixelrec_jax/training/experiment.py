@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import optax
@@ -45,6 +45,8 @@ class Experiment:
 
     Attributes:
       store: the images or features that the item encoder reads, None if it reads ids only.
+      activations: what frozen blocks make of the images, which batches and evaluations read in
+        their place; None where images are streamed.
       resident: constant arrays that stay on the devices beside the state.
     """
 
@@ -57,6 +59,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     batches: TrainBatches
     evaluator: Evaluator
+    activations: ItemStore | None = None
 
     @property
     def interactions(self) -> Interactions:
@@ -78,7 +81,25 @@ class Experiment:
 
     def check_files(self) -> None:
         """Raises `UserError` if a file of the dataset is not what it was when the run began."""
-        check_all((*self.interactions.watched, *(self.store.watched if self.store else ())))
+        read = self.activations or self.store
+        check_all((*self.interactions.watched, *(read.watched if read else ())))
+
+    def reading(
+        self, activations: ItemStore, rows: jax.Array | jax.ShapeDtypeStruct | None = None
+    ) -> "Experiment":
+        """Returns the same experiment, which reads activations in the place of images.
+
+        With `rows`, which are all activations on the devices, batches have only the ids of items.
+        """
+        resident = self.resident.replace(activation=rows)
+        fed = activations if rows is None else None
+        return replace(
+            self,
+            activations=activations,
+            resident=resident,
+            batches=self.batches.reading(fed),
+            evaluator=Evaluator(self.model, self.split, fed, resident, self.config, self.mesh),
+        )
 
     def _fingerprint(self, *of_inputs: str) -> str:
         files = self.interactions.manifest.get("files", {})

@@ -11,6 +11,7 @@ from pixelrec_jax.runs.checkpoint import Checkpoints
 from pixelrec_jax.runs.machine import write_machine_record
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.cached import with_activations
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.state import TrainState, count_parameters, state_template
 
@@ -46,6 +47,7 @@ def finish(
             f"{workdir} holds no evaluated checkpoint yet; train with --mode=train first"
         )
     state = restore(experiment, checkpoints, checkpoints.best)
+    experiment = with_activations(experiment, state.variables)
     evaluator = experiment.evaluator
     with progress_bar("ranking the test items", evaluator.parts("test")) as advance:
         ranking = evaluator.rank(state.variables, "test", advance)

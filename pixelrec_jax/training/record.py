@@ -11,6 +11,7 @@ import numpy as np
 import polars
 
 from pixelrec_jax.data.types import PAD, Array, Batch
+from pixelrec_jax.items import uses_pixels
 from pixelrec_jax.runs.goodput import Goodput
 from pixelrec_jax.runs.progress import Speed, TrainingProgress, format_metrics
 from pixelrec_jax.runs.run_folder import MetricsLog
@@ -18,7 +19,8 @@ from pixelrec_jax.system.chips import peaks_of
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.foreign import clean_line
 from pixelrec_jax.training.experiment import Experiment
-from pixelrec_jax.training.state import TrainState
+from pixelrec_jax.training.frozen_blocks import FrozenBlocks
+from pixelrec_jax.training.state import TrainState, state_template
 
 _SHOWN = 5  # ids of users and items that an error names
 
@@ -38,7 +40,8 @@ class StepRecord:
         goodput: Goodput,
     ):
         """Starts to record every `train.log_every` steps; `log` is None outside process 0."""
-        batches = experiment.batches
+        batches, self._experiment = experiment.batches, experiment
+        self._batches_per_local = batches.num_shards // len(batches.local_shards)
         self._log_every = experiment.config.train.log_every
         self._steps_per_epoch = batches.steps_per_epoch
         self._progress, self._log, self._goodput = progress, log, goodput
@@ -57,10 +60,20 @@ class StepRecord:
 
     def put(self, step: int, metrics: dict[str, jax.Array], local: Batch, flops: float) -> None:
         """Takes the metrics of a dispatched step, the local batch, and the step's operations."""
+        if flops and not self._latest and uses_pixels(self._experiment.config.item):
+            self._say_saving(flops, images=self._batches_per_local * local.items.id.size)
         self._pending, self._latest = (step, metrics), step
         self._ids = local.user, local.items.id
         self._speed.count(local, flops)
         self._progress.step(step)
+
+    def _say_saving(self, flops: float, images: int) -> None:
+        """Says once what cached activations would save of a streaming run's steps."""
+        experiment = self._experiment
+        if experiment.activations is None:
+            variables = state_template(experiment).variables
+            if line := FrozenBlocks(experiment).saving(variables, flops, images):
+                self._progress.say(line)
 
     @contextmanager
     def evaluation(self, parts: int) -> Generator[Callable[[int], None]]:

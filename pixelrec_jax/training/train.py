@@ -21,6 +21,7 @@ from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.distributed import check_equal, in_first_process, wait_for_all
 from pixelrec_jax.parallel.preemption import stop_request
+from pixelrec_jax.parallel.resident import with_resident_rows
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays, unshard_params
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.runs import run_folder
@@ -32,6 +33,7 @@ from pixelrec_jax.runs.resume import restore_newest
 from pixelrec_jax.runs.writers import check_writers
 from pixelrec_jax.system.console import progress_bar, status
 from pixelrec_jax.system.errors import UserError
+from pixelrec_jax.training.cached import with_activations
 from pixelrec_jax.training.early_stopping import EarlyStopping
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.final_ranking import finish, restore
@@ -59,6 +61,8 @@ def make_train_step(experiment: Experiment):
     def train_step(
         state: TrainState, batch: Batch, resident: Resident
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        items = with_resident_rows(batch.items, resident, mesh, BATCH_SPEC)
+        batch = batch.replace(items=items)
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_of(trainable: dict, embeddings: dict) -> tuple[jax.Array, dict]:
@@ -125,9 +129,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Result:
         )
         seconds_per_epoch = None
         if config.train.epochs == 0 and checkpoints.latest is None:
-            keep_untrained(experiment, checkpoints, workdir)
+            experiment = keep_untrained(experiment, checkpoints, workdir)
         else:
-            seconds_per_epoch = train(experiment, checkpoints, workdir)
+            experiment, seconds_per_epoch = train(experiment, checkpoints, workdir)
         return finish(experiment, checkpoints, workdir, seconds_per_epoch)
 
 
@@ -146,14 +150,19 @@ def evaluate(config: ConfigDict, workdir: Path) -> Result:
         return finish(experiment, checkpoints, workdir)
 
 
-def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> None:
-    """Evaluates the initial state and saves it as the best checkpoint, for `train.epochs=0`."""
+def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> Experiment:
+    """Evaluates the initial state and saves it as the best checkpoint, for `train.epochs=0`.
+
+    Returns:
+      The experiment `with_activations`.
+    """
     config = experiment.config
     stopping, progress = EarlyStopping(config.train.patience), _progress(experiment, start=0)
     with in_first_process(run_folder.MetricsLog, workdir, continue_from=0, config=config) as log:
         progress.say(start_line(experiment, start=0))
         with status("making the initial state"):
             state = init_state(experiment)
+        experiment = with_activations(experiment, state.variables)
         with progress_bar("evaluating", experiment.evaluator.parts("valid")) as advance:
             values = _validate(experiment, state, stopping, advance)
         scalars = {f"valid/{name}": value for name, value in values.items()}
@@ -164,15 +173,19 @@ def keep_untrained(experiment: Experiment, checkpoints: Checkpoints, workdir: Pa
         metadata = _metadata(experiment, stopping, next_batch=0)
         checkpoints.save(0, state, metadata, values)
     checkpoints.wait()
+    return experiment
 
 
-def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> float | None:
+def train(
+    experiment: Experiment, checkpoints: Checkpoints, workdir: Path
+) -> tuple[Experiment, float | None]:
     """Runs the training loop from the newest whole checkpoint, or from the start, to its end.
 
     Returns:
-      The seconds an epoch without its evaluations; None if there was nothing left to do.
+      The experiment `with_activations`, and the seconds an epoch without its evaluations; None if
+      there was nothing left to do.
     """
-    config, batches = experiment.config, experiment.batches
+    config = experiment.config
     stopping, start = EarlyStopping(config.train.patience), 0
     state: TrainState | None = None
     lines: list[str] = []
@@ -190,6 +203,8 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
     if state is None:
         with status("making the initial state"):
             state = init_state(experiment)
+    experiment = with_activations(experiment, state.variables)
+    batches = experiment.batches
     train_step = make_train_step(experiment)
     with (
         stop_request(progress.stopping) as stop,
@@ -243,7 +258,7 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
                 break
         seconds = record.seconds_per_epoch()
     checkpoints.wait()
-    return seconds
+    return experiment, seconds
 
 
 def _check_shared(workdir: Path) -> None:

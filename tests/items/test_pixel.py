@@ -6,6 +6,7 @@ import pytest
 
 from pixelrec_jax.data.types import Items
 from pixelrec_jax.items.pixel import NORMALISATIONS
+from pixelrec_jax.items.vision import VISION_ENCODERS
 from pixelrec_jax.recommender import build_recommender
 from pixelrec_jax.system.errors import UserError
 from tests.tiny import tiny_config
@@ -63,6 +64,20 @@ def test_more_dense_layers_lie_between_backbone_and_projection():
     }
     assert shapes == {"dense_0": (64, 24), "dense_1": (24, 12), "head": (12, 16)}
     assert vectors.shape == (1, 2, 16)
+
+
+@pytest.mark.parametrize("name", sorted(VISION_ENCODERS.keys() - {"vit_toy"}))
+def test_every_encoder_begins_at_its_first_trained_block(name):
+    """With the trained blocks of its config it can be cached; vit_toy trains all of its own."""
+    config = tiny_config(f"user=sasrec,item={name},dataset=toy")
+    config.item.update({"image_size": 224, "source": "cached"})
+    encoder = build_recommender(config, num_items=5, num_users=5).item_encoder
+    names = encoder.backbone.step_names
+    assert names[encoder.boundary] in encoder.trainable_blocks
+    assert not set(names[: encoder.boundary]) & set(encoder.trainable_blocks)
+    config.item.trainable = "none"
+    encoder = build_recommender(config, num_items=5, num_users=5).item_encoder
+    assert encoder.boundary == len(names)
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)

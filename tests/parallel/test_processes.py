@@ -65,6 +65,21 @@ checkpoint.check_files = check
 runpy.run_module("pixelrec_jax.programs.train", run_name="__main__", alter_sys=True)
 """
 
+# The same program, which says which files of activations it writes, and writes small ones.
+MAKING = """
+import runpy, sys
+from pixelrec_jax.data import activations
+
+activations._FILE_BYTES, write = 1 << 15, activations.write
+
+def telling(folder, number, rows):
+    write(folder, number, rows)
+    print("wrote", number)
+
+activations.write = telling
+runpy.run_module("pixelrec_jax.programs.train", run_name="__main__", alter_sys=True)
+"""
+
 
 def _arguments(dataset, folder, words=WORDS, **changes):
     options = {**OPTIONS, "dataset.path": dataset, **changes}
@@ -222,6 +237,21 @@ def test_two_processes_read_images_in_processes_of_their_own(toy_dataset, tmp_pa
     config.data.workers = 0
     train.train_and_evaluate(config, tmp_path / "one")
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=1e-5)
+
+
+def test_two_processes_share_the_making_of_activations(toy_dataset, tmp_path):
+    words = WORDS.replace("id", "vit_toy")
+    changes = {"train.epochs": 0, "item.image_size": 16, "item.trainable": "last:1"}
+    changes |= {"item.source": "cached", "item.cache_dir": tmp_path / "cache"}
+    arguments = _arguments(toy_dataset, tmp_path / "two", words, **changes)
+    ended = run_together([("-c", MAKING)] * 2, arguments)
+    assert [process.code for process in ended] == [0, 0], ended
+    made = [process.output.count("wrote") for process in ended]
+    assert made == [3, 3]
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert len(list(folder.glob("*.npy"))) == 6
+    assert "making activations" not in ended[1].errors
+    assert (tmp_path / "two" / "result.json").exists()
 
 
 def test_what_one_process_alone_finds_wrong_ends_all(whole, toy_dataset, tmp_path):

@@ -39,6 +39,14 @@ def save_run(config, workdir):
     return state
 
 
+def cached_config(toy_dataset, folder, words="user=mf,item=vit_toy", **item):
+    """A config that reads activations in a folder; the last block is trained."""
+    config = run_config(f"{words},dataset=toy", toy_dataset)
+    item = {"weights": "", "trainable": "last:1", "source": "cached"} | item
+    config.item.update(item | {"cache_dir": str(folder)})
+    return config
+
+
 class KilledError(Exception):
     pass
 

@@ -13,9 +13,16 @@ from pixelrec_jax.parallel.sharding import BATCH_SPEC, shapes
 from pixelrec_jax.training import flops
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.flops import StepFlops
+from pixelrec_jax.training.frozen_blocks import FrozenBlocks
 from pixelrec_jax.training.state import state_template
 from pixelrec_jax.training.train import make_train_step
-from tests.tiny import interactions_of, random_store, tiny_config, use_tiny_encoders
+from tests.tiny import (
+    ArrayStore,
+    interactions_of,
+    random_store,
+    tiny_config,
+    use_tiny_encoders,
+)
 
 ITEMS = 40
 
@@ -49,6 +56,24 @@ def test_rematerialisation_is_not_counted(monkeypatch):
     whole, remat = (_experiment(words, trainable="all", remat=remat) for remat in (False, True))
     assert _as_run(remat) > 1.1 * _as_run(whole)  # it is work
     assert _flops(remat) == _flops(whole) == _as_run(whole)
+
+
+def test_a_step_from_activations_costs_what_comes_after_the_boundary(monkeypatch):
+    use_tiny_encoders(monkeypatch)
+    streaming = _experiment("user=mf,item=clip_vit_b32", trainable="last:1", image_size=32)
+    frozen = FrozenBlocks(streaming)
+    variables = frozen.variables_in(state_template(streaming).variables)
+    rows = frozen.activations(variables)
+    store = ArrayStore(np.zeros(rows.shape, rows.dtype), "activation")
+    cached = _flops(streaming.reading(store))
+    images, whole = _batch(streaming).items.id.size, _flops(streaming)
+    below = images * frozen.lower(variables).cost_analysis()["flops"]
+    assert cached < 0.75 * whole
+    assert cached == pytest.approx(whole - below, rel=0.05)
+    line = frozen.saving(state_template(streaming).variables, whole, images)
+    assert f"up to block_1 are {below / whole:.0%} of the operations of a step" in line
+    streaming = _experiment("user=mf,item=clip_vit_b32", trainable="all", image_size=32)
+    assert not FrozenBlocks(streaming).saving(state_template(streaming).variables, whole, images)
 
 
 def _use_transformer(monkeypatch, **sizes):

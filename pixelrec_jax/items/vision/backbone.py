@@ -81,6 +81,14 @@ class Backbone(nn.Module, kw_only=True):
         """The names of the steps that can be trained or frozen: all but `POOL`."""
         return tuple(name for name in self.step_names if name != POOL)
 
+    @nn.nowrap
+    def first_in_train_mode(self, stop: int) -> str | None:
+        """Returns the first of the steps before `stop` that training runs differently, if any."""
+        for step in self.steps()[:stop]:
+            if step.takes_context and step.name in self.train_mode_blocks:
+                return step.name
+        return None
+
     @nn.compact
     def run(
         self,

@@ -22,7 +22,7 @@ from pixelrec_jax.system.chips import CHIPS
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
-from tests.tiny import ROOT, TINY, tiny_config
+from tests.tiny import ROOT, TINY, tiny_config, use_tiny_encoders
 
 pytest.importorskip("libtpu")
 ID = "user=mf,item=id,dataset=pixel200k"
@@ -56,6 +56,27 @@ def test_what_chips_exchange_does_not_grow_with_the_pod(monkeypatch):
         sent[chips] = result["programs"][TRAIN]["sent"][kind] / (2 * (chips - 1) / chips)
     assert sent[16] == pytest.approx(sent[8], rel=0.001)
     assert sent[8] == pytest.approx(result["parameters"], rel=0.1)
+
+
+def test_a_share_of_the_cached_activations_lies_on_each_chip(monkeypatch):
+    """Batches then have ids only; where a chip is too small, they bring the activations."""
+    use_tiny_encoders(monkeypatch)
+    config = config_of("user=mf,item=vit_toy,dataset=pixel200k")
+    config.item.update({"source": "cached", "trainable": "last:1"})
+    pod = programs.describe_pod("v5e:2x4")
+    experiment = programs.experiment(config, pod, examples_per_chip=2)
+    rows = experiment.resident.activation
+    assert rows.shape == (1_008, 5, 16)  # of 1,000 items, padding and the mask item
+    assert programs.bytes_per_device(rows) == 1_008 // 8 * 5 * 16 * 4
+    items = experiment.batches[0].items
+    assert items.image is None
+    assert items.activation is None
+    result = dry_run(config, "v5e:2x4", examples_per_chip=2, training_only=True)
+    assert "cached activations" in report(result)
+    little = replace(pod, chip=replace(pod.chip, hbm=0))
+    experiment = programs.experiment(config, little, examples_per_chip=2)
+    assert experiment.resident.activation is None
+    assert experiment.batches[0].items.activation.shape[2:] == (5, 16)
 
 
 def test_an_error_of_the_compiler_is_a_line_and_a_row(monkeypatch, tmp_path):
