@@ -17,7 +17,7 @@ from optax import ScaleByAdamState
 from pixelrec_jax.data.windows import training_windows
 from pixelrec_jax.losses import build_loss
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 from pixelrec_jax.weights import partition
 from tests import double
 from tests.golden.models import CASES, TRAINED, Case
