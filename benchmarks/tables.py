@@ -93,9 +93,9 @@ def main(_: Sequence[str]) -> None:
     sizes = [int(items) for items in _ITEMS.value]
     for lazy in (True, False):
         seconds = measure(sizes, lazy=lazy)
-        row = {"lazy_tables": lazy}
-        row |= {f"ms_{items}": round(1000 * x, 2) for items, x in zip(sizes, seconds, strict=True)}
-        print(json.dumps({**row, "ratio": round(seconds[-1] / seconds[0], 3)}), flush=True)
+        row = {f"ms_{items}": round(1000 * x, 2) for items, x in zip(sizes, seconds, strict=True)}
+        ratio = round(seconds[-1] / seconds[0], 3)
+        print(json.dumps({"lazy_tables": lazy, **row, "ratio": ratio}), flush=True)
 
 
 if __name__ == "__main__":
