@@ -42,7 +42,7 @@ from pixelrec_jax.system import program
 from pixelrec_jax.system.console import progress_bar
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 
 _ROOT = Path(__file__).parent.parent
 _ITEMS = flags.DEFINE_list("items", ["2000", "10000", "96282"], "Catalogue sizes.")
@@ -57,7 +57,7 @@ _COLUMNS += ("epoch s", "ratio", "validation s", "ratio")
 
 
 class Ours:
-    """The steps of an epoch in `pixelrec_jax.training.train`."""
+    """The steps of an epoch of this package."""
 
     def __init__(self, users: int, items: int):
         """Builds the model for random interactions of this size."""

@@ -25,7 +25,7 @@ from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.frozen_blocks import FrozenBlocks
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 
 
 class RandomActivations:

@@ -23,7 +23,7 @@ from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.system import program
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 
 _MODELS = flags.DEFINE_list("models", ["id", "clip_vit_b32"], "Item encoders to measure.")
 _ITEMS = flags.DEFINE_integer("items", 10_000, "Catalogue size.", lower_bound=100)

@@ -8,7 +8,7 @@ from pixelrec_jax.recommender import trainable_filter
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import TrainState, state_template
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 from pixelrec_jax.weights.partition import partition
 
 

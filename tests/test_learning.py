@@ -15,7 +15,7 @@ from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import TrainState
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
 from tests.steps import place_state
 from tests.tiny import ALL_AXES, ArrayStore, interactions_of, items_of, tiny_config

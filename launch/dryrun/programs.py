@@ -35,7 +35,7 @@ from pixelrec_jax.system.start_jax import quiet_libtpu
 from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.frozen_blocks import FrozenBlocks
 from pixelrec_jax.training.state import TrainState, state_template
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 
 # libtpu reads this when it starts. Otherwise it would let only one process compile, as if it used a
 # TPU.

@@ -32,7 +32,7 @@ from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.state import count_parameters, state_template
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 from pixelrec_jax.users import USER_ENCODERS
 from tests.tiny import (
     interactions_of,

@@ -15,7 +15,7 @@ from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.frozen_blocks import FrozenBlocks
 from pixelrec_jax.training.state import state_template
-from pixelrec_jax.training.train import make_train_step
+from pixelrec_jax.training.step import make_train_step
 from tests.tiny import (
     ArrayStore,
     interactions_of,

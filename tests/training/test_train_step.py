@@ -8,8 +8,8 @@ import pytest
 
 from pixelrec_jax.parallel.sharding import BATCH_SPEC, make_global_arrays
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.training import train
 from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.training.step import make_train_step
 from tests.steps import draw_state, place_state, run_steps
 from tests.tiny import ALL_AXES, use_tiny_encoders
 from tests.training.runs import MODELS, run_config
@@ -50,6 +50,9 @@ def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_datase
     assert changed_blocks() == {"head"}
     config.item.frozen_in_train_mode = True
     assert changed_blocks() == {"stem", "stage_0", "stage_1", "head"}
+    config.item.update({"frozen_in_train_mode": False, "frozen_statistics": True})
+    config.train.microbatches = 2
+    assert changed_blocks() == set()
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):
@@ -98,7 +101,7 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(toy_dataset):
         name: getattr(batch, name)[:, :real]
         for name in ("user", "history", "positive", "negative", "weight")
     }
-    step = train.make_train_step(experiment)
+    step = make_train_step(experiment)
     every = make_global_arrays(batch, experiment.mesh, BATCH_SPEC)
     _, whole = step(state, every, experiment.resident)
     alone = make_global_arrays(batch.replace(**rows), experiment.mesh, BATCH_SPEC)
