@@ -22,7 +22,7 @@ from pixelrec_jax.data.types import Array, History, Score
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.result import Groups, Report
-from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
+from pixelrec_jax.evaluation.retrieval import Retrieved, retrieve
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
     make_global_arrays,
@@ -33,9 +33,6 @@ from pixelrec_jax.parallel.tables import take_rows
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import dot_product
-
-# The ids and scores of the top k, and the place of the target.
-_TopAndRank = tuple[Int[Array, "Q k"], Float[Array, "Q k"], Int[Array, " Q"]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Evaluator:
 
         def rank(
             variables: dict, catalog: Float[jax.Array, "G R E"], queries: Queries
-        ) -> _TopAndRank:
+        ) -> Retrieved:
             flat = catalog.reshape(-1, catalog.shape[-1])
             vector = take_rows(flat, queries.history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
             history = History(
@@ -100,13 +97,13 @@ class Evaluator:
             variables = with_rows(variables, model.embedding_lookups(user=queries.user), mesh)
             query = nn.apply(Recommender.encode_users, model)(variables, history)[:, -1]
             score = partial(nn.apply(Recommender.score, model), {})
-            return self._top_and_rank(score, query, catalog, queries.seen, queries.target)
+            return self._retrieve(score, query, catalog, queries.seen, queries.target)
 
         def rank_by_counts(
             counts: Float[Array, "G R 1"], seen: Int[Array, "Q S"], target: Int[Array, " Q"]
-        ) -> _TopAndRank:
+        ) -> Retrieved:
             query = jnp.ones((len(target), 1))
-            return self._top_and_rank(dot_product, query, counts, seen, target)
+            return self._retrieve(dot_product, query, counts, seen, target)
 
         self._rank = jax.jit(rank)
         self._propagate = jax.jit(partial(model.propagate, mesh=mesh))
@@ -117,17 +114,25 @@ class Evaluator:
         """How often each item occurs in the training data, int64."""
         return training_counts(self.split)
 
-    def _top_and_rank(
+    def _retrieve(
         self,
         score: Score,
         query: Float[Array, "Q D"],
         catalog: Float[Array, "G R E"],
         seen: Int[Array, "Q S"],
         target: Int[Array, " Q"],
-    ) -> _TopAndRank:
-        sizes = {"num_items": self.num_items, "mesh": self.mesh, "chunk": self.config.eval.chunk}
-        ids, scores = retrieve(score, query, catalog, seen, self.k, **sizes)
-        return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
+    ) -> Retrieved:
+        return retrieve(
+            score,
+            query,
+            catalog,
+            seen,
+            target,
+            self.k,
+            num_items=self.num_items,
+            mesh=self.mesh,
+            chunk=self.config.eval.chunk,
+        )
 
     def encode_catalog(
         self, variables: dict, advance: Callable[[int], None] = lambda _: None
@@ -198,15 +203,13 @@ class Evaluator:
         """Returns the rankings of all batches; raises `UserError` if a score is not finite."""
         batches = []
         for queries, real in self._queries(holdout):
-            top_ids, top_scores, rank = jax.device_get(
-                rank_batch(make_replicated_arrays(queries, self.mesh))
-            )
-            if np.isposinf(top_scores).any():
+            found = jax.device_get(rank_batch(make_replicated_arrays(queries, self.mesh)))
+            if np.isposinf(found.scores).any():
                 raise UserError(
                     "the model's scores are not finite numbers; lower optim.lr or set "
                     "optim.clip_norm, in a new workdir"
                 )
-            columns = (queries.user, queries.target, rank, top_ids, top_scores)
+            columns = (queries.user, queries.target, found.rank, found.ids, found.scores)
             columns += (self._count_candidates(queries),)
             batches.append([column[:real] for column in columns])
             advance(1)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import PAD
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
-from pixelrec_jax.evaluation.retrieval import UNRANKED, retrieve, target_rank
+from pixelrec_jax.evaluation.retrieval import UNRANKED, retrieve
 from pixelrec_jax.launch.dryrun.hlo import Program
 from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.system.errors import UserError
@@ -57,12 +57,11 @@ def _top_and_rank(score, query, table, seen, target, mesh, *, k, chunk):
     """Returns ids, scores and ranks over a table [N, D], by one program as in an evaluation."""
 
     @jax.jit
-    def both(catalog):
+    def ranked(catalog):
         sizes = {"num_items": len(table), "mesh": mesh, "chunk": chunk}
-        ids, scores = retrieve(score, query, catalog, seen, k, **sizes)
-        return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
+        return retrieve(score, query, catalog, seen, target, k, **sizes)
 
-    return jax.device_get(both(_sharded(table, mesh)))
+    return jax.device_get(ranked(_sharded(table, mesh)))
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
