@@ -95,7 +95,7 @@ def best_of_chunk(
     groups = scores.reshape(len(scores), -1, _GROUP)
     _, chosen = jax.lax.top_k(groups.max(axis=2), k)
     chosen = jnp.sort(chosen, axis=1)  # top_k is stable, so that ties stay in the order of ids
-    column = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)).reshape(len(scores), -1)
+    column = (chosen[..., None] * _GROUP + jnp.arange(_GROUP)[None, None]).reshape(len(scores), -1)
     return best(jnp.take_along_axis(scores, column, axis=1), ids[column], k)
 
 

@@ -40,7 +40,7 @@ class Ranking:
     """The result of ranking the catalogue for Q users.
 
     Attributes:
-      user: int32[Q], indices of users.
+      user: int32[Q], indices of users, ascending.
       target: int32[Q], the item held out of each user.
       rank: int32[Q], the target's place; 1 is the best, that of a masked target is
         `retrieval.UNRANKED`.
@@ -179,8 +179,14 @@ class Evaluator:
         return self._collect(holdout, lambda q: self._rank_by_counts(counts, q.seen, q.target))
 
     def _queries(self, holdout: Holdout) -> Iterator[tuple[Queries, int]]:
-        """Yields batches of queries of one size, the last one filled up, and their real number."""
+        """Yields batches of queries of one size, the last one filled up, and their real number.
+
+        Users come in the order of their targets: then `retrieve` finds those of a batch in a few
+        chunks.
+        """
         users = self.split.users(holdout)
+        target = self.split.interactions.items[self.split.targets[holdout][users]]
+        users = users[np.argsort(target, kind="stable")]
         for start in range(0, len(users), self.batch_size):
             chosen = users[start : start + self.batch_size]
             filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
@@ -213,7 +219,9 @@ class Evaluator:
             columns += (self._count_candidates(queries),)
             batches.append([column[:real] for column in columns])
             advance(1)
-        return Ranking(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+        columns = [np.concatenate(column) for column in zip(*batches, strict=True)]
+        order = np.argsort(columns[0])  # by user
+        return Ranking(*(column[order] for column in columns))
 
     def _count_candidates(self, queries: Queries) -> Int[np.ndarray, " Q"]:
         distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)

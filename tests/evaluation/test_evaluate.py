@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.types import PAD
+from pixelrec_jax.evaluation.chunks import best_of_chunk
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.retrieval import UNRANKED, retrieve
 from pixelrec_jax.launch.dryrun.hlo import Program
@@ -91,6 +92,21 @@ def test_more_devices_than_items_and_k_of_the_whole_catalogue(mesh):
     np.testing.assert_array_equal(ids, [[5, 4, 3, 2, 1], [5, 3, 1, PAD, PAD]])
     np.testing.assert_array_equal(scores[1], [5, 3, 1, -np.inf, -np.inf])
     np.testing.assert_array_equal(rank, [5, 1])
+
+
+@pytest.mark.parametrize("values", [2, 1000])
+def test_the_best_of_a_chunk_are_found_without_sorting_it(values):
+    """1000 columns are not whole groups; with two values, most of the best tie."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, values, (7, 1000)).astype(np.float32)
+    scores[0, [3, 999]], scores[1, 5:] = np.nan, -np.inf
+    ids = np.arange(50, 1050, dtype=np.int32)
+    found, items = jax.jit(best_of_chunk, static_argnums=2)(scores, ids, 9)
+    counted = np.where(np.isnan(scores), np.inf, scores)
+    order = np.argsort(-counted, axis=1, kind="stable")[:, :9]
+    np.testing.assert_array_equal(found, np.take_along_axis(counted, order, axis=1))
+    real = ~np.isneginf(found)
+    np.testing.assert_array_equal(items[real], ids[order][real])
 
 
 @pytest.mark.parametrize("chunk", [2, 1000])
