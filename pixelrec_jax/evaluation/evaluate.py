@@ -20,9 +20,11 @@ from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Array, History, Score
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
+from pixelrec_jax.evaluation.lists import Retrieved
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.result import Groups, Report
-from pixelrec_jax.evaluation.retrieval import Retrieved, retrieve
+from pixelrec_jax.evaluation.retrieval import retrieve
+from pixelrec_jax.evaluation.screening import num_rescored
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
     make_global_arrays,
@@ -43,7 +45,7 @@ class Ranking:
       user: int32[Q], indices of users, ascending.
       target: int32[Q], the item held out of each user.
       rank: int32[Q], the target's place; 1 is the best, that of a masked target is
-        `retrieval.UNRANKED`.
+        `lists.UNRANKED`.
       top_ids: int32[Q, k], items, best first.
       top_scores: float32[Q, k], their scores.
       num_candidates: int[Q], how many items the target competed with, itself included; 0 where the
@@ -82,6 +84,9 @@ class Evaluator:
             model, store, config, mesh, num_items=num_ids(self.num_items, self._mask_item)
         )
         self.source = self.catalog.source
+        rescored = num_rescored(
+            model.user_encoder, mesh.devices.flat[0].platform, self.source.rows_per_shard
+        )
 
         def rank(
             variables: dict, catalog: Float[jax.Array, "G R E"], queries: Queries
@@ -97,7 +102,9 @@ class Evaluator:
             variables = with_rows(variables, model.embedding_lookups(user=queries.user), mesh)
             query = nn.apply(Recommender.encode_users, model)(variables, history)[:, -1]
             score = partial(nn.apply(Recommender.score, model), {})
-            return self._retrieve(score, query, catalog, queries.seen, queries.target)
+            return self._retrieve(
+                score, query, catalog, queries.seen, queries.target, rescored=rescored
+            )
 
         def rank_by_counts(
             counts: Float[Array, "G R 1"], seen: Int[Array, "Q S"], target: Int[Array, " Q"]
@@ -121,6 +128,8 @@ class Evaluator:
         catalog: Float[Array, "G R E"],
         seen: Int[Array, "Q S"],
         target: Int[Array, " Q"],
+        *,
+        rescored: int = 0,
     ) -> Retrieved:
         return retrieve(
             score,
@@ -132,6 +141,7 @@ class Evaluator:
             num_items=self.num_items,
             mesh=self.mesh,
             chunk=self.config.eval.chunk,
+            rescored=rescored,
         )
 
     def encode_catalog(

@@ -1,32 +1,20 @@
 """Exact top k, and the rank of a target, over a row-sharded catalogue that is scored in chunks."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from pixelrec_jax.data.types import PAD, Array, Score
-from pixelrec_jax.evaluation.chunks import Chunks, best, best_of_chunk, map_shards
-from pixelrec_jax.parallel.sharding import AXES
+from pixelrec_jax.evaluation.chunks import Chunks
+from pixelrec_jax.evaluation.lists import Retrieved, add_chunk, beats, collect
+from pixelrec_jax.evaluation.screening import rounded_product, screen
+from pixelrec_jax.parallel.sharding import AXES, CATALOG_SPEC, REPLICATED
 
-UNRANKED = np.iinfo(np.int32).max  # the rank of a target that is in no list, beyond every k
-
-
-class Retrieved(NamedTuple):
-    """What `retrieve` finds for Q queries; equal on all devices.
-
-    Attributes:
-      ids: int32[Q, k], the best items, best first; PAD where a query has fewer than k items left.
-      scores: float32[Q, k], their scores; -inf for PAD, inf for a score that is NaN.
-      rank: int32[Q], the place of the target among all items, 1 = best.
-    """
-
-    ids: jax.Array
-    scores: jax.Array
-    rank: jax.Array
+_AGAIN = 128  # queries that are scored again at once
 
 
 def retrieve(
@@ -40,21 +28,13 @@ def retrieve(
     num_items: int,
     mesh: Mesh,
     chunk: int,
+    rescored: int = 0,
 ) -> Retrieved:
     """Returns the exact top k, seen items left out, and the place of a target in the same order.
 
-    Of equal scores the lower id comes first. Each device scores its own rows, and no more than a
-    chunk of them at once; devices exchange only k candidates and a count for each query.
-
-    An item with a NaN score beats every target, and a target with a NaN score loses to every item:
-    a broken model never looks good. A masked target, with a score of -inf, is `UNRANKED`: it is in
-    no list, and a place among other masked items could count as a hit.
-
-    The rank is one more than the number of items that beat the target; nothing is sorted for it. A
-    first sweep over the chunks reads the targets' scores, and skips the chunks without a target; a
-    second one counts. The same instruction of the compiled loop computes both, so that a target's
-    score never differs from itself in the last bit. Queries in the order of their targets make the
-    first sweep short.
+    Of equal scores the lower id comes first. NaN counts as inf, except for a target: it then loses
+    to every item. Each device scores its own rows, and no more than a chunk of them at once;
+    devices exchange only k candidates and a count for each query.
 
     Args:
       score: returns the scores of C rows of the catalogue for Q queries.
@@ -66,6 +46,8 @@ def retrieve(
       num_items: N, padding included.
       mesh: the device mesh.
       chunk: C, how many rows a device scores at once; it bounds the memory.
+      rescored: 0, or for a dot product, how many rows a device scores in float32 for each query
+        after it has scored all in bfloat16. Queries that need more are scored again in float32.
     """
 
     def shard(
@@ -74,50 +56,34 @@ def retrieve(
         seen: Int[Array, "Q S"],
         target: Int[Array, " Q"],
     ) -> Retrieved:
-        chunks = Chunks(score, query, table[0], seen, num_items, chunk)
-        kept = min(k, chunks.rows)
-        user = jnp.arange(len(query))
-        nothing = _Found(
-            target_score=jnp.zeros(len(query)),
-            wins=jnp.zeros(len(query), jnp.int32),
-            scores=jnp.full((len(query), kept), -jnp.inf),
-            ids=jnp.full((len(query), kept), PAD, jnp.int32),
+        def search(
+            query: Float[Array, "P D"], seen: Int[Array, "P S"], target: Int[Array, " P"]
+        ) -> Retrieved:
+            return _search(Chunks(score, query, table[0], seen, num_items, chunk), target, k)
+
+        if not rescored:
+            return search(query, seen, target)
+        chunks = Chunks(rounded_product, query, table[0], seen, num_items, chunk)
+        found, exact = screen(
+            score, chunks, target, k, num_items=num_items, rescored=max(rescored, k)
         )
+        order = jnp.argsort(exact)  # those that are not exact first
+        size = min(_AGAIN, len(query))
 
-        def sweep(number: Int[Array, ""], before: _Found) -> _Found:
-            goal = before.target_score[:, None]
+        def again(number: Int[Array, ""], found: Retrieved) -> Retrieved:
+            rows = jax.lax.dynamic_slice_in_dim(order, number * size, size)
+            new = search(query[rows], seen[rows], target[rows])
+            return jax.tree.map(lambda old, new: old.at[rows].set(new), found, new)
 
-            def fold(index: Int[Array, ""], found: _Found) -> _Found:
-                here, place = chunks[index], chunks.place(target, index)
-                own = here.scores.at[user, place].get(mode="fill", fill_value=0)
-                tied = (here.scores == goal) & (here.ids[None] >= target[:, None])
-                beats = here.counts[None] & ~((here.scores < goal) | tied)
-                # Chunks and shards come in order of ids and top_k is stable: so do equal scores.
-                lists = (found[-2:], best_of_chunk(here.scores, here.ids, min(k, chunks.size)))
-                return _Found(
-                    found.target_score + own,
-                    found.wins + jnp.sum(beats, axis=1, dtype=jnp.int32),
-                    *best(*(jnp.concatenate(x, axis=1) for x in zip(*lists, strict=True)), kept),
-                )
+        return jax.lax.fori_loop(0, -(-jnp.sum(~exact) // size), again, found)
 
-            def visit(index: Int[Array, ""], found: _Found) -> _Found:
-                needed = (number == 1) | jnp.any(chunks.place(target, index) < chunks.size)
-                return jax.lax.cond(needed, fold, lambda _, found: found, index, found)
-
-            found = jax.lax.fori_loop(0, len(chunks), visit, nothing)
-            return found._replace(target_score=jax.lax.psum(found.target_score, AXES))
-
-        found = jax.lax.fori_loop(0, 2, sweep, nothing)
-        gathered = (jax.lax.all_gather(x, AXES, axis=1, tiled=True) for x in found[-2:])
-        scores, ids = best(*gathered, k)
-        rank = 1 + jax.lax.psum(found.wins, AXES)
-        return Retrieved(
-            ids=jnp.where(jnp.isneginf(scores), PAD, ids),
-            scores=scores,
-            rank=jnp.where(jnp.isneginf(found.target_score), UNRANKED, rank),
-        )
-
-    return map_shards(shard, mesh, catalog, query, seen, target)
+    return jax.shard_map(
+        shard,
+        mesh=mesh,
+        in_specs=(CATALOG_SPEC, REPLICATED, REPLICATED, REPLICATED),
+        out_specs=REPLICATED,
+        check_vma=False,
+    )(catalog, query, seen, target)
 
 
 class _Found(NamedTuple):
@@ -133,3 +99,43 @@ class _Found(NamedTuple):
     wins: jax.Array
     scores: jax.Array
     ids: jax.Array
+
+
+def _search(chunks: Chunks, target: Int[Array, " Q"], k: int) -> Retrieved:
+    """Returns the result for the chunks of all devices, in `shard_map`.
+
+    The rank is one more than the number of items that beat the target; nothing is sorted for it. A
+    first sweep over the chunks reads the targets' scores, and skips the chunks without a target; a
+    second one counts. The same instruction of the compiled loop computes both, so that a target's
+    score never differs from itself in the last bit. Queries in the order of their targets make the
+    first sweep short.
+    """
+    queries, kept = len(target), min(k, chunks.rows)
+    nothing = _Found(
+        target_score=jnp.zeros(queries),
+        wins=jnp.zeros(queries, jnp.int32),
+        scores=jnp.full((queries, kept), -jnp.inf),
+        ids=jnp.full((queries, kept), PAD, jnp.int32),
+    )
+
+    def fold(index: Int[Array, ""], found: _Found, goal: Float[Array, " Q"]) -> _Found:
+        here = chunks[index]
+        own = here.scores.at[jnp.arange(queries), chunks.place(target, index)]
+        won = here.counts[None] & beats(here.scores, here.ids[None], goal, target)
+        return _Found(
+            found.target_score + own.get(mode="fill", fill_value=0),
+            found.wins + jnp.sum(won, axis=1, dtype=jnp.int32),
+            *add_chunk(found.scores, found.ids, here.scores, here.ids),
+        )
+
+    def sweep(number: Int[Array, ""], before: _Found) -> _Found:
+        def visit(index: Int[Array, ""], found: _Found) -> _Found:
+            needed = (number == 1) | jnp.any(chunks.place(target, index) < chunks.size)
+            change = partial(fold, goal=before.target_score)
+            return jax.lax.cond(needed, change, lambda _, found: found, index, found)
+
+        found = jax.lax.fori_loop(0, len(chunks), visit, nothing)
+        return found._replace(target_score=jax.lax.psum(found.target_score, AXES))
+
+    found = jax.lax.fori_loop(0, 2, sweep, nothing)
+    return collect(found.scores, found.ids, found.target_score, found.wins, k)
