@@ -69,7 +69,7 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         "batch_size": Key(1024, "users ranked at once", Whole(), "nothing"),
         "encode_batch_size": Key(128, "items encoded at once on each device", Whole(), "rounding"),
         "chunk": Key(
-            32768, "items scored at once on each device; bounds the memory", Whole(), "nothing"
+            4096, "items scored at once on each device; bounds the memory", Whole(), "nothing"
         ),
         "cold_threshold": Key(3, "most training interactions of a cold target", Whole(0), "report"),
     },

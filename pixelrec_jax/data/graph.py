@@ -1,11 +1,15 @@
 """The user-item graph: one edge for each pair in the training interactions."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 from flax import struct
 
-from pixelrec_jax.data.split import Split
 from pixelrec_jax.data.types import Array
+
+if TYPE_CHECKING:  # models import this module, and run without the libraries that read datasets
+    from pixelrec_jax.data.split import Split
 
 
 class Graph(struct.PyTreeNode):
@@ -36,7 +40,7 @@ class Resident(struct.PyTreeNode):
     activation: jax.Array | None = None
 
 
-def training_graph(split: Split) -> Graph:
+def training_graph(split: "Split") -> Graph:
     """Returns the graph of the training interactions, in host memory."""
     interactions, length = split.interactions, split.train_length
     user = np.repeat(np.arange(len(length)), length)

@@ -20,9 +20,11 @@ from pixelrec_jax.data.split import Holdout, Split, training_counts
 from pixelrec_jax.data.tasks import task_of
 from pixelrec_jax.data.types import Array, History, Score
 from pixelrec_jax.evaluation.catalog import CatalogEncoder, with_rows
+from pixelrec_jax.evaluation.lists import Retrieved
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
 from pixelrec_jax.evaluation.result import Groups, Report
-from pixelrec_jax.evaluation.retrieval import retrieve, target_rank
+from pixelrec_jax.evaluation.retrieval import retrieve
+from pixelrec_jax.evaluation.screening import num_rescored
 from pixelrec_jax.parallel.sharding import (
     CATALOG_SPEC,
     make_global_arrays,
@@ -34,19 +36,16 @@ from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.users.encoder import dot_product
 
-# The ids and scores of the top k, and the place of the target.
-_TopAndRank = tuple[Int[Array, "Q k"], Float[Array, "Q k"], Int[Array, " Q"]]
-
 
 @dataclass(frozen=True)
 class Ranking:
     """The result of ranking the catalogue for Q users.
 
     Attributes:
-      user: int32[Q], indices of users.
+      user: int32[Q], indices of users, ascending.
       target: int32[Q], the item held out of each user.
       rank: int32[Q], the target's place; 1 is the best, that of a masked target is
-        `retrieval.UNRANKED`.
+        `lists.UNRANKED`.
       top_ids: int32[Q, k], items, best first.
       top_scores: float32[Q, k], their scores.
       num_candidates: int[Q], how many items the target competed with, itself included; 0 where the
@@ -85,10 +84,13 @@ class Evaluator:
             model, store, resident, config, mesh, num_items=num_ids(self.num_items, self._mask_item)
         )
         self.source = self.catalog.source
+        rescored = num_rescored(
+            model.user_encoder, mesh.devices.flat[0].platform, self.source.rows_per_shard
+        )
 
         def rank(
             variables: dict, catalog: Float[jax.Array, "G R E"], queries: Queries
-        ) -> _TopAndRank:
+        ) -> Retrieved:
             flat = catalog.reshape(-1, catalog.shape[-1])
             vector = take_rows(flat, queries.history, mesh, rows=CATALOG_SPEC, batch=CATALOG_SPEC)
             history = History(
@@ -100,13 +102,15 @@ class Evaluator:
             variables = with_rows(variables, model.embedding_lookups(user=queries.user), mesh)
             query = nn.apply(Recommender.encode_users, model)(variables, history)[:, -1]
             score = partial(nn.apply(Recommender.score, model), {})
-            return self._top_and_rank(score, query, catalog, queries.seen, queries.target)
+            return self._retrieve(
+                score, query, catalog, queries.seen, queries.target, rescored=rescored
+            )
 
         def rank_by_counts(
             counts: Float[Array, "G R 1"], seen: Int[Array, "Q S"], target: Int[Array, " Q"]
-        ) -> _TopAndRank:
+        ) -> Retrieved:
             query = jnp.ones((len(target), 1))
-            return self._top_and_rank(dot_product, query, counts, seen, target)
+            return self._retrieve(dot_product, query, counts, seen, target)
 
         self._rank = jax.jit(rank)
         self._propagate = jax.jit(partial(model.propagate, mesh=mesh))
@@ -117,17 +121,28 @@ class Evaluator:
         """How often each item occurs in the training data, int64."""
         return training_counts(self.split)
 
-    def _top_and_rank(
+    def _retrieve(
         self,
         score: Score,
         query: Float[Array, "Q D"],
         catalog: Float[Array, "G R E"],
         seen: Int[Array, "Q S"],
         target: Int[Array, " Q"],
-    ) -> _TopAndRank:
-        sizes = {"num_items": self.num_items, "mesh": self.mesh, "chunk": self.config.eval.chunk}
-        ids, scores = retrieve(score, query, catalog, seen, self.k, **sizes)
-        return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
+        *,
+        rescored: int = 0,
+    ) -> Retrieved:
+        return retrieve(
+            score,
+            query,
+            catalog,
+            seen,
+            target,
+            self.k,
+            num_items=self.num_items,
+            mesh=self.mesh,
+            chunk=self.config.eval.chunk,
+            rescored=rescored,
+        )
 
     def encode_catalog(
         self, variables: dict, advance: Callable[[int], None] = lambda _: None
@@ -174,8 +189,14 @@ class Evaluator:
         return self._collect(holdout, lambda q: self._rank_by_counts(counts, q.seen, q.target))
 
     def _queries(self, holdout: Holdout) -> Iterator[tuple[Queries, int]]:
-        """Yields batches of queries of one size, the last one filled up, and their real number."""
+        """Yields batches of queries of one size, the last one filled up, and their real number.
+
+        Users come in the order of their targets: then `retrieve` finds those of a batch in a few
+        chunks.
+        """
         users = self.split.users(holdout)
+        target = self.split.interactions.items[self.split.targets[holdout][users]]
+        users = users[np.argsort(target, kind="stable")]
         for start in range(0, len(users), self.batch_size):
             chosen = users[start : start + self.batch_size]
             filled = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
@@ -198,19 +219,19 @@ class Evaluator:
         """Returns the rankings of all batches; raises `UserError` if a score is not finite."""
         batches = []
         for queries, real in self._queries(holdout):
-            top_ids, top_scores, rank = jax.device_get(
-                rank_batch(make_replicated_arrays(queries, self.mesh))
-            )
-            if np.isposinf(top_scores).any():
+            found = jax.device_get(rank_batch(make_replicated_arrays(queries, self.mesh)))
+            if np.isposinf(found.scores).any():
                 raise UserError(
                     "the model's scores are not finite numbers; lower optim.lr or set "
                     "optim.clip_norm, in a new workdir"
                 )
-            columns = (queries.user, queries.target, rank, top_ids, top_scores)
+            columns = (queries.user, queries.target, found.rank, found.ids, found.scores)
             columns += (self._count_candidates(queries),)
             batches.append([column[:real] for column in columns])
             advance(1)
-        return Ranking(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+        columns = [np.concatenate(column) for column in zip(*batches, strict=True)]
+        order = np.argsort(columns[0])  # by user
+        return Ranking(*(column[order] for column in columns))
 
     def _count_candidates(self, queries: Queries) -> Int[np.ndarray, " Q"]:
         distinct = np.count_nonzero(np.diff(np.sort(queries.seen, axis=1), prepend=0), axis=1)

@@ -1,9 +1,6 @@
 """The record of the machine that a run was on, which is separate from its result."""
 
 import platform
-import resource
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import jax
 from typing_extensions import TypedDict
 
 import pixelrec_jax
+from pixelrec_jax.system.machine import code_commit, peak_of_devices, peak_of_host
 from pixelrec_jax.system.schema import Count, Document, record
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -79,7 +77,7 @@ def machine_record() -> MachineRecord:
             "count": jax.device_count(),
         },
         "processes": jax.process_count(),
-        "peak_memory": {"host": _peak_of_host(), "device": _peak_of_devices()},
+        "peak_memory": {"host": peak_of_host(), "device": peak_of_devices()},
         "versions": {
             "python": platform.python_version(),
             "pixelrec_jax": pixelrec_jax.__version__,
@@ -87,28 +85,3 @@ def machine_record() -> MachineRecord:
         },
         "commit": code_commit(_ROOT),
     }
-
-
-def code_commit(root: Path) -> str | None:
-    """Returns the commit of the clone at a folder, None if the folder is not the top of one."""
-    if not (root / ".git").exists():  # otherwise git would look in parent folders
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    command.append("--exclude=*")  # tags
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):  # git is missing, or does not trust the folder
-        return None
-    return done.stdout.strip() or None
-
-
-def _peak_of_host() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
-
-
-def _peak_of_devices() -> int | None:
-    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max(
-        (x["peak_bytes_in_use"] for x in statistics if "peak_bytes_in_use" in x), default=None
-    )

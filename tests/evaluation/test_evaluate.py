@@ -1,113 +1,17 @@
-"""Ranking against a dense NumPy ranking: ties, sizes that devices do not divide, seen items."""
+"""Evaluations: what is never gathered, metrics by hand, and whole rankings on any mesh."""
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from pixelrec_jax.data.types import PAD
 from pixelrec_jax.evaluation.metrics import random_metrics, ranking_metrics
-from pixelrec_jax.evaluation.retrieval import UNRANKED, retrieve, target_rank
 from pixelrec_jax.launch.dryrun.hlo import Program
-from pixelrec_jax.parallel.sharding import CATALOG_SPEC, build_mesh, make_global_arrays, num_shards
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import build_experiment
 from pixelrec_jax.training.state import state_template
-from pixelrec_jax.users.encoder import dot_product
-from pixelrec_jax.users.visrank import VisRank
+from tests.evaluation.ranked import MESHES, dense_ranking
 from tests.steps import draw_state, place_state
 from tests.tiny import interactions_of, random_store, tiny_config
-
-MESHES = {
-    "1 device": (1, {"data": -1, "fsdp": 1, "tensor": 1}),
-    "8 devices": (8, {"data": -1, "fsdp": 1, "tensor": 1}),
-    "2 x 2 x 2": (8, {"data": 2, "fsdp": 2, "tensor": 2}),
-}
-
-
-@pytest.fixture(params=MESHES)
-def mesh(request):
-    devices, axes = MESHES[request.param]
-    return build_mesh(ConfigDict(axes), jax.devices()[:devices])
-
-
-def _sharded(table: np.ndarray, mesh) -> jax.Array:
-    """Returns a table [N, D] row-sharded over the mesh and padded to whole shards."""
-    shards = num_shards(mesh, CATALOG_SPEC)
-    rows = -(-len(table) // shards)
-    padded = np.full((shards * rows, table.shape[1]), 1e6, np.float32)  # would win if it counted
-    padded[: len(table)] = table
-    return make_global_arrays(padded.reshape(shards, rows, -1), mesh, CATALOG_SPEC)
-
-
-def _dense(query, table, seen, target, k):
-    """Returns the same results by sorting all items; ties: lower id first."""
-    ids, ranks = [], []
-    for vector, mask, goal in zip(query, seen, target, strict=True):
-        scores = table @ vector
-        scores[0] = -np.inf
-        scores[mask] = -np.inf
-        order = np.lexsort((np.arange(len(scores)), -scores))
-        ids.append(order[:k])
-        ranks.append(int(np.flatnonzero(order == goal)[0]) + 1)
-    return np.array(ids), np.array(ranks)
-
-
-def _top_and_rank(score, query, table, seen, target, mesh, *, k, chunk):
-    """Returns ids, scores and ranks over a table [N, D], by one program as in an evaluation."""
-
-    @jax.jit
-    def both(catalog):
-        sizes = {"num_items": len(table), "mesh": mesh, "chunk": chunk}
-        ids, scores = retrieve(score, query, catalog, seen, k, **sizes)
-        return ids, scores, target_rank(score, query, catalog, seen, target, **sizes)
-
-    return jax.device_get(both(_sharded(table, mesh)))
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 1000])
-@pytest.mark.parametrize("values", [3, 1000])
-def test_equals_dense_ranking_also_under_ties(mesh, values, chunk):
-    # Small integers make products exact, and with three values most scores tie.
-    rng = np.random.default_rng(0)
-    table = rng.integers(-values, values + 1, (103, 4)).astype(np.float32)
-    query = rng.integers(-1, 2, (13, 4)).astype(np.float32)
-    target = rng.integers(1, 103, 13).astype(np.int32)
-    seen = rng.integers(0, 103, (13, 9)).astype(np.int32)
-    seen = np.where(seen == target[:, None], 0, seen)
-    ids, scores, rank = _top_and_rank(
-        dot_product, query, table, seen, target, mesh, k=10, chunk=chunk
-    )
-    expected_ids, expected_rank = _dense(query, table, seen, target, 10)
-    np.testing.assert_array_equal(ids, expected_ids)
-    np.testing.assert_array_equal(rank, expected_rank)
-    np.testing.assert_array_equal(scores, np.einsum("qkd,qd->qk", table[expected_ids], query))
-
-
-def test_more_devices_than_items_and_k_of_the_whole_catalogue(mesh):
-    table = np.arange(6, dtype=np.float32)[:, None]
-    query, target = np.ones((2, 1), np.float32), np.array([1, 5], np.int32)
-    seen = np.array([[0, 0], [4, 2]], np.int32)
-    ids, scores, rank = _top_and_rank(dot_product, query, table, seen, target, mesh, k=5, chunk=2)
-    np.testing.assert_array_equal(ids, [[5, 4, 3, 2, 1], [5, 3, 1, PAD, PAD]])
-    np.testing.assert_array_equal(scores[1], [5, 3, 1, -np.inf, -np.inf])
-    np.testing.assert_array_equal(rank, [5, 1])
-
-
-@pytest.mark.parametrize("chunk", [2, 1000])
-def test_scores_that_are_not_numbers_never_look_good(mesh, chunk):
-    query, seen, target = np.ones((1, 2), np.float32), np.zeros((1, 1), np.int32), np.array([3])
-    of_all = np.full((20, 2), np.nan, np.float32)
-    of_the_others, of_the_target = np.ones((2, 20, 2), np.float32)
-    of_the_others[[7, 19]] = np.nan
-    of_the_target[3] = np.nan
-    for table, least in ((of_all, 19), (of_the_others, 1 + 2 + 2), (of_the_target, 19)):
-        ids, scores, rank = _top_and_rank(
-            dot_product, query, table, seen, target, mesh, k=5, chunk=chunk
-        )
-        assert rank[0] >= least
-        assert ((ids >= 0) & (ids < len(table))).all()
-        assert np.isposinf(scores).sum() == min(5, np.isnan(table[1:]).any(axis=1).sum())
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e30])
@@ -121,31 +25,6 @@ def test_a_model_whose_scores_are_not_finite_ends_in_one_line(toy_dataset, value
     variables = place_state(state, experiment).variables
     with pytest.raises(UserError, match="the model's scores are not finite numbers; lower"):
         experiment.evaluator.rank(variables, "valid")
-
-
-@pytest.mark.parametrize("chunk", [2, 1000])
-def test_a_masked_target_has_no_rank_however_few_items_are_left(mesh, chunk):
-    table = np.arange(20, dtype=np.float32)[:, None]
-    query, target = np.ones((3, 1), np.float32), np.array([19, 19, 4])
-    seen = np.array([[19, 4, *[0] * 17], range(1, 20), range(19, 0, -1)], np.int32)
-    *_, rank = _top_and_rank(dot_product, query, table, seen, target, mesh, k=5, chunk=chunk)
-    np.testing.assert_array_equal(rank, [UNRANKED] * 3)
-    assert ranking_metrics(rank, ks=(1000,))["recall@1000"]["value"] == 0
-
-
-@pytest.mark.parametrize("score", [dot_product, VisRank(1, 1, np.float32).score])
-@pytest.mark.parametrize("chunk", [7, 32, 1000])
-def test_a_rank_is_the_place_in_the_list_whatever_the_rounding(mesh, score, chunk):
-    """Products of random numbers round differently in matrix products of different shapes."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(203, 48)).astype(np.float32)
-    table[100:] = table[103:0:-1]  # pairs that tie, unless they round differently
-    query = rng.normal(size=(202, 3 * 48 if score is not dot_product else 48)).astype(np.float32)
-    target = np.arange(1, 203, dtype=np.int32)
-    seen = rng.integers(0, 203, (202, 4)).astype(np.int32)
-    seen = np.where(seen == target[:, None], 0, seen)
-    ids, _, rank = _top_and_rank(score, query, table, seen, target, mesh, k=202, chunk=chunk)
-    np.testing.assert_array_equal(ids[np.arange(202), rank - 1], target)
 
 
 @pytest.mark.parametrize("words", ["user=sasrec,item=id", "user=visrank,item=features"])
@@ -285,7 +164,7 @@ def test_a_whole_ranking_is_that_of_numpy_on_any_mesh(words):
     if words == "user=mf,item=id":
         table = np.asarray(variables["params"]["user_encoder"]["table"])
         seen = [sequence[:-1] for sequence in sequences]
-        ids, ranks = _dense(table[one.user], catalog, seen, one.target, 10)
+        ids, ranks = dense_ranking(table[one.user], catalog, seen, one.target, 10)
         kept = one.num_candidates > 0  # a target that was seen before is masked
         np.testing.assert_array_equal(one.rank[kept], ranks[kept])
         np.testing.assert_array_equal(one.top_ids, ids)

@@ -124,4 +124,5 @@ class Golden:
         evaluator.k = self.num_items - 1 if devices == 1 else 10
         queries, _ = next(evaluator._queries("valid"))
         places = self.order[: len(self.file["topk"])]
-        return evaluator.rank({"params": self.params1}, "valid"), places, queries.history
+        _, by_user = np.unique(queries.user, return_index=True)
+        return evaluator.rank({"params": self.params1}, "valid"), places, queries.history[by_user]
