@@ -14,6 +14,7 @@ from pixelrec_jax.launch.dryrun import programs
 from pixelrec_jax.launch.dryrun.known_failures import refuse_known_failure
 from pixelrec_jax.launch.dryrun.roofline import DoesNotFitError, compile_and_count
 from pixelrec_jax.launch.dryrun.stages import stage
+from pixelrec_jax.parallel.sharding import bytes_per_device
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.state import state_template
@@ -70,9 +71,9 @@ def dry_run(
         "batch_size": batch_size,
         "microbatches": experiment.config.train.microbatches,
         "images_per_step": programs.images_per_step(experiment),
-        "parameters": programs.bytes_per_device((state.trainable, state.frozen, state.model_state)),
-        "optimizer": programs.bytes_per_device(state.opt_state),
-        "activations": programs.bytes_per_device(experiment.resident.activation),
+        "parameters": bytes_per_device((state.trainable, state.frozen, state.model_state)),
+        "optimizer": bytes_per_device(state.opt_state),
+        "activations": bytes_per_device(experiment.resident.activation),
         "programs": costs,
         "steps": {
             ENCODE: len(evaluator.source),

@@ -6,7 +6,6 @@ interactions, which determine the shapes; images are only shapes.
 """
 
 import importlib.util
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,13 @@ from pixelrec_jax.ingest.official import OFFICIAL
 from pixelrec_jax.items import uses_features, uses_pixels
 from pixelrec_jax.launch.slices import Slice
 from pixelrec_jax.parallel.resident import sharded_rows
-from pixelrec_jax.parallel.sharding import BATCH_SPEC, build_mesh, num_shards, shapes
+from pixelrec_jax.parallel.sharding import (
+    BATCH_SPEC,
+    build_mesh,
+    bytes_per_device,
+    num_shards,
+    shapes,
+)
 from pixelrec_jax.system.chips import CHIPS, Chip
 from pixelrec_jax.system.errors import UserError, reason
 from pixelrec_jax.system.start_jax import quiet_libtpu
@@ -190,13 +195,6 @@ def lower_train_step(experiment: Experiment, state: TrainState) -> Lowered:
 
 def _batch(experiment: Experiment) -> Batch:
     return shapes(experiment.batches[0], experiment.mesh, BATCH_SPEC)
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Returns the bytes on each device of arrays with these shapes and shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
 
 
 def images_per_step(experiment: Experiment) -> int:

@@ -1,5 +1,6 @@
 """The device mesh, the shardings of parameters, and global arrays from host batches."""
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -135,6 +136,13 @@ def unshard_params(params: dict, mesh: Mesh) -> dict:
 def replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
     """Returns an array, inside a compiled function, replicated on every device."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, REPLICATED))
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes on each device of arrays with these shapes and shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def num_shards(mesh: Mesh, spec: PartitionSpec) -> int:

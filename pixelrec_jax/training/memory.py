@@ -1,10 +1,10 @@
 """Whether a run fits the memory of its devices, told before anything is allocated."""
 
-import math
 import os
 
 import jax
 
+from pixelrec_jax.parallel.sharding import bytes_per_device
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training.experiment import Experiment
 from pixelrec_jax.training.state import state_template
@@ -19,7 +19,7 @@ def check_memory(experiment: Experiment) -> None:
       UserError: parameters and the optimizer's state are larger than the memory of a device.
     """
     there = memory_of_a_device()
-    needed = state_bytes(experiment)
+    needed = bytes_per_device(state_template(experiment))
     if there is None or needed <= there:
         return
     config = experiment.config
@@ -27,14 +27,6 @@ def check_memory(experiment: Experiment) -> None:
         f"the parameters and the optimizer's state take {needed / 2**30:,.1f} GiB on each device, "
         f"which has {there / 2**30:,.1f} GiB; lower width={config.width}, or give more devices and "
         f"split large tables over them with mesh.fsdp={config.mesh.fsdp}"
-    )
-
-
-def state_bytes(experiment: Experiment) -> int:
-    """Returns how many bytes of the state a device holds."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(state_template(experiment))
     )
 
 

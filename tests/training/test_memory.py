@@ -3,10 +3,11 @@
 import jax
 import pytest
 
+from pixelrec_jax.parallel.sharding import bytes_per_device
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.training import memory, train
 from pixelrec_jax.training.experiment import build_experiment
-from pixelrec_jax.training.state import create_state
+from pixelrec_jax.training.state import create_state, state_template
 from tests.tiny import tiny_config
 
 WORDS = "user=mf,item=id,dataset=toy"
@@ -25,12 +26,12 @@ def test_what_a_device_holds_is_counted(toy_dataset):
     config = tiny_config(WORDS, toy_dataset)
     experiment = build_experiment(config, devices=jax.devices()[:1])
     shapes = jax.eval_shape(lambda: create_state(experiment))
-    assert memory.state_bytes(experiment) == sum(
+    assert bytes_per_device(state_template(experiment)) == sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)
     )
     config.mesh.update({"fsdp": 8, "fsdp_min_size": 0})
-    split = memory.state_bytes(build_experiment(config))
-    assert split == pytest.approx(memory.state_bytes(experiment) / 8, rel=0.1)
+    split = bytes_per_device(state_template(build_experiment(config)))
+    assert split == pytest.approx(bytes_per_device(state_template(experiment)) / 8, rel=0.1)
 
 
 def test_a_device_that_tells_its_memory_is_believed(monkeypatch):

@@ -18,6 +18,7 @@ from pixelrec_jax.launch.dryrun import known_failures, programs
 from pixelrec_jax.launch.dryrun import table as encoder_table
 from pixelrec_jax.launch.dryrun.estimate import TRAIN, dry_run, report, table
 from pixelrec_jax.launch.dryrun.roofline import CompilerError, DoesNotFitError, compile_and_count
+from pixelrec_jax.parallel.sharding import bytes_per_device
 from pixelrec_jax.system.chips import CHIPS
 from pixelrec_jax.system.console import render
 from pixelrec_jax.system.errors import UserError
@@ -67,7 +68,7 @@ def test_a_share_of_the_cached_activations_lies_on_each_chip(monkeypatch):
     experiment = programs.experiment(config, pod, examples_per_chip=2)
     rows = experiment.resident.activation
     assert rows.shape == (1_008, 5, 16)  # of 1,000 items, padding and the mask item
-    assert programs.bytes_per_device(rows) == 1_008 // 8 * 5 * 16 * 4
+    assert bytes_per_device(rows) == 1_008 // 8 * 5 * 16 * 4
     items = experiment.batches[0].items
     assert items.image is None
     assert items.activation is None
