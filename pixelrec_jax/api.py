@@ -13,6 +13,7 @@ from pixelrec_jax.recommender import Recommender, build_recommender
 from pixelrec_jax.runs.checkpoint import best_variables
 from pixelrec_jax.runs.run_folder import read_config
 from pixelrec_jax.system import storage
+from pixelrec_jax.system.start_jax import start_jax
 from pixelrec_jax.training import train as training
 
 
@@ -46,7 +47,9 @@ def train(config: ConfigDict | str, workdir: str | Path) -> Result:
       UserError: wrong input.
     """
     config = load_config(config) if isinstance(config, str) else config
-    return training.train_and_evaluate(config, storage.path(workdir))
+    workdir = storage.path(workdir)
+    start_jax(workdir)
+    return training.train_and_evaluate(config, workdir)
 
 
 def evaluate(workdir: str | Path) -> Result:
@@ -56,6 +59,7 @@ def evaluate(workdir: str | Path) -> Result:
       UserError: the folder does not hold a run, or the run was not evaluated yet.
     """
     workdir = storage.path(workdir)
+    start_jax(workdir)
     return training.evaluate(read_config(workdir), workdir)
 
 
@@ -71,6 +75,7 @@ def load_run(workdir: str | Path, *, dataset: str | Path | None = None) -> Run:
         gone.
     """
     workdir = storage.path(workdir)
+    start_jax(workdir)
     config = read_config(workdir)
     known = load_interactions(config.dataset.path if dataset is None else dataset)
     model = build_recommender(config, num_items=known.num_items, num_users=known.num_users)

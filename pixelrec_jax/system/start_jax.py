@@ -26,13 +26,14 @@ def start_jax(workdir: Path | None = None) -> None:
 
     They are kept in the user's cache, or in `workdir` if that is on gs:// and the devices are not
     CPUs, since the disks of such machines are often lost. JAX_COMPILATION_CACHE_DIR names another
-    folder, and none if it is empty. A folder that cannot be written is not used.
+    folder, and none if it is empty; a folder that the calling program has set stays as well. A
+    folder that cannot be written is not used.
     """
     import jax
 
     quiet_libtpu()
     on_cpu = jax.default_backend() == "cpu"
-    if _CACHE in os.environ:
+    if _CACHE in os.environ or jax.config.jax_compilation_cache_dir:
         return
     if workdir is not None and storage.is_remote(workdir) and not on_cpu:
         # Without a bound: a run has few programs, and JAX cannot lock gs://.

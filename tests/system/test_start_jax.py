@@ -3,12 +3,15 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 
+import pixelrec_jax
 from pixelrec_jax.system import start_jax
+from pixelrec_jax.system.errors import UserError
 from tests import subprocesses
 from tests.tiny import ROOT
 
@@ -26,10 +29,14 @@ def fresh(monkeypatch, tmp_path):
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIXELREC_CACHE", str(tmp_path))
-    jax.config.update("jax_compilation_cache_dir", None)
+    _forget()
     yield tmp_path / "compiled"
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+def _forget():
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def test_programs_for_a_cpu_are_kept_by_processor_and_versions_within_a_size(fresh, monkeypatch):
@@ -40,6 +47,7 @@ def test_programs_for_a_cpu_are_kept_by_processor_and_versions_within_a_size(fre
     assert jax.__version__ in folder.name
     assert 0 < jax.config.jax_compilation_cache_max_size <= 2**31
     monkeypatch.setattr(start_jax.platform, "machine", lambda: "another")
+    _forget()
     start_jax.start_jax()
     assert Path(jax.config.jax_compilation_cache_dir) != folder
 
@@ -49,8 +57,10 @@ def test_a_run_in_a_bucket_keeps_programs_of_accelerators_beside_it(fresh, monke
     start_jax.start_jax(bucket)
     assert jax.config.jax_compilation_cache_dir.startswith(str(fresh))  # on a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    _forget()
     start_jax.start_jax(bucket)
     assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
+    _forget()
     start_jax.start_jax(Path("runs/first"))
     folder = Path(jax.config.jax_compilation_cache_dir)
     assert folder.parent == fresh
@@ -63,6 +73,27 @@ def test_the_users_own_choice_wins(fresh, monkeypatch, chosen):
     start_jax.start_jax()
     assert jax.config.jax_compilation_cache_dir is None  # what JAX read before stays
     assert not fresh.exists()
+
+
+def test_the_choice_of_the_calling_program_wins(fresh):
+    jax.config.update("jax_compilation_cache_dir", "/elsewhere")
+    start_jax.start_jax()
+    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+    assert not fresh.exists()
+
+
+_WORDS = "pixelrec:user=mf,item=id,dataset=toy"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [partial(pixelrec_jax.train, _WORDS), pixelrec_jax.evaluate, pixelrec_jax.load_run],
+    ids=["train", "evaluate", "load_run"],
+)
+def test_a_function_for_your_own_program_keeps_what_is_compiled(fresh, tmp_path, function):
+    with pytest.raises(UserError):  # there is no run and no dataset
+        function(workdir=tmp_path / "run")
+    assert Path(jax.config.jax_compilation_cache_dir).parent == fresh
 
 
 def test_a_cache_that_cannot_be_written_is_not_used(fresh, monkeypatch):
