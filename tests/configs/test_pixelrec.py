@@ -56,6 +56,18 @@ def test_every_config_builds(user, item, dataset):
     assert negative.shape == (1, 3, targets, 1)
 
 
+@pytest.mark.parametrize("user", pixelrec.USERS)
+def test_settings_for_own_data_are_the_same_for_every_kind_of_items(user):
+    def settings(item):
+        config = pixelrec.get_config(f"user={user},item={item},dataset=custom")
+        optim = {key: config.optim[key] for key in ("lr", "visual_lr", "weight_decay")}
+        return config.width, config.train.to_dict(), optim
+
+    first, *others = map(settings, items_of(user))
+    assert all(other == first for other in others)
+    assert (first[1]["epochs"] == 0) == (user == "visrank")  # nothing to train
+
+
 def _millions(tree):
     return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree)) / 1e6
 

@@ -55,7 +55,7 @@ def cube():
 
 def _shapes(user, item):
     """Variables of a model of the paper's size, as shapes."""
-    config = load_config(f"pixelrec:user={user},item={item},dataset=custom")
+    config = load_config(f"pixelrec:user={user},item={item},dataset=pixel200k")
     store = random_store(config.item, num_items=2, size=config.item.get("image_size", 0))
     slot = jnp.zeros((1, 1, config.task.history_length), jnp.int32)
     batch = Batch(
