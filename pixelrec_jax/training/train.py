@@ -37,6 +37,7 @@ from pixelrec_jax.training.experiment import Experiment, build_experiment
 from pixelrec_jax.training.final_ranking import finish, restore
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
+from pixelrec_jax.training.memory import check_memory
 from pixelrec_jax.training.optim import global_norm, learning_rates, update_norm
 from pixelrec_jax.training.record import StepRecord, check_finite
 from pixelrec_jax.training.state import TrainState, start_line, state_template
@@ -264,6 +265,7 @@ def _build(config: ConfigDict, workdir: Path) -> Experiment:
     with status(f"reading {config.dataset.path}"):
         experiment = build_experiment(config)
     check_equal("dataset", experiment.data_fingerprint)
+    check_memory(experiment)
     return experiment
 
 
