@@ -42,12 +42,12 @@ def custom(config: ConfigDict) -> None:
     """
     config.dataset = ConfigDict({"name": "custom", "path": "data/custom"})
     with_ids = RECOMMENDERS[config.user.name].ids
-    config.width = 64
+    config.width = 128
     config.train.batch_size = with_ids.batch_size
     config.optim.weight_decay = with_ids.weight_decay
-    config.optim.lr, config.optim.visual_lr = 1e-3, 3e-4
-    config.train.epochs = min(config.train.epochs, 60)  # VisRank is not trained
-    config.train.patience = 10
+    config.optim.lr, config.optim.visual_lr = 1e-3, 1e-4
+    config.train.epochs = min(config.train.epochs, 100)  # VisRank is not trained
+    config.train.patience = 20
 
 
 def toy(config: ConfigDict) -> None:
