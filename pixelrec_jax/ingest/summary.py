@@ -62,7 +62,7 @@ def _times(manifest: Manifest) -> str:
     if manifest["source"]["options"]["timestamp_unit"] != "auto":
         return ""
     if unit == OTHER:
-        return "unit not recognised; models that read times need --timestamp_unit"
+        return "unit not recognised; --timestamp_unit names it"
     start = datetime.date(1970, 1, 1)
     per_day = UNITS["days"] // UNITS[unit]
     days = [start + datetime.timedelta(times[end] // per_day) for end in ("first", "last")]
