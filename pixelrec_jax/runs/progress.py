@@ -48,10 +48,12 @@ class TrainingProgress:
         self._shapes: set[Sequence[int]] = set()
         self._compiling = self._stopping = False
         self._evaluated = (0, 0)  # parts of the evaluation that are done, and of all
-        self._evaluation = 0.0  # seconds of the latest evaluation
+        self._pause = 0.0  # seconds of the latest evaluation and the save after it
+        self._paused: float | None = None  # seconds of all before it, until the next step
         self._trained = 0.0  # seconds of training at the latest step
         self._durations: deque[float] = deque(maxlen=_TIMED)
         self._timed = 0  # steps of this process so far
+        self._told = False  # whether the time with evaluations and saves was told
         self._scalars: dict[str, float] = {}
 
     @contextmanager
@@ -86,6 +88,11 @@ class TrainingProgress:
         self._trained, self._timed = trained, self._timed + 1
         if self._timed == 1 + _TOLD:
             self.say(self._forecast())
+        if self._paused is not None:
+            self._pause, self._paused = self._pauses() - self._paused, None
+            if not self._told:
+                self._told = True
+                self.say(self._forecast_with_pauses())
 
     def status(self, step: int, scalars: dict[str, float]) -> None:
         """Takes the scalars of a step for the live line; without a terminal it prints a line."""
@@ -97,9 +104,9 @@ class TrainingProgress:
     def evaluation(self, parts: int) -> Generator[Callable[[int], None]]:
         """Shows an evaluation; yields a function that advances it by a number of its parts."""
         assert self._goodput is not None
-        self._evaluated, before = (0, parts), self._goodput.seconds("evaluation")
+        self._evaluated, self._paused = (0, parts), self._pauses()
         yield self._advance
-        self._evaluation = self._goodput.seconds("evaluation") - before
+        self._pause = self._pauses() - self._paused  # and the save, once it is done
 
     def stopping(self) -> None:
         """Says at once, from any thread, what a run that was asked to stop waits for."""
@@ -121,10 +128,21 @@ class TrainingProgress:
         epoch = self._mean() * self._steps_per_epoch
         left = self._mean() * (self._total - self._step)
         return (
-            f"an epoch of {self._steps_per_epoch:,} steps takes about {words_of(epoch)} and an "
-            f"evaluation; all {self._total - self._step:,} steps to come take about "
+            f"an epoch of {self._steps_per_epoch:,} steps takes about {words_of(epoch)} without "
+            f"its evaluation; all {self._total - self._step:,} steps to come take about "
             f"{words_of(left)}, less if training stops early"
         )
+
+    def _forecast_with_pauses(self) -> str:
+        return (
+            f"with evaluations and saves, the {self._total - self._step:,} steps to come take "
+            f"about {words_of(self._seconds_left() or 0)}"
+        )
+
+    def _pauses(self) -> float:
+        """Returns the seconds of all evaluations and saves until now."""
+        assert self._goodput is not None
+        return self._goodput.seconds("evaluation") + self._goodput.seconds("save")
 
     def _mean(self) -> float:
         return sum(self._durations) / len(self._durations)
@@ -135,7 +153,7 @@ class TrainingProgress:
             return None
         between = self._steps_per_epoch * self._eval_every
         evaluations = math.ceil(self._total / between) - self._step // between
-        return self._mean() * (self._total - self._step) + self._evaluation * evaluations
+        return self._mean() * (self._total - self._step) + self._pause * evaluations
 
     def _doing(self) -> str:
         assert self._goodput is not None

@@ -59,7 +59,7 @@ def test_a_new_shape_is_compiled_before_its_first_step_only(run):
         assert "training" in line(run)
 
 
-def test_the_time_left_counts_steps_and_evaluations_without_compilation(run):
+def test_the_time_left_counts_steps_evaluations_and_saves_without_compilation(run):
     shown, goodput = run
     assert "eta -:--:--" in line(run)
     do_step(run, 36, 100.0)  # from the start to the first step
@@ -71,6 +71,9 @@ def test_the_time_left_counts_steps_and_evaluations_without_compilation(run):
     with shown.evaluation(4):
         goodput.evaluation = 5.0
     assert "eta 0:09:31" in line(run)  # and 17 evaluations of 5 s
+    goodput.save = 2.0
+    do_step(run, 39, 3.0)
+    assert "eta 0:10:02" in line(run)  # 161 steps of 3 s, 17 evaluations of 5 s and saves of 2 s
 
 
 def test_an_evaluation_has_its_own_bar_and_belongs_to_the_epoch_before(run):
@@ -122,11 +125,18 @@ def test_without_a_terminal_there_are_plain_lines(monkeypatch):
     with shown.showing(goodput):
         for step in (1, 2, 3):
             do_step((shown, goodput), step, 2.0)
+        with shown.evaluation(4):
+            goodput.evaluation = 5.0
+        goodput.save = 1.0
+        for step in (4, 5):
+            do_step((shown, goodput), step, 2.0)
         shown.status(3, {"train/loss": 0.5, "time/total": 3.0})
         shown.stopping()
         shown.stopping()
-    told, status, stopping = log.getvalue().splitlines()
-    assert told.startswith("an epoch of 3 steps takes about 6 s and an evaluation; all 6 steps")
+    told, whole, status, stopping = log.getvalue().splitlines()
+    assert told.startswith("an epoch of 3 steps takes about 6 s without its evaluation; all 6 ")
+    # Five steps of 2 s, two evaluations of 5 s with saves of 1 s.
+    assert whole == "with evaluations and saves, the 5 steps to come take about 22 s"
     assert status == "step 3: loss 0.5"
     assert stopping.startswith("stopping: waits for the step in progress")
     assert "\x1b" not in log.getvalue()
