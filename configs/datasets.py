@@ -43,11 +43,12 @@ def custom(config: ConfigDict) -> None:
     config.dataset = ConfigDict({"name": "custom", "path": "data/custom"})
     with_ids = RECOMMENDERS[config.user.name].ids
     config.width = 128
-    config.train.batch_size = with_ids.batch_size
+    # Half the paper's: for the same number of decoded and encoded images, more steps.
+    config.train.batch_size = with_ids.batch_size // 2
     config.optim.weight_decay = with_ids.weight_decay
     config.optim.lr, config.optim.visual_lr = 1e-3, 1e-4
-    config.train.epochs = min(config.train.epochs, 100)  # VisRank is not trained
-    config.train.patience = 20
+    config.train.epochs = min(config.train.epochs, 60)  # VisRank is not trained
+    config.train.patience = 15
 
 
 def toy(config: ConfigDict) -> None:
