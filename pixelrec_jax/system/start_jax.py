@@ -33,7 +33,7 @@ def start_jax(workdir: Path | None = None) -> None:
 
     quiet_libtpu()
     on_cpu = jax.default_backend() == "cpu"
-    if _CACHE in os.environ or jax.config.jax_compilation_cache_dir:
+    if _CACHE in os.environ or jax.config.values["jax_compilation_cache_dir"]:
         return
     if workdir is not None and storage.is_remote(workdir) and not on_cpu:
         # Without a bound: a run has few programs, and JAX cannot lock gs://.
