@@ -171,16 +171,16 @@ def test_rounding_of_the_reference(golden, name):
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", CASES)
-def test_item_vectors_scores_and_top_10(golden, name, devices):
+def test_item_vectors_scores_and_top_10(golden, name):
+    """On one device; that rankings do not depend on the mesh is shown by `test_learning`."""
     case = golden(name)
-    evaluator = case.on(devices).evaluator
+    evaluator = case.experiment.evaluator
     catalog = evaluator.encode_catalog({"params": case.params1})
     if "feat" in case.file:
         vectors = np.asarray(catalog).reshape(-1, catalog.shape[-1])[: len(case.file["feat"])]
         assert_close(vectors[:, slice(*case.case.entries)], case.file["feat"])
-    ranking, places, history = case.ranking(devices)
+    ranking, places, history = case.ranking
     top_ids, top_scores = ranking.top_ids[places, :10], ranking.top_scores[places, :10]
     if case.file.get("eval.0", np.empty(0)).ndim == 2:
         length = min(history.shape[1], case.file["eval.0"].shape[1])
@@ -199,7 +199,7 @@ def test_item_vectors_scores_and_top_10(golden, name, devices):
 def test_all_scores_with_history_masked(golden, name):
     case = golden(name)
     expected = case.file["scores"]
-    ranking, places, _ = case.ranking(1)
+    ranking, places, _ = case.ranking
     scores = np.full(expected.shape, -np.inf, np.float32)
     for row, place in zip(scores, places, strict=False):
         row[ranking.top_ids[place]] = ranking.top_scores[place]
@@ -209,11 +209,10 @@ def test_all_scores_with_history_masked(golden, name):
 
 
 @pytest.mark.numerical
-@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", CASES)
-def test_validation_metrics(golden, name, devices):
+def test_validation_metrics(golden, name):
     case = golden(name)
-    metrics = case.on(devices).evaluator.metrics(case.ranking(devices)[0])["all"]
+    metrics = case.experiment.evaluator.metrics(case.ranking[0])["all"]
     for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
         # The reference rounds its metrics to seven decimals.
         assert round(metrics[metric]["value"], 7) == case.file[f"valid/{metric}"]

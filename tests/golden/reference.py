@@ -1,7 +1,7 @@
 """A golden file of the reference beside the same model of ours."""
 
 import ast
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -34,8 +34,7 @@ class Golden:
         # Rows of the reference's validation batches are in order of the users' first interaction.
         self.order = self.data["data/user_ids"] - 1
         self.config = self._config()
-        self.on, self.ranking = cache(self._on), cache(self._ranking)
-        self.experiment = self.on(1)
+        self.experiment = self._build()
         template = state_template(self.experiment)
         self.trainable_template = template.trainable
         initial, final = self.tensors("param0/"), self.tensors("param1/")
@@ -61,15 +60,15 @@ class Golden:
             config.optim.weight_decay = float(groups[-1]["weight_decay"])
         return config
 
-    def _on(self, devices: int) -> Experiment:
-        """Our experiment on the reference's sequences and with its numbers of users."""
+    def _build(self) -> Experiment:
+        """Our experiment on one device, with the reference's sequences and numbers of users."""
         length = self.data["data/user_seq_len"]
         sequences = np.split(self.data["data/user_seq_flat"], np.cumsum(length)[:-1])
         by_user = [sequences[n] for n in np.argsort(self.order)]
         interactions = interactions_of(by_user, self.num_items)
         return build_experiment(
             self.config,
-            devices=jax.devices()[:devices],
+            devices=jax.devices()[:1],
             interactions=interactions,
             store=self._store(),
         )
@@ -116,12 +115,13 @@ class Golden:
             weight=rows.weight[None],
         )
 
-    def _ranking(self, devices: int) -> tuple[Ranking, np.ndarray, np.ndarray]:
-        """Our ranking with the parameters after the step, on one device of all items; for the users
-        of the reference's first validation batch their places in it, and their histories.
+    @cached_property
+    def ranking(self) -> tuple[Ranking, np.ndarray, np.ndarray]:
+        """Our ranking of all items with the parameters after the step; for the users of the
+        reference's first validation batch their places in it, and their histories.
         """
-        evaluator = self.on(devices).evaluator
-        evaluator.k = self.num_items - 1 if devices == 1 else 10
+        evaluator = self.experiment.evaluator
+        evaluator.k = self.num_items - 1
         queries, _ = next(evaluator._queries("valid"))
         places = self.order[: len(self.file["topk"])]
         _, by_user = np.unique(queries.user, return_index=True)

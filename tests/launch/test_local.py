@@ -113,10 +113,10 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
             "--sweep=vit_toy,clip_rn50x4,vit_b16",
             "--",
         ),
-        "--config=pixelrec:user=sasrec,dataset=toy",
+        "--config=pixelrec:user=mf,dataset=toy",
         f"--config.dataset.path={toy_dataset}",
         f"--workdir={root}",
-        *("--config.item.image_size=16", "--config.user.layers=1"),  # too small for clip_rn50x4
+        "--config.item.image_size=16",  # too few pixels for clip_rn50x4
         *("--config.item.weights=", "--config.item.trainable=last:1", "--config.width=16"),
         *("--config.train.epochs=6", "--config.train.eval_every=6", "--config.train.log_every=1"),
     ]
@@ -146,5 +146,5 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_past_a_run_that_fails(toy_
     # The tables of all targets and of cold ones; that of sizes lists finished runs only.
     tables = finished.stdout[finished.stdout.rindex("all test targets") :]
     rows = [line.split()[:3] for line in tables.splitlines() if str(root) in line]
-    first, last = (["sasrec,", f"item={x}", f"({root}/{x})"] for x in ("vit_toy", "vit_b16"))
+    first, last = (["mf,", f"item={x}", f"({root}/{x})"] for x in ("vit_toy", "vit_b16"))
     assert rows == [*2 * [first, ["no", "result", "yet"], last], first, last]
