@@ -1,6 +1,7 @@
 """Measures steps that stream images and steps that begin at cached activations, in one run.
 
 python -m benchmarks.sources [--items=clip_vit_b32,clip_rn50] [--sequences=8] [--steps=3]
+    [--image_size=112]
 
 The recommender is SASRec with the trained blocks of each encoder's config. Weights, images and
 activations are random and in memory; batches are made before the timing. Steps of the two sources
@@ -44,11 +45,14 @@ class RandomActivations:
         return self._entries[ids % 64]
 
 
-def measure(item: str, *, sequences: int, steps: int, dtype: str) -> dict[str, float]:
+def measure(
+    item: str, *, sequences: int, steps: int, dtype: str, image_size: int
+) -> dict[str, float]:
     """Returns the median seconds and the operations of a step of both sources."""
     config = load_config(f"pixelrec:user=sasrec,item={item},dataset=pixel200k").unlock()
     config.train.batch_size = sequences * jax.device_count()
     config.item.weights, config.item.dtype, config.data.workers = "", dtype, 0
+    config.item.image_size = image_size or config.item.image_size
     streaming = build_experiment(
         config,
         interactions=random_interactions(4_096, 10_000),
@@ -83,6 +87,7 @@ def _define_flags() -> None:
     flags.DEFINE_list("items", ["clip_vit_b32"], "encoders to measure")
     flags.DEFINE_integer("sequences", 8, "sequences a device", lower_bound=1)
     flags.DEFINE_integer("steps", 3, "timed steps of each source", lower_bound=1)
+    flags.DEFINE_integer("image_size", 0, "pixels; 0 takes those of the encoder", lower_bound=0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type")
 
 
@@ -92,7 +97,13 @@ def main(_: Sequence[str]) -> None:
     setting = {"device": f"{jax.device_count()} x {device.device_kind}", "jax": jax.__version__}
     print(json.dumps(setting | {"dtype": values.dtype}), flush=True)
     for item in values["items"].value or ():
-        numbers = measure(item, sequences=values.sequences, steps=values.steps, dtype=values.dtype)
+        numbers = measure(
+            item,
+            sequences=values.sequences,
+            steps=values.steps,
+            dtype=values.dtype,
+            image_size=values.image_size,
+        )
         row = {"item": item} | {name: round(value, 4) for name, value in numbers.items()}
         print(json.dumps(row), flush=True)
 
