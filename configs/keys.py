@@ -1,6 +1,6 @@
 """The keys of a config, with default, meaning and range."""
 
-from pixelrec_jax.system.options import Key, Number, OneOf, Option, Text, Whole, Wholes, Words
+from pixelrec_jax.system.options import Flag, Key, Number, OneOf, Option, Text, Whole, Wholes, Words
 
 # The keys of every config. Further keys of `user`, `item`, `task`, `negatives` and `loss` are
 # declared by the code that reads them.
@@ -41,6 +41,9 @@ KEYS: dict[str, Key | dict[str, Key]] = {
         "eps": Key(1e-8, "added to Adam's denominator", Number(0)),
         "warmup_steps": Key(0, "steps in which learning rates grow from 0", Whole(0)),
         "clip_norm": Key(0.0, "largest global norm of the gradient; 0 does not clip", Number(0)),
+        "lazy_tables": Key(
+            False, "whether a step changes only the rows of tables that its batch reads", Flag()
+        ),
     },
     "train": {
         "batch_size": Key(64, "examples of the task in a step, over all devices", Whole()),

@@ -14,9 +14,8 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pixelrec_jax.data.types import Array
+from pixelrec_jax.data.types import PAD, Array
 from pixelrec_jax.parallel.sharding import (
-    BATCH_SPEC,
     REPLICATED,
     TABLE_SPEC,
     fit_spec,
@@ -34,8 +33,8 @@ class IndexedSlices(struct.PyTreeNode):
     """The gradient of a table [N, D] that is zero except in some rows.
 
     Attributes:
-      ids: int32[M], row indices; N, the index after the last row, stands for no row. No id repeats
-        except PAD, and its repeats have values of zero.
+      ids: int32[M], distinct row indices; N, the index after the last row, stands for no row and
+        may repeat.
       values: float32[M, D], the gradients of these rows.
     """
 
@@ -48,7 +47,8 @@ class EmbeddingLookup(NamedTuple):
 
     Attributes:
       ids: int32[...], row indices.
-      unique_ids: whether no id except PAD repeats. At most one of repeated PADs has a gradient.
+      unique_ids: whether no id repeats except PAD, which is then the first; only that one may have
+        a gradient.
     """
 
     ids: Array
@@ -91,39 +91,9 @@ def read_embeddings(params: dict, lookups: Lookups, mesh: Mesh, spec: PartitionS
     )
 
 
-def value_and_sparse_grad(
-    loss: Callable[[dict, dict], tuple[jax.Array, Any]],
-    params: dict,
-    lookups: Lookups,
-    mesh: Mesh,
-    shardings: dict,
-) -> tuple[tuple[jax.Array, Any], dict]:
-    """Returns a loss with its auxiliary output, and its gradient, sparse for tables of `lookups`.
-
-    Args:
-      loss: function of the parameters and of the looked-up rows, which are variables of
-        `COLLECTION`.
-      params: the parameters to differentiate.
-      lookups: the rows that are read; all other tables have dense gradients.
-      mesh: the device mesh.
-      shardings: the shardings of the parameters.
-
-    Returns:
-      ((loss, aux), gradient): a tree like `params`, with `IndexedSlices` for tables of `lookups`.
-    """
-    rows = read_embeddings(params, lookups, mesh, BATCH_SPEC)
-    differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    value, (dense, of_rows) = differentiate(params, rows)
-    # Constrain here: otherwise XLA all-reduces the whole gradient although each device updates
-    # only its shard.
-    dense = jax.lax.with_sharding_constraint(dense, shardings)
-    gradient = flatten_dict(dense)
-    for path, row in flatten_dict(of_rows).items():
-        gradient[path] = _slices(row, lookups[path], len(gradient[path]), mesh)
-    return value, unflatten_dict(gradient)
-
-
-def _slices(rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh) -> IndexedSlices:
+def sparse_gradient(
+    rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh
+) -> IndexedSlices:
     """Returns the gradient of a table from those of its looked-up rows, replicated on all devices.
 
     If a row was read several times, its gradients are summed.
@@ -131,7 +101,8 @@ def _slices(rows: jax.Array, lookup: EmbeddingLookup, num_rows: int, mesh: Mesh)
     values = replicate(rows.reshape(-1, rows.shape[-1]), mesh)
     ids = replicate(jnp.reshape(lookup.ids, -1), mesh)
     if lookup.unique_ids:
-        return IndexedSlices(ids, values)
+        repeated = (ids == PAD) & (jnp.arange(len(ids)) > 0)
+        return IndexedSlices(jnp.where(repeated, num_rows, ids), values)
     ids, place = jnp.unique(ids, return_inverse=True, size=ids.size, fill_value=num_rows)
     return IndexedSlices(ids, jax.ops.segment_sum(values, place.reshape(-1), len(ids)))
 
@@ -182,8 +153,9 @@ def take_rows(
     # Along the axes `asking`, devices hold different ids: all ids are gathered, every device looks
     # up those of its own rows, and the results are summed and scattered back.
     # Along the axes `alike`, devices hold the same ids: the results are only summed.
-    asking = tuple(axis for axis in rows[0] if axis in batch[0])
-    alike = tuple(axis for axis in rows[0] if axis not in batch[0])
+    of_batch = batch[0] or ()
+    asking = tuple(axis for axis in rows[0] if axis in of_batch)
+    alike = tuple(axis for axis in rows[0] if axis not in of_batch)
 
     def shard(table: jax.Array, ids: Array) -> jax.Array:
         ids = jax.lax.all_gather(ids, asking, tiled=True) if asking else ids
@@ -198,24 +170,75 @@ def take_rows(
     )(table, ids)
 
 
+def gather_rows(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
+    """Returns the rows ids int32[M] of a table [N, D], sharded by rows, replicated; 0 for id N."""
+    rows = take_rows(table, ids, mesh, rows=TABLE_SPEC, batch=PartitionSpec(None))
+    return jnp.where((ids < len(table))[:, None], rows, 0)
+
+
 def add_rows(table: jax.Array, ids: jax.Array, values: jax.Array, mesh: Mesh) -> jax.Array:
     """Returns a table [N, D], sharded by rows, with values [M, D] added to the rows ids int32[M].
 
     Ids of N or more are dropped. Every device has all values and adds those of its own rows.
     """
-    if num_shards(mesh, TABLE_SPEC) == 1:
-        return table.at[ids].add(values)
 
-    def shard(table: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
-        return table.at[own_rows(ids, len(table), TABLE_SPEC)].add(values, mode="drop")
+    def add(own: jax.Array, values: jax.Array, table: jax.Array) -> tuple[jax.Array]:
+        return (table.at[own].add(values, mode="drop"),)
+
+    (table,) = _on_own_rows(add, ids, values, (table,), mesh)
+    return table
+
+
+def change_rows(
+    change: Callable[..., tuple[jax.Array, ...]],
+    gradient: IndexedSlices,
+    tables: tuple[jax.Array, ...],
+    mesh: Mesh,
+) -> tuple[jax.Array, ...]:
+    """Returns tables [N, D], sharded by rows, with other values in the rows of a gradient.
+
+    No other row is read or written. Every device has the whole gradient and changes its own rows.
+
+    Args:
+      change: returns the new rows [M, D] of each table from the values [M, D] of the gradient and
+        the tables' rows [M, D]. It treats each row apart: those of other devices are zeros.
+      gradient: its ids say which rows change.
+      tables: all of one length.
+      mesh: the device mesh.
+    """
+
+    def replace(own: jax.Array, values: jax.Array, *tables: jax.Array) -> tuple[jax.Array, ...]:
+        old = (x.at[own].get(mode="fill", fill_value=0) for x in tables)
+        new = change(values, *old)
+        return tuple(x.at[own].set(row, mode="drop") for x, row in zip(tables, new, strict=True))
+
+    return _on_own_rows(replace, gradient.ids, gradient.values, tables, mesh)
+
+
+def _on_own_rows(
+    change: Callable[..., tuple[jax.Array, ...]],
+    ids: jax.Array,
+    values: jax.Array,
+    tables: tuple[jax.Array, ...],
+    mesh: Mesh,
+) -> tuple[jax.Array, ...]:
+    """Returns change(own, values, *shards) on every device.
+
+    `own` are the indices in its shard of the rows ids, past the end for rows of other devices.
+    """
+    if num_shards(mesh, TABLE_SPEC) == 1:
+        return change(ids, values, *tables)
+
+    def shard(ids: jax.Array, values: jax.Array, *tables: jax.Array) -> tuple[jax.Array, ...]:
+        return change(own_rows(ids, len(tables[0]), TABLE_SPEC), values, *tables)
 
     return jax.shard_map(
         shard,
         mesh=mesh,
-        in_specs=(TABLE_SPEC, REPLICATED, REPLICATED),
-        out_specs=TABLE_SPEC,
+        in_specs=(REPLICATED, REPLICATED, *(TABLE_SPEC for _ in tables)),
+        out_specs=tuple(TABLE_SPEC for _ in tables),
         check_vma=False,
-    )(table, ids, values)
+    )(ids, values, *tables)
 
 
 def split_by_columns(params: dict, mesh: Mesh) -> dict:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import optax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +19,7 @@ from pixelrec_jax.data.negatives import build_negatives
 from pixelrec_jax.data.pipeline import ItemStore, TrainBatches
 from pixelrec_jax.data.split import LEAVE_ONE_OUT, Split, build_split
 from pixelrec_jax.data.tasks import build_task
+from pixelrec_jax.data.types import Items
 from pixelrec_jax.data.watched_file import check_all
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
@@ -32,7 +33,7 @@ from pixelrec_jax.parallel.sharding import (
 )
 from pixelrec_jax.recommender import Recommender, build_recommender
 from pixelrec_jax.system.errors import UserError
-from pixelrec_jax.training.optim import build_optimizer
+from pixelrec_jax.training.optim import AdamW
 
 # A batch up to that of any shipped config may be larger than a tiny dataset: its padding is cheap.
 _SMALL_BATCH = 1024
@@ -54,7 +55,7 @@ class Experiment:
     store: ItemStore | None
     resident: Resident
     model: Recommender
-    optimizer: optax.GradientTransformation
+    optimizer: AdamW
     batches: TrainBatches
     evaluator: Evaluator
 
@@ -114,7 +115,8 @@ def build_experiment(
         config, num_items=interactions.num_items, num_users=interactions.num_users
     )
     store = _open_store(config.item, interactions) if store is None else store
-    optimizer = build_optimizer(config.optim, mesh)
+    _check_lazy_tables(config, model)
+    optimizer = AdamW(config.optim, mesh)
     task = build_task(config, split)
     shards = num_shards(mesh, BATCH_SPEC)
     if not compile_only:  # a dry run has only a few examples
@@ -154,6 +156,16 @@ def _check_batch_size(batch_size: int, examples: int, shards: int) -> None:
         raise UserError(
             f"train.batch_size={batch_size} is more than the {examples:,} examples of the dataset; "
             f"give {largest} or less"
+        )
+
+
+def _check_lazy_tables(config: ConfigDict, model: Recommender) -> None:
+    """Raises `UserError` if tables are to be lazy and the model has none with looked-up rows."""
+    one = np.zeros((1, 1), np.int32)
+    if config.optim.lazy_tables and not model.embedding_lookups(items=Items(id=one), user=one):
+        raise UserError(
+            f"optim.lazy_tables=True, but in user={config.user.name} with item={config.item.name} "
+            "no step reads single rows of a table; leave it at False"
         )
 
 

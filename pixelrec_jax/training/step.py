@@ -5,7 +5,6 @@ from functools import lru_cache, partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pixelrec_jax.data.graph import Resident
@@ -15,7 +14,8 @@ from pixelrec_jax.parallel import tables
 from pixelrec_jax.parallel.sharding import unshard_params
 from pixelrec_jax.recommender import Recommender
 from pixelrec_jax.training.experiment import Experiment
-from pixelrec_jax.training.optim import global_norm, learning_rates, update_norm
+from pixelrec_jax.training.gradient import value_and_sparse_grad
+from pixelrec_jax.training.optim import global_norm, learning_rates
 from pixelrec_jax.training.state import TrainState, state_template
 
 
@@ -52,10 +52,10 @@ def make_train_step(experiment: Experiment):
             return compute_loss(score, query, item, batch), model_state
 
         lookups = model.embedding_lookups(items=batch.items, user=batch.user)
-        (loss, model_state), gradient = tables.value_and_sparse_grad(
+        (loss, model_state), gradient = value_and_sparse_grad(
             loss_of, state.trainable, lookups, mesh, shardings.trainable
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         is_first = state.step % config.train.log_every == 0  # since the last log line
         loss_sum = jnp.where(is_first, 0, state.loss_sum) + loss
         loss_count = jnp.where(is_first, 0, state.loss_count) + 1
@@ -67,7 +67,7 @@ def make_train_step(experiment: Experiment):
         }
         new_state = state.replace(
             step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
+            trainable=trainable,
             model_state=model_state,
             opt_state=opt_state,
             loss_sum=loss_sum,
@@ -75,7 +75,7 @@ def make_train_step(experiment: Experiment):
         )
         done = new_state.step
         recorded = (done % config.train.log_every == 0) | (done % steps_per_epoch == 0)
-        latest = partial(update_norm, config.optim, opt_state, new_state.trainable, state.step)
+        latest = partial(optimizer.update_norm, gradient, opt_state, trainable)
         metrics["update_norm"] = jax.lax.cond(recorded, latest, lambda: jnp.float32(jnp.nan))
         return new_state, metrics
 

@@ -24,14 +24,22 @@ from tests.training.runs import (
 
 
 # Before the first checkpoint, between two, right after one, in the second epoch; images add what
-# is read from disk, for which one of these is enough.
-@pytest.mark.parametrize(("words", "deaths"), [(MODELS[0], (1, 5, 3, 2)), (MODELS[1], (5,))])
+# is read from disk, and lazy tables rows that kept their moments: one of these is enough for each.
+@pytest.mark.parametrize(
+    ("words", "deaths", "lazy_tables"),
+    [
+        (MODELS[0], (1, 5, 3, 2), False),
+        (MODELS[1], (5,), False),
+        ("user=mf,item=id,dataset=toy", (5,), True),
+    ],
+)
 def test_a_run_that_is_killed_again_and_again_equals_the_uninterrupted_one(
-    toy_dataset, tmp_path, monkeypatch, words, deaths
+    toy_dataset, tmp_path, monkeypatch, words, deaths, lazy_tables
 ):
     config = run_config(words, toy_dataset)
     if "trainable" in config.item:
         config.item.trainable = "last:1"  # compiles faster
+    config.optim.lazy_tables = lazy_tables
     whole = finish_run(config, tmp_path / "whole")
     assert whole[1][-1]["step"] == int(whole[0].step)
     for batches_until_death in deaths:
