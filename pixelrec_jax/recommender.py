@@ -101,7 +101,11 @@ class Recommender(nn.Module):
         (embeddings,) = gather_slots(item, batch.history)
         shards, rows, targets = batch.positive.shape
         history = History(
-            item_embeddings=embeddings, item=batch.history, user=batch.user, time=batch.time
+            item_embeddings=embeddings,
+            item=batch.history,
+            user=batch.user,
+            time=batch.time,
+            row=batch.row_numbers(),
         )
         flat = jax.tree.map(lambda x: x.reshape(shards * rows, *x.shape[2:]), history)
         query = self.encode_users(flat, train=train)

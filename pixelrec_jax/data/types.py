@@ -32,14 +32,18 @@ _BATCH = {
     "negative": "G B T K",
     "weight": "G B T",
     "time": "G B L",
+    "row": "G B",
 }
-_HISTORY = {"item_embeddings": "B L E", "item": "B L", "user": "B", "time": "B L"}
+_HISTORY = {"item_embeddings": "B L E", "item": "B L", "user": "B", "time": "B L", "row": "B"}
 
 PAD = 0  # the item index, user index and slot of padding
 
 
 class Items(struct.PyTreeNode):
     """The distinct items of each shard; an index into the axis U is a slot, and slot 0 is PAD.
+
+    A batch that will be cut into microbatches has the items of each, one after the other: a slot
+    then counts from the first item of its row's microbatch.
 
     Attributes:
       id: int32[G, U], item indices; unused slots hold PAD.
@@ -72,6 +76,8 @@ class Batch(struct.PyTreeNode):
       negative: int32[G, B, T, K], slots of sampled negatives.
       weight: float32[G, B, T], 1 where there is a target and 0 elsewhere.
       time: int32[G, B, L], as in `History`.
+      row: int32[G, B], the number of each row in the global batch; None in the global batch itself.
+      real_rows: int32[], how many rows of the global batch are not padding; None likewise.
     """
 
     items: Items
@@ -81,6 +87,18 @@ class Batch(struct.PyTreeNode):
     negative: Array
     weight: Array
     time: Array | None = None
+    row: Array | None = None
+    real_rows: Array | None = None
+
+    def row_numbers(self) -> Array:
+        """Returns the number of each row in the global batch, int32[G, B]."""
+        if self.row is not None:
+            return self.row
+        return jnp.arange(self.user.size).reshape(self.user.shape)
+
+    def count_rows(self) -> Array:
+        """Returns the number of rows of the global batch that are not padding, int32[]."""
+        return jnp.count_nonzero(self.user != PAD) if self.real_rows is None else self.real_rows
 
     def check(self, **others: tuple[Array, str]) -> None:
         """Raises ValueError for fields whose shapes are wrong or do not fit each other.
@@ -101,12 +119,19 @@ class History(struct.PyTreeNode):
       user: int32[B], user indices.
       time: int32[B, L], how long before the last event of the history each event was: 0 to
         2^31 - 1, 0 at padding, in `Task.time_unit`. None unless the user encoder needs times.
+      row: int32[B], the number of each row in the global batch, on which its random numbers depend;
+        None outside training.
     """
 
     item_embeddings: Array
     item: Array
     user: Array
     time: Array | None = None
+    row: Array | None = None
+
+    def row_numbers(self) -> Array:
+        """Returns the number of each row, int32[B]: by default its place."""
+        return jnp.arange(len(self.user)) if self.row is None else self.row
 
     def check(self) -> None:
         """Raises ValueError for fields whose shapes are wrong or do not fit each other."""

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from pixelrec_jax.data.types import Array, History
+from pixelrec_jax.dropout import RowDropout
 from pixelrec_jax.system.options import Flag, Option, Whole
 from pixelrec_jax.users.encoder import SHOW_PADDING, UserEncoder
 from pixelrec_jax.users.transformer import (
@@ -41,8 +42,7 @@ class LightSANsLayer(PostNormLayer):
         x: Float[Array, "B L D"],
         position: Float[Array, "L D"],
         visible: Bool[Array, "B L"],
-        *,
-        train: bool,
+        row: Int[Array, " B"] | None,
     ) -> Float[Array, "B queries D"]:
         """Returns the vectors of all slots or of the last; attention reads `visible` slots."""
         width = x.shape[-1]
@@ -67,12 +67,12 @@ class LightSANsLayer(PostNormLayer):
         else:
             item = jax.nn.softmax(item.astype(jnp.float32))
             order = masked_softmax(order, of_key)
-        item = self.drop(item.astype(value.dtype), train=train)
+        item = self.drop(item.astype(value.dtype), row)
         context = jnp.einsum("bhqk,bkhd->bqhd", item, value)
         context += jnp.einsum("bhqk,bkhd->bqhd", order.astype(value.dtype), values)
         if self.only_last:
             x, context = x[:, -1:], context[:, -1:]
-        return self.after_attention(x, context, train=train)
+        return self.after_attention(x, context, row)
 
     def _pool(
         self, x: Float[Array, "B L D"], visible: Bool[Array, "B L"], *, name: str
@@ -111,7 +111,8 @@ class LightSANs(UserEncoder):
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
             history.item_embeddings
         )
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        row = history.row_numbers() if train else None
+        x = RowDropout(self.dropout)(x, row)
         for n in range(self.layers):
             x = LightSANsLayer(
                 heads=self.heads,
@@ -123,5 +124,5 @@ class LightSANs(UserEncoder):
                 query_softmax=self.query_softmax,
                 only_last=n == self.layers - 1,
                 name=f"layer_{n}",
-            )(x, position, history.mask | self.show_padding, train=train)
+            )(x, position, history.mask | self.show_padding, row)
         return x.astype(jnp.float32)

@@ -4,9 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from pixelrec_jax.data.types import Array, History
+from pixelrec_jax.dropout import RowDropout
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option, Whole
 from pixelrec_jax.users.encoder import UserEncoder
@@ -60,9 +61,9 @@ class PostNormLayer(nn.Module):
         """Returns a layer norm."""
         return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
 
-    def drop(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
-        """Returns x with dropout."""
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+    def drop(self, x: Float[Array, "B ..."], row: Int[Array, " B"] | None) -> Float[Array, "B ..."]:
+        """Returns x with dropout, by the numbers of the rows; unchanged without them."""
+        return RowDropout(self.dropout)(x, row)
 
     def split(
         self, x: Float[Array, "*batch D"]
@@ -83,16 +84,15 @@ class PostNormLayer(nn.Module):
         self,
         x: Float[Array, "B L D"],
         context: Float[Array, "B L {self.heads} D//{self.heads}"],
-        *,
-        train: bool,
+        row: Int[Array, " B"] | None,
     ) -> Float[Array, "B L D"]:
         """Returns the layer's output for its input x and the result of attention, `context`."""
         width = x.shape[-1]
         context = self.dense(width, "out")(context.reshape(x.shape))
-        x = self.norm("attention_norm")(x + self.drop(context, train=train))
+        x = self.norm("attention_norm")(x + self.drop(context, row))
         hidden = nn.gelu(self.dense(self.mlp_ratio * width, "feed_in")(x), approximate=False)
         hidden = self.dense(width, "feed_out")(hidden)
-        return self.norm("feed_norm")(x + self.drop(hidden, train=train))
+        return self.norm("feed_norm")(x + self.drop(hidden, row))
 
 
 class TransformerLayer(PostNormLayer):
@@ -100,7 +100,10 @@ class TransformerLayer(PostNormLayer):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], visible: Bool[Array, "B queries L"], *, train: bool
+        self,
+        x: Float[Array, "B L D"],
+        visible: Bool[Array, "B queries L"],
+        row: Int[Array, " B"] | None,
     ) -> Float[Array, "B L D"]:
         """Returns x after the layer; `visible` says which keys (last axis) a query sees."""
         width = x.shape[-1]
@@ -109,9 +112,9 @@ class TransformerLayer(PostNormLayer):
         )
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(width // self.heads)
         attention = masked_softmax(logits, visible[:, None])
-        attention = self.drop(attention.astype(value.dtype), train=train)
+        attention = self.drop(attention.astype(value.dtype), row)
         context = jnp.einsum("bhqk,bkhd->bqhd", attention, value)
-        return self.after_attention(x, context, train=train)
+        return self.after_attention(x, context, row)
 
 
 class Transformer(UserEncoder):
@@ -138,7 +141,8 @@ class Transformer(UserEncoder):
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
             history.item_embeddings + position[None]
         )
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        row = history.row_numbers() if train else None
+        x = RowDropout(self.dropout)(x, row)
         visible = self.visible(history.mask)
         for n in range(self.layers):
             x = TransformerLayer(
@@ -148,5 +152,5 @@ class Transformer(UserEncoder):
                 init_std=self.init_std,
                 dtype=self.dtype,
                 name=f"layer_{n}",
-            )(x, visible, train=train)
+            )(x, visible, row)
         return x.astype(jnp.float32)

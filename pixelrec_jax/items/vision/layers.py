@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
+from pixelrec_jax.dropout import draw_kept
 from pixelrec_jax.system.options import Number, Option
 
 
@@ -108,10 +109,8 @@ class DropPath(nn.Module):
             return x
         key = self.make_rng("dropout")
         item = jnp.arange(len(x)) if context.item is None else context.item
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, item)
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate))(keys)
-        keep = keep.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(keep, x / (1 - self.rate), 0)
+        kept = draw_kept(key, item, self.rate).reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(kept, x / (1 - self.rate), 0)
 
 
 def split_heads(
