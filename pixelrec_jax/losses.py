@@ -23,7 +23,7 @@ class Loss(Protocol):
         item: Float[Array, "G U E"],
         batch: Batch,
     ) -> Float[jax.Array, ""]:
-        """Returns the loss of a global batch, float32.
+        """Returns the loss of a global batch, float32; of a microbatch, its share of that loss.
 
         Args:
           score: returns the scores of R items for each query.
@@ -67,17 +67,16 @@ def bpr(
         loss = -jnp.log(jax.nn.sigmoid(difference) + epsilon)
     else:
         loss = -jax.nn.log_sigmoid(difference)
-    rows = jnp.count_nonzero(batch.user != PAD)
-    return jnp.sum(jnp.mean(loss, axis=-1) * batch.weight) / rows
+    return jnp.sum(jnp.mean(loss, axis=-1) * batch.weight) / batch.count_rows()
 
 
 def _only_first_row(batch: Batch) -> Batch:
-    """Returns the batch with its first row; all others become padding."""
-    shards, rows = batch.user.shape
-    first = jnp.zeros((shards, rows), bool).at[0, 0].set(True)
+    """Returns the batch with its first row that is not padding; all others become padding."""
+    real = batch.user != PAD
+    is_first = (jnp.arange(real.size) == jnp.argmax(real.reshape(-1))).reshape(real.shape)
     return batch.replace(
-        user=jnp.where(first, batch.user, PAD),
-        weight=jnp.where(first[..., None], batch.weight, 0),
+        user=jnp.where(is_first, batch.user, PAD),
+        weight=jnp.where(is_first[..., None], batch.weight, 0),
     )
 
 

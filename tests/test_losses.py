@@ -4,15 +4,18 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pixelrec_jax.configs.base import shared_keys
 from pixelrec_jax.configs.checks import check_values, meaning
+from pixelrec_jax.data.types import Batch, Items
 from pixelrec_jax.losses import LOSSES, bpr, build_loss
 from pixelrec_jax.system.config import flatten
 from pixelrec_jax.system.errors import UserError
 from pixelrec_jax.system.options import Number, Option, keys_of
 from pixelrec_jax.training.experiment import build_experiment
+from pixelrec_jax.users.encoder import dot_product
 from tests.steps import run_steps
 from tests.tiny import tiny_config
 
@@ -55,6 +58,26 @@ def test_a_loss_gets_the_options_that_it_declares():
     config.loss.name = "bpr"
     config.loss.margin = 0.25
     assert build_loss(config.loss).keywords.keys() == keys_of(bpr).keys()
+
+
+def test_a_single_row_is_the_first_that_is_not_padding():
+    """A window that is shorter than a history starts with rows of padding."""
+    rng = np.random.default_rng(0)
+    user, slots = np.array([[0, 0, 3], [4, 5, 0]]), rng.integers(1, 6, (2, 3, 2))
+    batch = Batch(
+        items=Items(id=np.tile(np.arange(6), (2, 1))),
+        user=user,
+        history=slots,
+        positive=slots[..., :1],
+        negative=slots[..., 1:, None],
+        weight=(user > 0)[..., None].astype(np.float32),
+    )
+    query, item = (jnp.asarray(rng.normal(size=(2, n, 4)), jnp.float32) for n in (3, 6))
+    query = query[:, :, None]
+    loss = bpr(dot_product, query, item, batch, single_row=True)
+    alone = jax.tree.map(lambda x: x[:1, 2:], batch).replace(items=Items(id=batch.items.id[:1]))
+    expected = bpr(dot_product, query[:1, 2:], item[:1], alone)
+    assert loss == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_options_of_losses_that_are_not_registered_are_not_in_a_config():
