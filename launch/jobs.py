@@ -165,7 +165,8 @@ def check_devices(every: Iterable[Job], devices: int, *, slices: int = 1) -> Non
     """Raises `UserError` for a mesh or a batch that does not divide over so many devices."""
     for job in every:
         data, fsdp, _ = mesh_shape(job.config.mesh, devices, slices=slices)
-        check_batch_size(job.config.train.batch_size, data * fsdp)
+        train = job.config.train
+        check_batch_size(train.batch_size, data * fsdp, train.microbatches)
 
 
 def report(every: Sequence[Job]) -> str:

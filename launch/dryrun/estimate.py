@@ -68,6 +68,7 @@ def dry_run(
         "mesh": dict(experiment.mesh.shape),
         "hbm": pod.chip.hbm,
         "batch_size": batch_size,
+        "microbatches": experiment.config.train.microbatches,
         "images_per_step": programs.images_per_step(experiment),
         "parameters": programs.bytes_per_device((state.trainable, state.frozen, state.model_state)),
         "optimizer": programs.bytes_per_device(state.opt_state),
@@ -97,10 +98,12 @@ def _measure(lowered: Lowered, pod: programs.Pod, coordinates: Sequence) -> dict
 def report(result: dict[str, Any]) -> str:
     """Returns a result as text."""
     mesh = " ".join(f"{axis}={size}" for axis, size in result["mesh"].items())
+    count = result["microbatches"]
+    pieces = f" in {count} microbatches" if count > 1 else ""
     lines = [
         f"{result['slices']} x {result['topology']}: {result['devices']} devices, mesh {mesh}",
         f"user={result['user']} item={result['item']} dataset={result['dataset']}: "
-        f"{result['batch_size']:,} examples and {result['images_per_step']:,} items a step",
+        f"{result['batch_size']:,} examples{pieces} and {result['images_per_step']:,} items a step",
         f"parameters {_gib(result['parameters'])} and optimizer {_gib(result['optimizer'])} of "
         f"{_gib(result['hbm'])} on each device",
         render([table(result["programs"])]),

@@ -28,6 +28,7 @@ def refuse_known_failure(config: ConfigDict, pod: Pod, examples_per_chip: int) -
     """Raises `CompilerError` for a train step on which the installed compiler is known to fail."""
     shards = num_shards(build_mesh(config.mesh, pod.devices), BATCH_SPEC)
     examples = examples_per_chip or config.train.batch_size // shards
+    examples //= config.train.microbatches  # so many at once
     try:
         version = metadata.version("libtpu")
     except metadata.PackageNotFoundError:  # a library that TPU_LIBRARY_PATH names
@@ -38,5 +39,6 @@ def refuse_known_failure(config: ConfigDict, pod: Pod, examples_per_chip: int) -
             raise CompilerError(
                 f"libtpu {version} fails on item={seen.item} for {seen.generation} with "
                 f"{seen.fails} examples a chip or more, after ten minutes; give "
-                f"--examples_per_chip={seen.compiles}, which compiles, or install another version"
+                f"--examples_per_chip={seen.compiles}, which compiles, or as few at once by "
+                "--config.train.microbatches, or install another version"
             )

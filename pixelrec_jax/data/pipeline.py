@@ -76,6 +76,7 @@ class TrainBatches:
         num_shards: int,
         local_shards: Sequence[int],
         slot_buckets: int,
+        microbatches: int = 1,
         needs_time: bool = False,
     ):
         """Builds the batches of a task.
@@ -91,12 +92,13 @@ class TrainBatches:
           num_shards: G of the global batch.
           local_shards: the shards that this process supplies.
           slot_buckets: how many different sizes U may have; the step is compiled for each.
+          microbatches: how many pieces `cut_batch` will make of a batch; each has its own items.
           needs_time: whether batches have times, in the unit of the task.
 
         Raises:
           UserError: shards cannot share the batch, or the dataset has no times in that unit.
         """
-        check_batch_size(batch_size, num_shards)
+        check_batch_size(batch_size, num_shards, microbatches)
         self.task, self.store, self.num_items = task, store, num_items
         self.negatives = negatives
         self.time_offsets = None
@@ -104,6 +106,7 @@ class TrainBatches:
             self.time_offsets = TimeOffsets(task.split.interactions, task.time_unit)
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.num_shards, self.local_shards = num_shards, list(local_shards)
+        self.microbatches = microbatches
         self._latest_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._sizes = self._choose_sizes(slot_buckets)
 
@@ -132,13 +135,25 @@ class TrainBatches:
         )
 
     def _read(self, index: int) -> tuple[Rows, list[np.ndarray]]:
-        """Returns the rows of a batch, and ids [G, ...] of histories, positives and negatives."""
+        """Returns the rows of a batch, and ids of histories, positives and negatives.
+
+        The leading axis of ids is that of microbatches, [P, ...], those of each shard in a row.
+        """
         epoch, position = divmod(index, self.steps_per_epoch)
         chosen = self._order(epoch)[position * self.batch_size :][: self.batch_size]
         rng = np.random.default_rng((self.seed, 1, index))
         rows = self.task.rows(chosen, rng)
         ids = (rows.history, rows.positive, self.negatives.draw(rows, rng))
-        return rows, [self._by_shard(x) for x in ids]
+        return rows, [self._split(x, self.num_shards * self.microbatches) for x in ids]
+
+    def count_encoded(self, index: int) -> tuple[int, int]:
+        """Returns how many items the microbatches of a batch have, and how many its shards have.
+
+        The difference is that of items which several microbatches of a shard encode.
+        """
+        ids = self._read(index)[1]
+        shards = [self._join(x) for x in ids]
+        return int(_distinct(ids).sum()), int(_distinct(shards).sum())
 
     def _choose_sizes(self, count: int) -> list[int]:
         """Returns at most `count` sizes for U, ascending.
@@ -151,7 +166,8 @@ class TrainBatches:
         if count == 1:
             return [largest]
         steps = np.linspace(0, max(self.steps_per_epoch - 2, 0), _SAMPLED).astype(int)
-        used = np.array([_distinct(self._read(step)[1]) for step in np.unique(steps)]) + 1  # PAD
+        every = (_distinct(self._read(step)[1]) for step in np.unique(steps))
+        used = np.array([distinct.max() for distinct in every]) + 1  # PAD
         parts = np.arange(1, count - 1) / (count - 1)
         wanted = [*np.quantile(used, parts), used.mean() + 4 * used.std()]
         multiples = [int(_MULTIPLE * np.ceil(size / _MULTIPLE)) for size in wanted]
@@ -166,29 +182,41 @@ class TrainBatches:
         return order
 
     def _by_shard(self, rows: np.ndarray) -> np.ndarray:
-        """Returns rows [b, ...] as [G, B, ...]; padding rows fill the last batch of an epoch."""
+        """Returns rows [b, ...] as [G, B, ...]."""
+        return self._split(rows, self.num_shards)
+
+    def _split(self, rows: np.ndarray, pieces: int) -> np.ndarray:
+        """Returns rows in equal pieces; padding rows fill the last batch of an epoch."""
         missing = self.batch_size * self.task.rows_per_example - len(rows)
         padding = [(0, missing)] + [(0, 0)] * (rows.ndim - 1)
         rows = np.pad(rows, padding, constant_values=PAD)
-        return rows.reshape(self.num_shards, -1, *rows.shape[1:])
+        return rows.reshape(pieces, -1, *rows.shape[1:])
 
     def _slots(self, *ids: np.ndarray) -> tuple[Items, list[np.ndarray]]:
-        """Returns the distinct items of the local shards, and id arrays [G, ...] as slots."""
-        flat = [x.reshape(self.num_shards, -1) for x in ids]
+        """Returns the distinct items of the local shards, and ids as slots [G, B, ...].
+
+        Args:
+          *ids: of `_read`. Items are distinct within a microbatch.
+        """
+        flat = [x.reshape(len(x), -1) for x in ids]
         unique, slots = deduplicate(np.concatenate(flat, axis=1), sizes=self._sizes)
         split = np.split(slots, np.cumsum([x.shape[1] for x in flat])[:-1], axis=1)
         slots = [slot.reshape(x.shape) for slot, x in zip(split, ids, strict=True)]
-        items = item_batch(unique[self.local_shards], self.store)
+        items = item_batch(self._join(unique)[self.local_shards], self.store)
         if items.image is not None:
-            weight = rows_with_slot(slots, num_slots=unique.shape[1])
+            weight = self._join(rows_with_slot(slots, num_slots=unique.shape[1]))
             items = items.replace(weight=weight[self.local_shards])
-        return items, slots
+        return items, [self._join(x) for x in slots]
+
+    def _join(self, x: np.ndarray) -> np.ndarray:
+        """Returns arrays [P, ...] of microbatches by shard, [G, ...]."""
+        return x.reshape(self.num_shards, -1, *x.shape[2:])
 
 
-def _distinct(ids: Sequence[np.ndarray]) -> int:
-    """Returns the largest number of distinct items in a shard of id arrays [G, ...]."""
+def _distinct(ids: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns how many distinct items each piece of id arrays [P, ...] has, int[P]."""
     flat = np.sort(np.concatenate([x.reshape(len(x), -1) for x in ids], axis=1), axis=1)
-    return int(np.count_nonzero(np.diff(flat, axis=1, prepend=PAD), axis=1).max())
+    return np.count_nonzero(np.diff(flat, axis=1, prepend=PAD), axis=1)
 
 
 class CatalogBatches:

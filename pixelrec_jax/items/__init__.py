@@ -172,6 +172,11 @@ def _pixel_encoder(item: ConfigDict, mask_item: int | None, width: int) -> ItemE
         )
     dtype = jnp.dtype(item.dtype)
     backbone = vision.backbone(pool=item.pool, remat=item.remat, dtype=dtype, **options)
+    if item.frozen_in_train_mode and item.get("frozen_statistics"):
+        raise UserError(
+            "item.frozen_in_train_mode=True gives frozen blocks the statistics of a batch, "
+            "item.frozen_statistics=True takes them from all blocks; set one of them to False"
+        )
     trainable_blocks = resolve_trainable(item.trainable, backbone.blocks)
     return PixelEncoder(
         backbone=backbone.clone(

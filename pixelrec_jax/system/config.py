@@ -36,12 +36,14 @@ def mesh_shape(mesh: ConfigDict, devices: int, *, slices: int = 1) -> tuple[int,
     return data, mesh.fsdp, mesh.tensor
 
 
-def check_batch_size(batch_size: int, shards: int) -> None:
-    """Raises `UserError` if a global batch does not divide into equal data shards."""
-    if batch_size % shards:
+def check_batch_size(batch_size: int, shards: int, microbatches: int = 1) -> None:
+    """Raises `UserError` if a global batch does not divide into equal shards and microbatches."""
+    pieces = shards * microbatches
+    if batch_size % pieces:
+        each = f" with train.microbatches={microbatches} each" if microbatches > 1 else ""
         raise UserError(
             f"train.batch_size={batch_size} is not divisible by the {shards} data shards of the "
-            f"device mesh; choose a multiple of {shards}"
+            f"device mesh{each}; choose a multiple of {pieces}"
         )
 
 

@@ -23,6 +23,7 @@ from pixelrec_jax.data.types import Items
 from pixelrec_jax.data.watched_file import check_all
 from pixelrec_jax.evaluation.evaluate import Evaluator
 from pixelrec_jax.items import uses_features, uses_pixels
+from pixelrec_jax.items.pixel import PixelEncoder
 from pixelrec_jax.parallel.sharding import (
     BATCH_SPEC,
     build_mesh,
@@ -116,6 +117,7 @@ def build_experiment(
     )
     store = _open_store(config.item, interactions) if store is None else store
     _check_lazy_tables(config, model)
+    _check_microbatches(config, model)
     optimizer = AdamW(config.optim, mesh)
     task = build_task(config, split)
     shards = num_shards(mesh, BATCH_SPEC)
@@ -132,6 +134,7 @@ def build_experiment(
         num_shards=shards,
         local_shards=local_shards(mesh, BATCH_SPEC),
         slot_buckets=config.data.slot_buckets,
+        microbatches=config.train.microbatches,
         needs_time=model.user_encoder.needs_time,
     )
     resident = Resident(training_graph(split) if model.user_encoder.uses_graph else None)
@@ -167,6 +170,20 @@ def _check_lazy_tables(config: ConfigDict, model: Recommender) -> None:
             f"optim.lazy_tables=True, but in user={config.user.name} with item={config.item.name} "
             "no step reads single rows of a table; leave it at False"
         )
+
+
+def _check_microbatches(config: ConfigDict, model: Recommender) -> None:
+    """Raises `UserError` if microbatches would give another result than the whole batch."""
+    if config.train.microbatches == 1:
+        return
+    given, encoder = f"train.microbatches={config.train.microbatches}", model.item_encoder
+    if isinstance(encoder, PixelEncoder) and encoder.backbone.uses_batch_statistics:
+        raise UserError(
+            f"{given}, but batch norm in trained blocks of item={config.item.name} needs the whole "
+            "batch; set item.frozen_statistics=True, or leave one microbatch"
+        )
+    if config.loss.get("single_row"):
+        raise UserError(f"{given}, but loss.single_row=True reads a single row; leave one of them")
 
 
 def _open_store(item: ConfigDict, interactions: Interactions) -> ItemStore | None:

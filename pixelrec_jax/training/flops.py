@@ -16,16 +16,16 @@ class StepFlops:
     """Counts the floating-point operations of a step on all devices, once for each batch shape.
 
     The count is that of the step as written, before the compiler changes it: without
-    rematerialisation and with attention as plain matrix products. Work that is repeated to save
-    memory does not count, so that MFU is comparable between ways to run the same model (Chowdhery
-    et al. 2022, appendix B).
+    rematerialisation, as one batch, and with attention as plain matrix products. Work that is
+    repeated to save memory does not count, so that MFU is comparable between ways to run the same
+    model (Chowdhery et al. 2022, appendix B). Items that several microbatches encode do count.
     """
 
     def __init__(
         self, experiment: Experiment, make_train_step: Callable[[Experiment], jax.stages.Wrapped]
     ):
         """Keeps `make_train_step`, which builds the jitted step; the first batch traces it."""
-        self._experiment, self._make_train_step = _without_remat(experiment), make_train_step
+        self._experiment, self._make_train_step = _as_asked(experiment), make_train_step
         self._step = self._state = None
         self._known: dict[tuple, float] = {}
 
@@ -42,11 +42,14 @@ class StepFlops:
         return self._known[key]
 
 
-def _without_remat(experiment: Experiment) -> Experiment:
-    if not experiment.config.item.get("remat", False):
-        return experiment
+def _as_asked(experiment: Experiment) -> Experiment:
+    """Returns the experiment without what only saves memory."""
     config = experiment.config.copy_and_resolve_references().unlock()
-    config.item.remat = False
+    if not config.item.get("remat", False) and config.train.microbatches == 1:
+        return experiment
+    config.train.microbatches = 1
+    if "remat" in config.item:
+        config.item.remat = False
     data = experiment.interactions
     model = build_recommender(config, num_items=data.num_items, num_users=data.num_users)
     return replace(experiment, config=config.lock(), model=model)

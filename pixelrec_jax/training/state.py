@@ -126,3 +126,15 @@ def start_line(experiment: Experiment, start: int) -> str:
         + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
         + (f" | continuing from step {start:,}" if start else "")
     )
+
+
+def microbatches_line(experiment: Experiment) -> str | None:
+    """Returns one line that says how many items are encoded again, None if there are none."""
+    count = experiment.config.train.microbatches
+    if count == 1 or experiment.store is None:
+        return None
+    encoded, distinct = experiment.batches.count_encoded(0)
+    return (
+        f"each step in {count} microbatches: an item that several of them have is encoded in each, "
+        f"{encoded:,} items instead of {distinct:,} in the first step"
+    )

@@ -37,7 +37,7 @@ def make_train_step(experiment: Experiment):
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         dropout = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss_of(trainable: dict, embeddings: dict) -> tuple[jax.Array, dict]:
+        def loss_of(trainable: dict, embeddings: dict, batch: Batch) -> tuple[jax.Array, dict]:
             variables = state.replace(trainable=trainable).variables
             variables["params"] = unshard_params(variables["params"], mesh)
             variables = model.propagate(variables, resident, mesh)
@@ -53,7 +53,13 @@ def make_train_step(experiment: Experiment):
 
         lookups = model.embedding_lookups(items=batch.items, user=batch.user)
         (loss, model_state), gradient = value_and_sparse_grad(
-            loss_of, state.trainable, lookups, mesh, shardings.trainable
+            loss_of,
+            state.trainable,
+            batch,
+            lookups,
+            microbatches=config.train.microbatches,
+            mesh=mesh,
+            shardings=shardings.trainable,
         )
         trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         is_first = state.step % config.train.log_every == 0  # since the last log line

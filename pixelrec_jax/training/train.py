@@ -29,7 +29,12 @@ from pixelrec_jax.training.final_ranking import finish, restore
 from pixelrec_jax.training.flops import StepFlops
 from pixelrec_jax.training.initialize import init_state
 from pixelrec_jax.training.record import StepRecord, check_finite
-from pixelrec_jax.training.state import TrainState, start_line, state_template
+from pixelrec_jax.training.state import (
+    TrainState,
+    microbatches_line,
+    start_line,
+    state_template,
+)
 from pixelrec_jax.training.step import make_train_step
 
 
@@ -111,8 +116,9 @@ def train(experiment: Experiment, checkpoints: Checkpoints, workdir: Path) -> fl
         stopping = EarlyStopping(config.train.patience, **metadata["early_stopping"])
         start = metadata["next_batch"]
     progress = _progress(experiment, start)
-    for line in (*lines, start_line(experiment, start)):
-        progress.say(line)
+    for line in (*lines, start_line(experiment, start), microbatches_line(experiment)):
+        if line is not None:
+            progress.say(line)
     if state is None:
         with status("making the initial state"):
             state = init_state(experiment)

@@ -19,6 +19,7 @@ _MAY_DIFFER = {
         "image_size",
         "trainable",
         "frozen_in_train_mode",
+        "frozen_statistics",
         "drop_path",
         "remat",
         "dtype",

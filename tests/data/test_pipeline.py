@@ -2,12 +2,14 @@
 
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from pixelrec_jax.data.images import ImageStore
 from pixelrec_jax.data.interactions import load_interactions
+from pixelrec_jax.data.microbatches import cut_batch, join
 from pixelrec_jax.data.negatives import Uniform, build_negatives
 from pixelrec_jax.data.pipeline import CatalogBatches, TrainBatches
 from pixelrec_jax.data.queries import ranking_queries
@@ -229,6 +231,28 @@ def test_shards_hold_the_same_rows_however_many_there_are(toy_dataset):
 
     for one, eight in zip(rows(1), rows(8), strict=True):
         np.testing.assert_array_equal(one, eight)
+
+
+def test_microbatches_have_the_rows_of_the_batch_and_their_own_items(toy_dataset):
+    whole, batch = make_batches(toy_dataset)[2], make_batches(toy_dataset, microbatches=4)[2]
+    microbatches = jax.device_get(cut_batch(batch, 4))
+    np.testing.assert_array_equal(join(microbatches.history), batch.history)
+    store = ImageStore(toy_dataset, size=16)
+    for number in range(4):
+        piece = jax.tree.map(lambda x, n=number: x[n], microbatches)
+        ids, rows = piece.items.id, slice(2 * number, 2 * number + 2)  # of 8 in each shard
+        for name in ("history", "positive", "negative"):
+            expected = unslot(whole.items.id, getattr(whole, name))[:, rows]
+            np.testing.assert_array_equal(unslot(ids, getattr(piece, name)), expected)
+        np.testing.assert_array_equal(piece.user, whole.user[:, rows])
+        np.testing.assert_array_equal(piece.row, np.arange(16).reshape(2, 8)[:, rows])
+        np.testing.assert_array_equal(piece.weight, whole.weight[:, rows])
+        images = store.load(ids.reshape(-1)).reshape(piece.items.image.shape)
+        np.testing.assert_array_equal(piece.items.image, images)
+        assert (ids[:, 0] == 0).all()
+        for shard in ids:
+            real = shard[shard > 0]
+            assert len(set(real)) == len(real)
 
 
 def test_a_process_gets_its_own_shards(toy_dataset):

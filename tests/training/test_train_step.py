@@ -50,6 +50,9 @@ def test_frozen_batch_norm_keeps_its_statistics_unless_asked_to_train(toy_datase
     assert changed_blocks() == {"head"}
     config.item.frozen_in_train_mode = True
     assert changed_blocks() == {"stem", "stage_0", "stage_1", "head"}
+    config.item.update({"frozen_in_train_mode": False, "frozen_statistics": True})
+    config.train.microbatches = 2
+    assert changed_blocks() == set()
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_refused(toy_dataset):

@@ -10,8 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
-from pixelrec_jax.items.vision.blocks import POOL
+from pixelrec_jax.items.vision.blocks import ATTENTION_POOL, POOL
 from pixelrec_jax.items.vision.layers import Context
+from pixelrec_jax.system.options import Flag, Option
 
 
 class Step(NamedTuple):
@@ -66,6 +67,16 @@ class Backbone(nn.Module, kw_only=True):
         """Returns the steps from pixels to output; one array passes from each to the next."""
         raise NotImplementedError
 
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether batch norm of some block uses and updates the statistics of a batch."""
+        return False
+
+    @nn.nowrap
+    def in_train_mode(self, step: str) -> bool:
+        """Returns whether a step is in train mode when the context is."""
+        return step in self.train_mode_blocks
+
     @nn.nowrap
     def with_remat(self, module: type[nn.Module]) -> type[nn.Module]:
         """Returns the module as a unit of rematerialisation."""
@@ -108,7 +119,7 @@ class Backbone(nn.Module, kw_only=True):
         for step in self.steps()[self._place(start) : self._place(stop)]:
             module = step.make(name=step.name)
             if step.takes_context:
-                x = module(x, context.only(step.name in self.train_mode_blocks))
+                x = module(x, context.only(self.in_train_mode(step.name)))
             else:
                 x = module(x)
             x = settled(x)
@@ -123,3 +134,26 @@ class Backbone(nn.Module, kw_only=True):
     @nn.nowrap
     def _place(self, step: int | str | None) -> int | None:
         return self.step_names.index(step) if isinstance(step, str) else step
+
+
+class BatchNormBackbone(Backbone, kw_only=True):
+    """A backbone with batch norm, which is all that differs between train mode and evaluation.
+
+    Attributes:
+      frozen_statistics: whether no block is ever in train mode: an item's vector does then not
+        depend on the rest of the batch.
+    """
+
+    frozen_statistics: bool = Option(
+        "whether batch norm keeps its running statistics in trained blocks as well", Flag()
+    ).field(False)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """See `Backbone`. Attention pooling has no batch norm."""
+        return any(self.in_train_mode(name) for name in self.blocks if name != ATTENTION_POOL)
+
+    @nn.nowrap
+    def in_train_mode(self, step: str) -> bool:
+        """See `Backbone`."""
+        return not self.frozen_statistics and super().in_train_mode(step)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
-from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.backbone import BatchNormBackbone, Step
 from pixelrec_jax.items.vision.blocks import POOL
 from pixelrec_jax.items.vision.depthwise import Depthwise, pads
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
@@ -134,7 +134,7 @@ class Block(nn.Module):
         return x
 
 
-class MobileNet(Backbone):
+class MobileNet(BatchNormBackbone):
     """Maps images to the last map's pixels or to their mean.
 
     Attributes:
@@ -142,7 +142,7 @@ class MobileNet(Backbone):
       stem: width of the first convolution, which halves the image.
       head: C, width of the last convolution.
       padding, epsilon: see `Unit`.
-      pool: "mean" or "tokens"; further attributes are those of `Backbone`.
+      pool: "mean" or "tokens"; further attributes are those of `BatchNormBackbone`.
     """
 
     body: Body

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pixelrec_jax.data.types import Array
-from pixelrec_jax.items.vision.backbone import Backbone, Step
+from pixelrec_jax.items.vision.backbone import BatchNormBackbone, Step
 from pixelrec_jax.items.vision.blocks import ATTENTION_POOL, POOL
 from pixelrec_jax.items.vision.layers import BatchNorm, Context, MapPool
 from pixelrec_jax.items.vision.spec import EncoderSpec
@@ -135,7 +135,7 @@ class Layer(nn.Module):
         return x
 
 
-class ResNet(Backbone):
+class ResNet(BatchNormBackbone):
     """Maps images to the places of the last map as tokens, or to one vector.
 
     Attributes:
@@ -144,7 +144,7 @@ class ResNet(Backbone):
       width: of the first layer; each further layer doubles it and halves the map.
       stem: makes the module before the layers from (width, dtype).
       attention: makes the attention pooling, for `pool` = "attention".
-      pool: "mean", "tokens" or "attention"; further attributes are those of `Backbone`.
+      pool: "mean", "tokens" or "attention"; further attributes are those of `BatchNormBackbone`.
     """
 
     unit: type[nn.Module]

@@ -145,6 +145,11 @@ def test_what_is_known_to_fail_is_refused_at_once_with_the_way_out(monkeypatch):
         known_failures.refuse_known_failure(config, pods["v6e"], 0)
     known_failures.refuse_known_failure(config, pods["v6e"], 16)
     known_failures.refuse_known_failure(config, pods["v5e"], 64)
+    with config.unlocked():
+        config.train.microbatches = 4  # 16 at once
+    known_failures.refuse_known_failure(config, pods["v6e"], 64)
+    with config.unlocked():
+        config.train.microbatches = 1
     monkeypatch.setattr(known_failures.metadata, "version", lambda name: "0.0.43")
     known_failures.refuse_known_failure(config, pods["v6e"], 64)
 
