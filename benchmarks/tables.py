@@ -1,6 +1,6 @@
 """Measures training steps with a short and a long table of ids, lazy and dense.
 
-python -m benchmarks.tables [--items=100000,10000000] [--width=32] [--steps=30]
+python -m benchmarks.tables [--items=100000,10000000] [--kinds=lazy,dense] [--steps=30]
 
 SASRec on random interactions. With `optim.lazy_tables` a step changes only the rows of its batch,
 so that its time should not depend on the length of the table; a dense step changes all rows. Steps
@@ -29,6 +29,7 @@ from pixelrec_jax.training.step import make_train_step
 
 _ITEMS = flags.DEFINE_list("items", ["100000", "10000000"], "Numbers of items, which are rows.")
 _WIDTH = flags.DEFINE_integer("width", 32, "Width of the table.", lower_bound=4)
+_KINDS = flags.DEFINE_list("kinds", ["lazy", "dense"], "Kinds of steps to time.")
 _STEPS = flags.DEFINE_integer("steps", 30, "Steps to time on each table.", lower_bound=1)
 _USERS = 4_096
 _BATCHES = 16  # different ones, over and over
@@ -60,13 +61,12 @@ def make_step(items: int, *, lazy: bool) -> Callable[[], jax.Array]:
     return step
 
 
-def measure(sizes: Sequence[int], *, lazy: bool) -> list[float]:
-    """Returns the median seconds of a step with tables of these sizes."""
-    kind = "lazy" if lazy else "dense"
+def measure(sizes: Sequence[int], kind: str) -> list[float]:
+    """Returns the median seconds of a lazy or dense step with tables of these sizes."""
     steps = []
     for items in sizes:
         with stage(f"{kind}: making a table of {items:,} rows and compiling"):
-            step = make_step(items, lazy=lazy)
+            step = make_step(items, lazy=kind == "lazy")
             jax.block_until_ready(step())
             steps.append(step)
     seconds = []
@@ -81,7 +81,7 @@ def measure(sizes: Sequence[int], *, lazy: bool) -> list[float]:
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints one JSON line for lazy tables and one for dense ones."""
+    """Prints one JSON line for each kind."""
     device = jax.devices()[0]
     setting = {
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -91,11 +91,11 @@ def main(_: Sequence[str]) -> None:
     }
     print(json.dumps(setting), flush=True)
     sizes = [int(items) for items in _ITEMS.value]
-    for lazy in (True, False):
-        seconds = measure(sizes, lazy=lazy)
+    for kind in _KINDS.value:
+        seconds = measure(sizes, kind)
         row = {f"ms_{items}": round(1000 * x, 2) for items, x in zip(sizes, seconds, strict=True)}
         ratio = round(seconds[-1] / seconds[0], 3)
-        print(json.dumps({"lazy_tables": lazy, **row, "ratio": ratio}), flush=True)
+        print(json.dumps({"tables": kind, **row, "ratio": ratio}), flush=True)
 
 
 if __name__ == "__main__":

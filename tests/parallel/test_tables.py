@@ -96,7 +96,7 @@ def _taken_back(path, new, old, batch):
 def test_a_step_with_lazy_tables_makes_nothing_of_the_size_of_a_table(devices):
     """Every instruction that returns a table is one that changes rows of it in place."""
     items = 50_001
-    config = tiny_config("user=sasrec,item=id,dataset=custom")
+    config = tiny_config("user=mf,item=id,dataset=custom")
     config.optim.update({"lazy_tables": True, "clip_norm": 1.0})
     if devices > 1:
         config.mesh.update(ALL_AXES)
