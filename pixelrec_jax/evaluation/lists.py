@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from pixelrec_jax.data.types import PAD, Array
 from pixelrec_jax.parallel.sharding import AXES
@@ -81,14 +81,14 @@ def beats(
     ids: Int[Array, "#Q C"],
     goal: Float[Array, " Q"],
     target: Int[Array, " Q"],
-) -> Array:
-    """Returns bool[Q, C]: which items come before the target with the score `goal`.
+) -> Bool[jax.Array, "Q C"]:
+    """Returns which items come before the target with the score `goal`.
 
     A NaN score beats every target, and a target with a NaN score loses to every item: a broken
     model never looks good.
     """
     tied = (scores == goal[:, None]) & (ids >= target[:, None])
-    return ~((scores < goal[:, None]) | tied)
+    return jnp.logical_not((scores < goal[:, None]) | tied)
 
 
 def collect(

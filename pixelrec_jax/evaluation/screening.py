@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from pixelrec_jax.data.types import Array, Score
 from pixelrec_jax.evaluation.chunks import Chunk, Chunks
@@ -51,7 +51,7 @@ class Norms(NamedTuple):
 def norms(vectors: Float[Array, "M D"]) -> Norms:
     """Returns the norms of vectors, with what underflows in them added."""
 
-    def norm(x: Array) -> jax.Array:
+    def norm(x: Float[Array, "M D"]) -> Float[jax.Array, " M"]:
         return jnp.sqrt(jnp.sum(x * x, axis=1)) + _SMALL * vectors.shape[1] ** 0.5
 
     return Norms(norm(vectors), norm(vectors - _rounded(vectors)))
@@ -93,8 +93,8 @@ def screen(
     *,
     num_items: int,
     rescored: int,
-) -> tuple[Retrieved, Array]:
-    """Returns the result of `retrieve`, and bool[Q]: whether it is exact; in `shard_map`.
+) -> tuple[Retrieved, Bool[jax.Array, " Q"]]:
+    """Returns the result of `retrieve`, and whether it is exact; in `shard_map`.
 
     For each query a device keeps the rows whose place relative to the target the bfloat16 scores
     cannot tell, and then those that could have the largest scores. These are scored in float32. The
@@ -114,8 +114,8 @@ def screen(
     goal = jnp.sum(query * of_target, axis=1)
     error = error_of_float32(width) * size.whole * norms(of_target).whole
 
-    def judge(here: Chunk) -> tuple[Array, Array]:
-        """Returns bool[Q, C], sure wins, and keys float32[Q, C] by which rows are kept."""
+    def judge(here: Chunk) -> tuple[Bool[jax.Array, "Q C"], Float[jax.Array, "Q C"]]:
+        """Returns sure wins, and keys by which rows are kept."""
         bound = error_bound(size, norms(here.items[:, :width]), width)
         masked = jnp.isneginf(here.scores)
         most = jnp.where(masked, -jnp.inf, here.scores + bound)
@@ -124,8 +124,9 @@ def screen(
         return wins, jnp.where(wins | loses | masked, most, jnp.inf)
 
     def fold(
-        index: Int[Array, ""], found: tuple[Array, Array, Array]
-    ) -> tuple[Array, Array, Array]:
+        index: Int[Array, ""],
+        found: tuple[Int[Array, " Q"], Float[Array, "Q kept"], Int[Array, "Q kept"]],
+    ) -> tuple[Int[Array, " Q"], Float[jax.Array, "Q kept"], Int[jax.Array, "Q kept"]]:
         wins, keys, ids = found
         here = chunks[index]
         sure, key = judge(here)
@@ -156,6 +157,6 @@ def screen(
     return result, complete & ~jnp.isnan(target_score)
 
 
-def _rounded(x: Array) -> jax.Array:
+def _rounded(x: Float[Array, "M D"]) -> Float[jax.Array, "M D"]:
     # Not astype twice: the compiler may leave out both.
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
